@@ -1,0 +1,108 @@
+"""Argument checks that say three things: the name, the rule and the value."""
+
+import difflib
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+__all__ = ["flag", "in_range", "nearest", "number", "one_of", "whole"]
+
+
+def number(name: str, value: Any) -> float:
+    """Return ``value`` as a float.
+
+    Raises:
+        TypeError: If ``value`` is not a real number (a bool is none here).
+        ValueError: If ``value`` is NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if math.isnan(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Return ``value`` as a float that lies between ``low`` and ``high``.
+
+    Args:
+        name: What the user calls the value.
+        value: The value to check.
+        low: Lower end of the range.
+        high: Upper end of the range.
+        open_low: Whether ``low`` itself is outside.
+        open_high: Whether ``high`` itself is outside.
+
+    Raises:
+        TypeError: If ``value`` is not a number.
+        ValueError: If ``value`` lies outside.
+
+    Example:
+        >>> in_range("decay", 1.5, 0.0, 1.0)
+        Traceback (most recent call last):
+        ValueError: decay must lie in [0.0, 1.0], got 1.5
+    """
+    real = number(name, value)
+    above = real > low if open_low else real >= low
+    below = real < high if open_high else real <= high
+    if not (above and below):
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
+    return real
+
+
+def whole(name: str, value: Any, low: int = 0) -> int:
+    """Return ``value`` as an int of at least ``low``.
+
+    Raises:
+        TypeError: If ``value`` is not an int.
+        ValueError: If ``value`` is below ``low``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return ``value`` if it is a bool.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def one_of(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        ValueError: If it is not; names the nearest choice.
+    """
+    if not isinstance(value, str) or value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        hint = nearest(str(value), choices, count=1)
+        meant = f"; did you mean {hint[0]!r}?" if hint else ""
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}{meant}")
+    return value
+
+
+def nearest(word: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """Return the ``count`` names among ``known`` that look most like ``word``, best first.
+
+    Example:
+        >>> nearest("max_nrom", ["params", "max_norm"], count=1)
+        ['max_norm']
+    """
+    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.4)

@@ -1,0 +1,144 @@
+"""When: lengths and moments of a run, in optimizer steps, epochs or a share of the run.
+
+500            optimizer steps (never micro-batches); also written "500 steps"
+"3 epochs"     epochs, turned into steps by the run's own table of epoch ends
+"5%"           a share of the whole run
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from lightning_tricks.core import checks
+
+__all__ = ["Duration", "Horizon", "as_duration"]
+
+_WRITTEN = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%|epochs?|steps?)\s*")
+_UNITS = {"%": "percent", "epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps"}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of a run, or a moment in it.
+
+    Attributes:
+        amount: How many units, at least 0.
+        unit: ``"steps"``, ``"epochs"`` or ``"percent"`` (of the whole run).
+    """
+
+    amount: float
+    unit: str
+
+    def __str__(self) -> str:
+        """Return the duration as it is written."""
+        if self.unit == "percent":
+            return f"{self.amount:g}%"
+        return f"{self.amount:g} {self.unit if self.amount != 1 else self.unit[:-1]}"
+
+    def __repr__(self) -> str:
+        """Return what builds an equal duration, in the form that a setting takes."""
+        return str(int(self.amount)) if self.unit == "steps" else repr(str(self))
+
+
+def as_duration(name: str, value: object) -> Duration:
+    """Return ``value`` as a :class:`Duration`.
+
+    Args:
+        name: What the user calls the value.
+        value: An int (optimizer steps), or a string such as ``"3 epochs"`` or ``"5%"``.
+
+    Raises:
+        TypeError: If ``value`` is of another type; a bare float is one, because 1.0 may mean one step
+            or the whole run.
+        ValueError: If it is negative, over 100 %, or not written as above.
+
+    Example:
+        >>> as_duration("warmup", "5%"), as_duration("warmup", 500), as_duration("at", "1 epoch")
+        ('5%', 500, '1 epoch')
+        >>> as_duration("warmup", 0.05)
+        Traceback (most recent call last):
+        TypeError: warmup must be a whole number of steps or text such as '3 epochs' or '5%', got 0.05
+    """
+    if isinstance(value, Duration):
+        return value
+    rule = "a whole number of steps or text such as '3 epochs' or '5%'"
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{name} must be {rule}, got {value!r}")
+    if isinstance(value, int):
+        return Duration(checks.whole(name, value), "steps")
+    found = _WRITTEN.fullmatch(value)
+    if not found:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+    amount, unit = float(found[1]), _UNITS[found[2]]
+    if unit == "steps" and amount != int(amount):
+        raise ValueError(f"{name} must be a whole number of steps, got {value!r}")
+    if unit == "percent":
+        checks.in_range(f"the percentage of {name}", amount, 0.0, 100.0)
+    return Duration(amount, unit)
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How long a run is, as far as that is known before it starts.
+
+    Attributes:
+        total: Optimizer steps of the whole run; ``None`` if it has no end that can be counted.
+        epoch_ends: Optimizer steps done at the end of each epoch, cumulative; epochs past the last are
+            as long as the last. ``None`` if the length of an epoch is unknown.
+        unknown: Why ``total`` or ``epoch_ends`` is ``None``, for errors.
+    """
+
+    total: int | None
+    epoch_ends: tuple[int, ...] | None = None
+    unknown: str = "the run's length is unknown"
+
+    def step_at(self, epochs: float) -> float:
+        """Return the optimizer steps done after ``epochs`` epochs, a fraction of an epoch included."""
+        ends = self._table("a length in epochs")
+        whole = math.floor(epochs)
+        start = self._end_of(ends, whole)
+        return start + (epochs - whole) * (self._end_of(ends, whole + 1) - start)
+
+    def epoch_at(self, step: float) -> float:
+        """Return the epochs done after ``step`` optimizer steps: the inverse of :meth:`step_at`."""
+        ends = self._table("a length in epochs")
+        epoch = next((index for index, end in enumerate(ends) if step < end), len(ends))
+        if epoch == len(ends) and self._length(ends):
+            epoch += int((step - ends[-1]) // self._length(ends))
+        start, end = self._end_of(ends, epoch), self._end_of(ends, epoch + 1)
+        return epoch + ((step - start) / (end - start) if end > start else 0.0)
+
+    def end(self, start: int, length: Duration) -> int:
+        """Return the step at which something of ``length`` ends that begins at step ``start``.
+
+        Raises:
+            ValueError: If the length needs a run's length that is unknown; says why it is.
+        """
+        if length.unit == "steps":
+            return start + int(length.amount)
+        if length.unit == "percent":
+            if self.total is None:
+                raise ValueError(
+                    f"{str(length)!r} needs a run of known length, but {self.unknown}: "
+                    "give steps, or set max_steps"
+                )
+            return start + math.floor(length.amount / 100 * self.total + 0.5)
+        return math.floor(self.step_at(self.epoch_at(start) + length.amount) + 0.5)
+
+    def _table(self, what: str) -> tuple[int, ...]:
+        if not self.epoch_ends:
+            raise ValueError(f"{what} needs epochs of known length, but {self.unknown}: give steps")
+        return self.epoch_ends
+
+    @staticmethod
+    def _length(ends: tuple[int, ...]) -> int:
+        return ends[-1] - (ends[-2] if len(ends) > 1 else 0)
+
+    def _end_of(self, ends: tuple[int, ...], epochs: int) -> int:
+        if epochs <= 0:
+            return 0
+        if epochs <= len(ends):
+            return ends[epochs - 1]
+        return ends[-1] + (epochs - len(ends)) * self._length(ends)

@@ -1,0 +1,136 @@
+"""Which weights: name patterns, module types and predicates, turned into named parameters.
+
+A pattern is written as in a shell: ``*`` stands for any characters (dots included), ``?`` for one,
+``[ab]`` for one of a set. It selects a parameter when it matches the parameter's whole name or the
+whole name of a module that holds it: ``"head"`` takes ``head.weight`` and ``head.bias``, never
+``head2.weight``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor, nn
+
+from lightning_tricks.core import checks
+
+__all__ = ["Pattern", "Patterns", "as_patterns", "clean_name", "matches", "select"]
+
+Pattern = str | type[nn.Module] | Callable[[str, Tensor], bool]
+"""One way to name weights; a callable gets a parameter's clean name and the parameter."""
+Patterns = Pattern | tuple[Pattern, ...]
+
+# What torch.compile and the wrappers of torch.distributed put into names. None of it is the user's.
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+
+
+def clean_name(name: str) -> str:
+    """Return ``name`` without what compilation and sharding put into it.
+
+    Example:
+        >>> clean_name("net._orig_mod.0.weight")
+        'net.0.weight'
+    """
+    return _WRAPPERS.sub("", name).lstrip(".")
+
+
+def as_patterns(name: str, value: object) -> tuple[Pattern, ...]:
+    """Return ``value`` as a tuple of patterns.
+
+    Raises:
+        TypeError: If an entry is no pattern.
+        ValueError: If there is no entry, or an empty string among them.
+    """
+    entries = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not entries:
+        raise ValueError(f"{name} must name at least one pattern, got {value!r}")
+    for entry in entries:
+        if not (isinstance(entry, str | type) or callable(entry)):
+            raise TypeError(
+                f"{name} must hold name patterns, module types or callables, got {entry!r}"
+            )
+        if isinstance(entry, str) and not entry:
+            raise ValueError(f"{name} must not hold an empty pattern, got {value!r}")
+        if isinstance(entry, type) and not issubclass(entry, nn.Module):
+            raise TypeError(f"{name} must hold subclasses of torch.nn.Module, got {entry!r}")
+    return entries
+
+
+def select(
+    module: nn.Module, patterns: Patterns, *, name: str = "params"
+) -> dict[str, nn.Parameter]:
+    """Return the parameters of ``module`` that any of ``patterns`` matches, in the module's order.
+
+    A tied parameter is returned once, under its first name, whichever of its names matched.
+
+    Args:
+        module: Searched with all its children; wrappers of compilation and sharding are seen through.
+        patterns: One pattern or several.
+        name: What the user calls the setting, for errors.
+
+    Raises:
+        ValueError: If a pattern matches nothing; lists the nearest names.
+
+    Example:
+        >>> list(select(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "1"))
+        ['1.weight', '1.bias']
+        >>> list(select(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), nn.Linear))
+        ['0.weight', '0.bias']
+    """
+    first_name: dict[nn.Parameter, str] = {}
+    aliases: dict[nn.Parameter, list[str]] = {}
+    for raw, parameter in module.named_parameters(remove_duplicate=False):
+        first_name.setdefault(parameter, clean_name(raw))
+        aliases.setdefault(parameter, []).append(clean_name(raw))
+    chosen: set[nn.Parameter] = set()
+    for pattern in as_patterns(name, patterns):
+        found = _of_type(module, pattern) if isinstance(pattern, type) else None
+        hits = [
+            parameter
+            for parameter, names in aliases.items()
+            if (parameter in found if found is not None else _any_name(pattern, names, parameter))
+        ]
+        if not hits:
+            raise ValueError(_no_match(name, pattern, module))
+        chosen.update(hits)
+    return {first_name[parameter]: parameter for parameter in first_name if parameter in chosen}
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Return whether ``pattern`` matches ``name`` or a module that holds it.
+
+    Example:
+        >>> matches("layer1", "layer1.0.weight"), matches("layer1", "layer10.weight")
+        (True, False)
+    """
+    return any(fnmatch.fnmatchcase(part, pattern) for part in _prefixes(name))
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _any_name(pattern: Pattern, names: Iterable[str], parameter: nn.Parameter) -> bool:
+    if isinstance(pattern, str):
+        return any(matches(pattern, name) for name in names)
+    return any(bool(pattern(name, parameter)) for name in names)
+
+
+def _of_type(module: nn.Module, kind: type) -> set[nn.Parameter]:
+    return {p for child in module.modules() if isinstance(child, kind) for p in child.parameters()}
+
+
+def _no_match(name: str, pattern: Pattern, module: nn.Module) -> str:
+    parameters = [clean_name(raw) for raw, _ in module.named_parameters()]
+    if not parameters:
+        return (
+            f"{name} must match a parameter, got {pattern!r}, but {type(module).__name__} has none"
+        )
+    known = dict.fromkeys(prefix for full in parameters for prefix in _prefixes(full))
+    close = checks.nearest(str(pattern), known, count=5) or parameters[:5]
+    listed = ", ".join(repr(entry) for entry in close)
+    return f"{name} must match a parameter, got {pattern!r}, which matches none; nearest: {listed}"

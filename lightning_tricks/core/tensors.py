@@ -1,0 +1,84 @@
+"""What is done to weights: arithmetic on lists of tensors, by torch's foreach kernels.
+
+A trailing underscore means that the first argument is changed in place. Lists that are passed together
+have equal lengths, and tensors at the same index equal shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["copy_", "lerp_", "swap_", "weighted_sum", "with_gradients"]
+
+
+def with_gradients(
+    optimizer: torch.optim.Optimizer, chosen: Container[nn.Parameter] | None
+) -> list[nn.Parameter]:
+    """Return the parameters that the next step of ``optimizer`` would move.
+
+    Args:
+        optimizer: Its groups are read anew, because other code may add to them.
+        chosen: The parameters asked for; ``None`` for all.
+    """
+    return [
+        parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None and (chosen is None or parameter in chosen)
+    ]
+
+
+@torch.no_grad()
+def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float | Tensor) -> None:
+    """Move ``targets`` towards ``sources`` by ``weight``: target + weight (source - target).
+
+    Args:
+        targets: Changed in place. May be wider than ``sources``.
+        sources: Where to move.
+        weight: Share of the way, usually in [0, 1]; a 0-d tensor stays on its device.
+    """
+    if not targets:
+        return
+    if isinstance(weight, Tensor):
+        for target, source in zip(targets, sources, strict=True):
+            target.lerp_(source.to(target), weight.to(target))
+    elif all(target.dtype == source.dtype for target, source in zip(targets, sources, strict=True)):
+        torch._foreach_lerp_(targets, sources, weight)
+    else:
+        # lerp refuses a narrower source; multiply and add promote it entry by entry.
+        torch._foreach_mul_(targets, 1.0 - weight)
+        torch._foreach_add_(targets, sources, alpha=weight)
+
+
+@torch.no_grad()
+def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy the values of ``sources`` into ``targets``, converting type and device."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
+
+
+@torch.no_grad()
+def swap_(first: list[Tensor], second: list[Tensor]) -> None:
+    """Exchange the values of two lists of tensors of equal types, with one tensor's worth of scratch."""
+    for one, other in zip(first, second, strict=True):
+        scratch = one.clone()
+        one.copy_(other)
+        other.copy_(scratch)
+
+
+@torch.no_grad()
+def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
+    """Return the sum of ``weights[i] * tensors[i]``, computed in at least float32 and rounded once.
+
+    Args:
+        tensors: At least one; floating or complex, all of one shape and type.
+        weights: One number for each.
+    """
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    total = torch.zeros_like(tensors[0], dtype=wide)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total.add_(tensor.to(total), alpha=weight)
+    return total.to(tensors[0].dtype)

@@ -1,0 +1,265 @@
+"""Gradient clipping by value, by global norm, or both, and what happens to gradients that are not finite.
+
+    value   g_i <- min(max(g_i, -max_value), max_value)
+    norm    g <- g min(1, max_norm / (||g||_p + 1e-6)),    all chosen gradients as one vector
+
+Thresholds have the unit of a gradient entry and of a gradient norm. The mathematics is torch's own.
+
+Reference: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013,
+https://arxiv.org/abs/1211.5063.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.notation import as_schedule
+from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.select import Patterns, as_patterns, select
+from lightning_tricks.core.tensors import with_gradients
+from lightning_tricks.lifecycle.technique import Technique
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.optim import Optimizer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["GradientClip", "cancel_step_", "clip_", "counts_skipped_steps", "non_finite_names"]
+
+_POLICIES = ("skip", "raise", "keep")
+
+
+@torch.no_grad()
+def clip_(
+    parameters: list[nn.Parameter],
+    norm: Tensor,
+    *,
+    max_norm: float | None,
+    max_value: float | None,
+    norm_type: float,
+) -> Tensor:
+    """Clip the gradients of ``parameters`` in place, by value first and then by their global norm.
+
+    Args:
+        parameters: Those with a gradient.
+        norm: The norm of their gradients as they are.
+        max_norm: Largest norm allowed, at least 0; ``None`` to leave norms alone.
+        max_value: Largest magnitude of an entry allowed, at least 0; ``None`` to leave entries alone.
+        norm_type: Order of the norm, above 0; infinity for the largest magnitude.
+
+    Returns:
+        Whether anything was clipped, a 0-d bool tensor.
+    """
+    clipped = torch.zeros_like(norm, dtype=torch.bool)
+    if max_value is not None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        clipped = get_total_norm(gradients, math.inf) > max_value
+        clip_grad_value_(parameters, max_value)
+        if max_norm is not None:
+            norm = get_total_norm(gradients, norm_type)
+    if max_norm is not None:
+        clip_grads_with_norm_(parameters, max_norm, norm)
+        clipped = clipped | (norm > max_norm)
+    return clipped
+
+
+def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> bool | Tensor:
+    """Make the next step of ``optimizer`` change nothing if ``norm`` is not finite.
+
+    A fused optimizer cancels its own step on the device, without a host read. Elsewhere all its gradients
+    are set to ``None``, which every optimizer of torch but LBFGS takes as "leave weights, state and decay
+    alone".
+
+    Returns:
+        Whether the step is cancelled; a 0-d bool tensor if only the device knows.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        broken = ~torch.isfinite(norm)
+        optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]  # read by its step
+        return broken
+    if math.isfinite(norm.item()):
+        return False
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    return True
+
+
+def counts_skipped_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether ``optimizer`` moves on even where it gets no gradient, so that skipping is no skipping."""
+    return isinstance(optimizer, torch.optim.LBFGS) or "schedulefree" in type(optimizer).__module__
+
+
+def non_finite_names(parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Return the names of the parameters whose gradient holds an entry that is not finite."""
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class GradientClip(Technique):
+    """Clip gradients by value, by global norm, or both (:func:`clip_`).
+
+    * **When** just before each optimizer step, on unscaled and accumulated gradients, in automatic and in
+      manual optimization; only those that this optimizer steps.
+    * **Changes** the gradients of the parameters that ``params`` matches, in place. A step whose gradient
+      norm is not finite does not happen at all (``non_finite="skip"``).
+    * **Logs** ``gradient_clip/norm`` (before clipping), ``/threshold``, ``/clipped`` (share of this run's
+      steps), ``/skipped`` (count).
+    * **Saves** how many steps it saw, clipped and skipped.
+    * **Cost** one pass to measure and one to scale. ``non_finite="skip"`` reads one number back to the host
+      per step, unless the optimizer is fused; ``"raise"`` always does.
+    * **Use** for spiking or diverging losses, recurrent networks, long sequences, policy gradients; **not**
+      against vanishing gradients or over-fitting. If nearly all steps are clipped, or none, the threshold is
+      wrong.
+
+    Args:
+        max_norm: Largest global norm, at least 0; a number, a schedule or its text; ``None`` for no limit.
+        max_value: Largest magnitude of an entry, likewise.
+        norm_type: Order of the norm, above 0; infinity for the largest magnitude.
+        params: Name patterns of the parameters to clip.
+        non_finite: ``"skip"`` the whole step of the optimizer (counted; weights, momentum and decay stay as
+            they are), ``"raise"`` an error that names the parameters, or ``"keep"`` and step all the same.
+            With a gradient scaler an overflow is left to the scaler, whatever this says.
+
+    Example:
+        >>> GradientClip(max_norm="5 * linear(to=0.2)", params=("encoder.*", "head"))
+        GradientClip(max_norm='5 * linear(to=0.2)', max_value=None, norm_type=2.0, \
+params=('encoder.*', 'head'), non_finite='skip')
+    """
+
+    gradient_stage: ClassVar[str] = "clipping"
+
+    max_norm: float | str | Schedule | None = 1.0
+    max_value: float | str | Schedule | None = None
+    norm_type: float = 2.0
+    params: Patterns = "*"
+    non_finite: Literal["skip", "raise", "keep"] = "skip"
+    _chosen: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
+    _members: set[nn.Parameter] | None = field(default=None, init=False, repr=False)
+    _norm_limit: Course | None = field(default=None, init=False, repr=False)
+    _value_limit: Course | None = field(default=None, init=False, repr=False)
+    _steps: int = field(default=0, init=False, repr=False)
+    _clipped: Tensor = field(default_factory=lambda: torch.zeros(()), init=False, repr=False)
+    _skipped: Tensor = field(default_factory=lambda: torch.zeros(()), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_norm is None and self.max_value is None:
+            raise ValueError("max_norm or max_value must be given, got None for both")
+        for name in ("max_norm", "max_value"):
+            if (limit := getattr(self, name)) is not None:
+                as_schedule(name, limit, 0.0)
+        checks.in_range("norm_type", self.norm_type, 0.0, open_low=True)
+        as_patterns("params", self.params)
+        checks.one_of("non_finite", self.non_finite, _POLICIES)
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._chosen = select(pl_module, self.params)
+        chosen = set(self._chosen.values())
+        stepped = {
+            p for opt in trainer.optimizers for group in opt.param_groups for p in group["params"]
+        }
+        if chosen.isdisjoint(stepped):
+            raise ValueError(f"params must match a parameter of an optimizer, got {self.params!r}")
+        self._members = None if stepped <= chosen else chosen
+        for optimizer in trainer.optimizers:
+            if self.non_finite == "skip" and counts_skipped_steps(optimizer):
+                name = type(optimizer).__name__
+                raise ValueError(f"non_finite must be 'raise' or 'keep' with {name}, got 'skip'")
+
+    def claims(self) -> Iterable[Claim]:
+        return [self.claim("clipping", self._chosen)]
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        horizon = self.clock.horizon
+        limits = (self.max_norm, self.max_value)
+        self._norm_limit, self._value_limit = (
+            None if limit is None else as_schedule("limit", limit).resolve(horizon)
+            for limit in limits
+        )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        parameters = with_gradients(optimizer, self._members)
+        if not parameters:
+            return
+        position = self.clock.position
+        max_norm = self._norm_limit(position) if self._norm_limit else None
+        max_value = self._value_limit(position) if self._value_limit else None
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None], self.norm_type)
+        # Before clipping, which would spread one bad entry over all gradients.
+        skipped = self._refuse(trainer, optimizer, norm)
+        if skipped is not True:
+            limits = {"max_norm": max_norm, "max_value": max_value}
+            self._clipped = self._clipped.to(norm.device) + clip_(
+                parameters, norm, norm_type=self.norm_type, **limits
+            )
+        self._steps += 1
+        self._skipped = self._skipped.to(norm.device) + skipped
+        if self.reports(trainer):
+            limit = max_norm if max_norm is not None else max_value
+            share = self._clipped / self._steps
+            self.report(
+                trainer,
+                pl_module,
+                optimizer,
+                norm=norm,
+                threshold=limit,
+                clipped=share,
+                skipped=self._skipped,
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._release(trainer)
+
+    def _release(self, trainer: Trainer) -> None:
+        # A mark left behind would cancel every later step of the optimizer.
+        for optimizer in trainer.optimizers:
+            vars(optimizer).pop("found_inf", None)
+
+    def _refuse(self, trainer: Trainer, optimizer: Optimizer, norm: Tensor) -> bool | Tensor:
+        """Apply ``non_finite``; return whether the step is cancelled."""
+        if (
+            self.non_finite == "keep"
+            or getattr(trainer.precision_plugin, "scaler", None) is not None
+        ):
+            return False
+        if self.non_finite == "skip":
+            return cancel_step_(optimizer, norm)
+        if not math.isfinite(norm.item()):
+            names = ", ".join(non_finite_names(self._chosen)[:5]) or "none alone, only their norm"
+            raise FloatingPointError(
+                f"gradients must be finite, got a norm of {norm.item()} at step {self.clock.position}: {names}"
+            )
+        return False
+
+    def outcome(self) -> dict[str, float | int | str]:
+        return {"steps": self._steps, "clipped": int(self._clipped), "skipped": int(self._skipped)}
+
+    def saved(self) -> dict[str, Any]:
+        return {
+            "steps": self._steps,
+            "clipped": self._clipped.clone(),
+            "skipped": self._skipped.clone(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._steps, self._clipped, self._skipped = (
+            state["steps"],
+            state["clipped"],
+            state["skipped"],
+        )

@@ -1,0 +1,100 @@
+"""Two clocks: optimizer steps attempted, which drive schedules, and steps applied, which drive averages.
+
+Neither is ``trainer.global_step``: that adds up all optimizers, and counts steps that never happened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_tricks.core.duration import Duration, Horizon
+
+__all__ = ["Clock", "step_applied"]
+
+
+class Clock:
+    """Where a run stands.
+
+    Attributes:
+        position: Training batches with at least one attempted optimizer step; in automatic optimization
+            that is optimizer steps attempted. Drives schedules and durations.
+        updates: Those among them in which at least one step was applied. Drives averages. A step that a
+            fused optimizer cancels on its device is known there alone: it is counted here, and
+            ``applied`` tells.
+        attempted: Whether the batch that just ended attempted a step.
+        applied: Whether it applied one; a 0-d bool tensor if only the device knows.
+        epoch: Epochs completed.
+    """
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.position = 0
+        self.updates = 0
+        self.epoch = 0
+        self.attempted = False
+        self.applied: bool | Tensor = False
+        self.horizon_used = False
+        self._horizon = Horizon(None)
+
+    @property
+    def horizon(self) -> Horizon:
+        """The length of the run."""
+        self.horizon_used = True
+        return self._horizon
+
+    def lay(self, horizon: Horizon) -> None:
+        """Take the length of the run that starts."""
+        self._horizon = horizon
+        self.horizon_used = False
+
+    def begin_batch(self) -> None:
+        """Forget the last batch."""
+        self.attempted, self.applied = False, False
+
+    def count(self, applied: bool | Tensor) -> None:
+        """Take note of a step that was applied, or of one of which only the device knows."""
+        either = isinstance(applied, Tensor) or isinstance(self.applied, Tensor)
+        if either and applied is not True and self.applied is not True:
+            self.applied = torch.as_tensor(self.applied).to(applied) | applied
+        else:
+            self.applied = bool(self.applied) or bool(applied)
+
+    def end_batch(self) -> None:
+        """Advance by the batch that ends."""
+        self.position += self.attempted
+        self.updates += isinstance(self.applied, Tensor) or self.applied
+
+    def reached(self, moment: Duration) -> bool:
+        """Return whether ``moment`` of the run has come.
+
+        Whole epochs are counted as they end, so that loaders without length work.
+
+        Raises:
+            ValueError: If the moment needs a length of the run that is unknown.
+        """
+        if moment.unit == "epochs" and moment.amount == int(moment.amount):
+            return self.epoch >= moment.amount
+        return self.position >= self.horizon.end(0, moment)
+
+    def saved(self) -> dict[str, int]:
+        """Return the counts."""
+        return {"position": self.position, "updates": self.updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the counts back."""
+        self.position, self.updates = int(state["position"]), int(state["updates"])
+
+
+def step_applied(optimizer: torch.optim.Optimizer) -> bool | Tensor:
+    """Return whether the step that ``optimizer`` just made changed anything.
+
+    A step with no gradient at all changes nothing, though torch's hooks fire for it. A fused optimizer
+    with ``found_inf`` set cancels its step on the device; then the answer is a 0-d bool tensor.
+    """
+    if not any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+        return False
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf == 0 if isinstance(found_inf, Tensor) else True

@@ -1,0 +1,195 @@
+"""What all techniques of a run share, done once: clocks, conflicts, the phases of start and end.
+
+The first technique of a Trainer installs one conductor just before itself in ``trainer.callbacks``; so
+every hook reaches the conductor first. At the start of a run it goes through all techniques phase by
+phase, so that their order in the list does not matter:
+
+    on_fit_start     prepare (choose and check) -> conflicts -> regroup (parameter groups)
+    on_train_start   restore (what a checkpoint held) -> begin (the run's length is known)
+    on_train_end     finish, in the order of ``finish_order``
+
+What ``finish`` put into the module is taken back, last first, when the same Trainer fits again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from lightning_tricks.core.conflicts import Claim, ConflictError, check_claims, check_order
+from lightning_tricks.lifecycle.clock import Clock, step_applied
+from lightning_tricks.lifecycle.horizon import run_horizon
+from lightning_tricks.lifecycle.notice import callbacks_of, warn
+from lightning_tricks.lifecycle.ownership import foreign_claims
+
+__all__ = ["Conductor", "Member"]
+
+
+class Member(Callback, ABC):
+    """What the conductor asks of a technique."""
+
+    gradient_stage: ClassVar[str | None] = (
+        None  # its place in GRADIENT_ORDER, if it works on gradients
+    )
+    finish_order: ClassVar[int] = 0
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose parameters and check settings against the module; nothing is restored yet."""
+
+    @abstractmethod
+    def claims(self) -> Iterable[Claim]:
+        """Return what it must own alone; called after :meth:`prepare`."""
+
+    def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Split the parameter groups of optimizers, before any schedule looks at them."""
+
+    def take_state(self, trainer: Trainer) -> None:
+        """Take back what a checkpoint held for it, if one was loaded."""
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, with the run's length known and everything restored."""
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put into the module what it shall hold after the run."""
+
+
+class Conductor(Callback):
+    """Drives the techniques of one Trainer; added by them, never by a user."""
+
+    def __init__(self) -> None:
+        """Start with clocks at zero."""
+        self.clock = Clock()
+        self._hooks: list[Any] = []
+        self._take_back: list[Callable[[], None]] = []
+        self._restored: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, trainer: Trainer, member: Member) -> Conductor:
+        """Return the conductor of ``trainer``, installed just before ``member`` if there was none."""
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, cls):
+                return callback
+        conductor = cls()
+        callbacks = callbacks_of(trainer)
+        at = callbacks.index(member)
+        # A new list, because Lightning is iterating over the old one.
+        vars(trainer)["callbacks"] = [*callbacks[:at], conductor, *callbacks[at:]]
+        return conductor
+
+    def on_next_fit(self, undo: Callable[[], None]) -> None:
+        """Call ``undo`` when the same Trainer fits again, before a checkpoint is loaded; last in, first out."""
+        self._take_back.append(undo)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            while self._take_back:
+                self._take_back.pop()()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        members = _members(trainer)
+        _check_names(members)
+        for member in members:
+            member.prepare(trainer, pl_module)
+        own = (claim for member in members for claim in member.claims())
+        check_claims([*foreign_claims(trainer, pl_module), *own])
+        check_order([(m.state_key, m.gradient_stage) for m in members if m.gradient_stage])
+        for member in members:
+            member.regroup(trainer, pl_module)
+        self._hooks = [opt.register_step_post_hook(self._after_step) for opt in trainer.optimizers]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is not None:
+            self.clock.restore(self._restored)
+            self._restored = None
+        elif self.clock.position == 0 and pl_module.automatic_optimization:
+            # A run that was begun without any technique: with one optimizer, Lightning's count is the same.
+            self.clock.position = self.clock.updates = trainer.global_step
+        self.clock.epoch = trainer.current_epoch
+        self.clock.lay(run_horizon(trainer))
+        members = _members(trainer)
+        for member in members:
+            member.take_state(trainer)
+        for member in members:
+            member.begin(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.epoch = trainer.current_epoch
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.clock.begin_batch()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self.clock.attempted = True
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        # Lightning leaves the gradients of fused optimizers scaled; everything after this wants them true.
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self.clock.count(step_applied(optimizer))
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.clock.end_batch()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.clock.epoch = trainer.current_epoch + 1
+        clock = self.clock
+        if (
+            pl_module.automatic_optimization
+            or not clock.horizon_used
+            or not clock.horizon.epoch_ends
+        ):
+            return
+        expected = clock.horizon.step_at(clock.epoch)
+        if clock.position < expected:
+            clock.horizon_used = False  # once is enough
+            warn(
+                trainer,
+                f"a training batch was taken for one step, but {clock.position} of {expected:g} stepped: "
+                "give schedules and durations in steps or epochs, since shares of the run come late",
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for member in sorted(_members(trainer), key=lambda member: member.finish_order):
+            member.finish(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._unhook()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._unhook()
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clocks."""
+        return self.clock.saved()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the clocks of a checkpoint until training starts."""
+        self._restored = state_dict
+
+
+def _members(trainer: Trainer) -> list[Member]:
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
+
+
+def _check_names(members: list[Member]) -> None:
+    seen: set[str] = set()
+    for member in members:
+        if member.state_key in seen:
+            raise ConflictError(
+                f"each technique must have a name of its own, got {member.state_key} twice: "
+                "remove one, or give each a label"
+            )
+        seen.add(member.state_key)

@@ -1,0 +1,61 @@
+"""How long a run is, in optimizer steps, read from its Trainer.
+
+Lightning's own ``estimated_stepping_batches`` ignores the accumulation scheduler, gives -1 for a loader
+without length, and, called before a resumed run has restored its loops, makes a loader that can be
+fast-forwarded start again from its beginning. So this is read at the start of training, when the loader
+is there.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from lightning_tricks.core.duration import Horizon
+from lightning_tricks.lifecycle.notice import callbacks_of
+
+__all__ = ["run_horizon"]
+
+
+def run_horizon(trainer: Trainer) -> Horizon:
+    """Return the length of the run that ``trainer`` is about to start.
+
+    In automatic optimization this is exact. In manual optimization every training batch counts as one
+    step, because only the module knows when it steps.
+    """
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        total = trainer.max_steps if trainer.max_steps >= 0 else None
+        return _known(trainer, total, None, "the training loader has no length")
+    lengths = _epoch_lengths(trainer, int(batches))
+    ends = tuple(accumulate(lengths))
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limits.append(int(Horizon(None, ends).step_at(trainer.max_epochs)))
+    return _known(
+        trainer, min(limits, default=None), ends, "the run has neither max_epochs nor max_steps"
+    )
+
+
+def _known(
+    trainer: Trainer, total: int | None, ends: tuple[int, ...] | None, unknown: str
+) -> Horizon:
+    if trainer.max_steps >= 0 and len(trainer.optimizers) > 1:
+        # max_steps counts the steps of all optimizers together, and only the module knows how many of
+        # them a batch makes.
+        return Horizon(None, ends, "max_steps counts the steps of several optimizers")
+    return Horizon(total, ends, unknown)
+
+
+def _epoch_lengths(trainer: Trainer, batches: int) -> list[int]:
+    """Return the steps of each epoch, up to the one from which on all are equally long."""
+    if not trainer.lightning_module.automatic_optimization:
+        return [batches]
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, GradientAccumulationScheduler):
+            epochs = range(max(callback.scheduling) + 1)
+            return [math.ceil(batches / callback.get_accumulate_grad_batches(e)) for e in epochs]
+    return [math.ceil(batches / trainer.accumulate_grad_batches)]

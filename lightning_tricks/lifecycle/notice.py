@@ -1,0 +1,32 @@
+"""What a run is told in words, and the list of callbacks it is told about."""
+
+from __future__ import annotations
+
+import warnings
+
+from lightning.pytorch import Callback, Trainer
+
+__all__ = ["callbacks_of", "say", "warn"]
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks of ``trainer`` in the order in which Lightning calls them."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return callbacks
+
+
+def warn(trainer: Trainer, message: str) -> None:
+    """Warn once per run, not once per process; a trial run (barebones, fast_dev_run) is left in peace."""
+    if _speaks(trainer):
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def say(trainer: Trainer, message: str) -> None:
+    """Print a line or a table, likewise, above any progress bar."""
+    if _speaks(trainer):
+        print(message)  # noqa: T201  # meant for the user's terminal
+
+
+def _speaks(trainer: Trainer) -> bool:
+    trial = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
+    return trainer.is_global_zero and not trial

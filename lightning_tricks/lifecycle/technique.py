@@ -1,0 +1,213 @@
+"""The base of every technique: a keyword-only dataclass of settings on Lightning's callback hooks.
+
+A technique overrides Lightning's hooks and the phases of
+:class:`~lightning_tricks.lifecycle.conductor.Member`; what the base does itself is final.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, final
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.conflicts import Claim
+from lightning_tricks.lifecycle.conductor import Conductor, Member
+from lightning_tricks.lifecycle.notice import warn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from lightning_tricks.lifecycle.clock import Clock
+
+__all__ = ["Technique"]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Technique(Member):
+    """Base of all techniques; not to be used itself.
+
+    Args:
+        label: Tells two techniques of one class apart: part of the name under which state is saved, and
+            a prefix of the metrics.
+    """
+
+    label: str | None = None
+    _conductor: Conductor | None = field(default=None, init=False, repr=False)
+    _pending: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    _begun: bool = field(default=False, init=False, repr=False)
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Refuse misspelt settings with the nearest name."""
+        known = [entry.name for entry in dataclasses.fields(cls) if entry.init]
+        if args:
+            raise TypeError(f"{cls.__name__} takes its settings by name, got {args[0]!r}")
+        for name in settings:
+            if name not in known:
+                close = checks.nearest(name, known, count=1)
+                meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+                raise TypeError(f"{cls.__name__} has no setting {name!r}; {meant}")
+        return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        """Return the call that builds an equal technique."""
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.settings().items())})"
+
+    @final
+    def settings(self) -> dict[str, str]:
+        """Return each setting's name with its value as it is written; ``label`` only if it is set."""
+        entries = [entry for entry in dataclasses.fields(self) if entry.init and entry.repr]
+        named = {entry.name: repr(getattr(self, entry.name)) for entry in entries}
+        label = named.pop("label")
+        return named if self.label is None else {**named, "label": label}
+
+    @property
+    def state_key(self) -> str:
+        """The name under which checkpoints hold its state: the class and the label, never settings."""
+        return type(self).__name__ + (f"[{self.label}]" if self.label is not None else "")
+
+    @property
+    def clock(self) -> Clock:
+        """Where the run stands."""
+        return self.conductor.clock
+
+    @property
+    def conductor(self) -> Conductor:
+        """What all techniques of the run share.
+
+        Raises:
+            RuntimeError: If no Trainer has ever used this technique.
+        """
+        if self._conductor is None:
+            raise RuntimeError(f"{self.state_key} must be added to Trainer(callbacks=[...]) first")
+        return self._conductor
+
+    # What a technique may define, beside Lightning's hooks and the conductor's phases.
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold: tensors and plain values only."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`saved` returned; called when training starts, before ``begin``."""
+
+    def edit_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Change a full checkpoint before it is written."""
+
+    def read_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look at a checkpoint that was loaded, by ``fit`` or by an evaluation."""
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Act at Lightning's ``setup``, before the module configures itself and checkpoints load."""
+
+    def undo(self) -> None:
+        """Take back whatever is swapped, hooked or patched; called at every end, also after an error."""
+
+    def outcome(self) -> dict[str, float | int | str]:
+        """Return what it did in the run, in the words of its metrics."""
+        return {}
+
+    # What the base does.
+
+    @final
+    def claim(self, slot: str, parameters: Mapping[str, Tensor] | None) -> Claim:
+        """Return the claim that this technique owns ``slot`` for ``parameters`` (``None``: for all)."""
+        ids = None if parameters is None else frozenset(map(id, parameters.values()))
+        return Claim(slot, self.state_key, ids, f"remove {self.state_key}")
+
+    @final
+    def reports(self, trainer: Trainer) -> bool:
+        """Return whether Lightning will log this step; what is reported on others would be thrown away."""
+        connector = trainer._logger_connector
+        return not trainer.barebones and connector.should_update_logs
+
+    @final
+    def report(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        optimizer: Optimizer | None = None,
+        **values: Any,
+    ) -> None:
+        """Log numbers under this technique's name, on the steps that Lightning will log.
+
+        Args:
+            trainer: The Trainer of the run.
+            pl_module: Its module.
+            optimizer: The optimizer concerned; with several, its index is appended to the names, because
+                of two values under one name Lightning keeps the last.
+            values: Numbers or 0-d tensors, by name.
+        """
+        if not self.reports(trainer):
+            return
+        several = optimizer is not None and len(trainer.optimizers) > 1
+        suffix = f"/{trainer.optimizers.index(optimizer)}" if several else ""  # type: ignore[arg-type]
+        named = {f"{self.metric_prefix}/{name}{suffix}": value for name, value in values.items()}
+        pl_module.log_dict(named, on_step=True, on_epoch=False)
+
+    @property
+    def metric_prefix(self) -> str:
+        """What its metrics' names begin with, such as ``gradient_clip``."""
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__)
+        return (f"{self.label}/" if self.label is not None else "") + words.lower()
+
+    @final
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        conductor = Conductor.of(trainer, self)
+        if conductor is not self._conductor:
+            self._conductor, self._begun, self._pending = conductor, False, None
+        self.attach(trainer, pl_module, stage)
+
+    @final
+    def take_state(self, trainer: Trainer) -> None:
+        self._begun = True
+        if self._pending is None:
+            return
+        entry, self._pending = self._pending, None
+        now, before = self.settings(), entry["settings"]
+        changed = [f"{k} {before[k]} -> {now[k]}" for k in now if before.get(k, now[k]) != now[k]]
+        if changed:
+            warn(
+                trainer, f"{self.state_key} was resumed with changed settings: {', '.join(changed)}"
+            )
+        self.restore(entry["state"])
+
+    @final
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Through this hook and not through ``state_dict``: Lightning refuses two stateful callbacks of one
+        # class before a clearer error can name the remedy.
+        if self._begun:
+            entry = {"settings": self.settings(), "state": self.saved()}
+            checkpoint["callbacks"][self.state_key] = entry
+            self.edit_checkpoint(trainer, pl_module, checkpoint)
+
+    @final
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        entry = checkpoint["callbacks"].get(self.state_key)
+        if entry is not None and trainer.state.fn == "fit":
+            self._pending = deepcopy(entry)
+        self.read_checkpoint(trainer, pl_module, checkpoint)
+
+    @final
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.undo()
+
+    @final
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.undo()

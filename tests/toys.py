@@ -1,0 +1,164 @@
+"""Small modules, a loader that can be fast-forwarded, and a Trainer without decorations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+BATCHES = 5
+
+
+class Loader:
+    """``BATCHES`` batches an epoch, each made from its own seed; resumes in mid-epoch to the batch."""
+
+    def __init__(self, batches: int = BATCHES, seed: int = 0) -> None:
+        self.batches, self.seed = batches, seed
+        self.epoch = self.done = 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.done == self.batches:  # Lightning counts batches and never asks for one too many
+            self.epoch, self.done = self.epoch + 1, 0
+        while self.done < self.batches:
+            generator = torch.Generator().manual_seed(self.seed * 10007 + self.epoch * 101 + self.done)
+            self.done += 1
+            yield (
+                torch.randn(8, 4, generator=generator),
+                torch.randint(0, 3, (8,), generator=generator),
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.done = state["epoch"], state["done"]
+
+
+class Toy(LightningModule):
+    """A body with BatchNorm and dropout, and a head; AdamW; reseeds itself before every step."""
+
+    def __init__(self, lr: float = 0.05, optimizer: str = "AdamW", **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2))
+        self.head = nn.Linear(8, 3)
+        self.lr, self.optimizer, self.options = lr, optimizer, options
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return cross_entropy(self.head(self.body(batch[0])), batch[1])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        torch.manual_seed(1000 * self.current_epoch + batch_idx)
+        return self.loss(batch)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch))
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.head(self.body(batch[0]))
+
+    def configure_optimizers(self) -> Any:
+        return getattr(torch.optim, self.optimizer)(self.parameters(), lr=self.lr, **self.options)
+
+
+class TwoOptimizers(Toy):
+    """Manual optimization: one optimizer for the body, one for the head, both stepped every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        torch.manual_seed(1000 * self.current_epoch + batch_idx)
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        body = torch.optim.AdamW(self.body.parameters(), lr=self.lr)
+        return [body, torch.optim.SGD(self.head.parameters(), lr=self.lr, momentum=0.9)]
+
+
+class Compiled(Toy):
+    """A body that torch compiles (with the backend that only traces), so its names carry a wrapper's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.compile(self.body, backend="aot_eager")
+
+
+def scaler_plugin(init_scale: float = 64.0) -> MixedPrecision:
+    """Return 16-mixed with a real gradient scaler, on the CPU."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    return MixedPrecision("16-mixed", "cpu", scaler)
+
+
+def trainer(*callbacks: Callback, **settings: Any) -> Trainer:
+    """Return a quiet CPU Trainer for three epochs; without logger and checkpoints unless asked."""
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 3,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(callbacks=list(callbacks), **{**quiet, **settings})
+
+
+class Stop(RuntimeError):
+    """Raised by :class:`StopAfter`."""
+
+
+class StopAfter(Checkpoint):
+    """Saves a checkpoint after ``batches`` training batches and breaks off by an exception."""
+
+    def __init__(self, batches: int, path: Path) -> None:
+        self.batches, self.path, self.seen = batches, path, 0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.seen += 1
+        if self.seen == self.batches:
+            trainer.save_checkpoint(self.path)
+            raise Stop
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def assert_equal(first: Any, second: Any, path: str = "") -> None:
+    """Assert that two nested states are equal to the bit, and say where they are not."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), f"{path}: {sorted(first)} != {sorted(second)}"
+        for key in first:
+            assert_equal(first[key], second[key], f"{path}/{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), path
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f"{path}/{index}")
+    elif isinstance(first, Tensor):
+        same = first.dtype == second.dtype and torch.equal(first, second)
+        assert same, f"{path}: {first} != {second}"
+    else:
+        assert first == second, f"{path}: {first!r} != {second!r}"
