@@ -8,11 +8,13 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, warmup
 from lightning_tricks.gradients.clip import GradientClip
+from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
     "ConflictError",
     "GradientClip",
     "Schedule",
+    "WarmupCosine",
     "constant",
     "cosine",
     "exponential",

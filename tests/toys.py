@@ -22,13 +22,15 @@ class Loader:
     def __init__(self, batches: int = BATCHES, seed: int = 0) -> None:
         self.batches, self.seed = batches, seed
         self.epoch = self.done = 0
+        self.resumed = False
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.done == self.batches:  # Lightning counts batches and never asks for one too many
+        if self.done and not self.resumed:  # Lightning never asks for one batch too many
             self.epoch, self.done = self.epoch + 1, 0
+        self.resumed = False
         while self.done < self.batches:
             generator = torch.Generator().manual_seed(self.seed * 10007 + self.epoch * 101 + self.done)
             self.done += 1
@@ -42,6 +44,7 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.done = state["epoch"], state["done"]
+        self.resumed = self.done < self.batches
 
 
 class Toy(LightningModule):
@@ -125,7 +128,7 @@ def trainer(*callbacks: Callback, **settings: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **{**quiet, **settings})
 
 
-class Stop(RuntimeError):
+class StopError(RuntimeError):
     """Raised by :class:`StopAfter`."""
 
 
@@ -139,7 +142,7 @@ class StopAfter(Checkpoint):
         self.seen += 1
         if self.seen == self.batches:
             trainer.save_checkpoint(self.path)
-            raise Stop
+            raise StopError
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

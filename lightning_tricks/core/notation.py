@@ -53,9 +53,7 @@ def as_schedule(
         value = parse(value, name=name)
     if isinstance(value, Schedule):
         for end in value.bounds():
-            checks.in_range(
-                f"every value of {name}", end, low, high, open_low=open_low, open_high=open_high
-            )
+            checks.in_range(f"every value of {name}", end, low, high, open_low=open_low, open_high=open_high)
         return value
     checks.in_range(name, value, low, high, open_low=open_low, open_high=open_high)
     return shapes.constant(float(value))  # type: ignore[arg-type]  # in_range accepts only numbers
@@ -108,9 +106,7 @@ def _read(node: ast.expr, name: str) -> Any:
 def _schedule(node: ast.expr, name: str) -> Schedule:
     value = _read(node, name)
     if not isinstance(value, Schedule):
-        raise ValueError(
-            f"{name} must have schedules on both sides of '>>' and right of '*', got {value!r}"
-        )
+        raise ValueError(f"{name} must have schedules on both sides of '>>' and right of '*', got {value!r}")
     return value
 
 

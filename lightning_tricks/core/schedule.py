@@ -60,6 +60,12 @@ class Schedule(ABC):
             begin, value = end, factor * part.last(first)
         return Course(tuple(legs))
 
+    @property
+    def varies(self) -> bool:
+        """Whether the value changes at all, so that the run's length matters."""
+        parts = self.parts()
+        return len(parts) > 1 or not parts[0][1].endless
+
     def bounds(self) -> tuple[float, float]:
         """Return the least and the greatest value that the schedule takes or approaches."""
         values: list[float] = []
@@ -165,9 +171,7 @@ class _Joined(Schedule):
     def __post_init__(self) -> None:
         for _, part in self.parts()[:-1]:
             if part.over is None:
-                raise ValueError(
-                    f"only the last part of a schedule may lack a length, got {self!r}"
-                )
+                raise ValueError(f"only the last part of a schedule may lack a length, got {self!r}")
 
     def parts(self) -> tuple[tuple[float, Part], ...]:
         return tuple(pair for member in self.members for pair in member.parts())
@@ -183,9 +187,7 @@ class _Scaled(Schedule):
 
     def __post_init__(self) -> None:
         if not checks.in_range("the factor of a schedule", self.factor) or math.isinf(self.factor):
-            raise ValueError(
-                f"the factor of a schedule must be finite and not 0, got {self.factor!r}"
-            )
+            raise ValueError(f"the factor of a schedule must be finite and not 0, got {self.factor!r}")
 
     def parts(self) -> tuple[tuple[float, Part], ...]:
         return tuple((self.factor * factor, part) for factor, part in self.inner.parts())

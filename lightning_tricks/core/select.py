@@ -48,9 +48,7 @@ def as_patterns(name: str, value: object) -> tuple[Pattern, ...]:
         raise ValueError(f"{name} must name at least one pattern, got {value!r}")
     for entry in entries:
         if not (isinstance(entry, str | type) or callable(entry)):
-            raise TypeError(
-                f"{name} must hold name patterns, module types or callables, got {entry!r}"
-            )
+            raise TypeError(f"{name} must hold name patterns, module types or callables, got {entry!r}")
         if isinstance(entry, str) and not entry:
             raise ValueError(f"{name} must not hold an empty pattern, got {value!r}")
         if isinstance(entry, type) and not issubclass(entry, nn.Module):
@@ -58,9 +56,7 @@ def as_patterns(name: str, value: object) -> tuple[Pattern, ...]:
     return entries
 
 
-def select(
-    module: nn.Module, patterns: Patterns, *, name: str = "params"
-) -> dict[str, nn.Parameter]:
+def select(module: nn.Module, patterns: Patterns, *, name: str = "params") -> dict[str, nn.Parameter]:
     """Return the parameters of ``module`` that any of ``patterns`` matches, in the module's order.
 
     A tied parameter is returned once, under its first name, whichever of its names matched.
@@ -127,9 +123,7 @@ def _of_type(module: nn.Module, kind: type) -> set[nn.Parameter]:
 def _no_match(name: str, pattern: Pattern, module: nn.Module) -> str:
     parameters = [clean_name(raw) for raw, _ in module.named_parameters()]
     if not parameters:
-        return (
-            f"{name} must match a parameter, got {pattern!r}, but {type(module).__name__} has none"
-        )
+        return f"{name} must match a parameter, got {pattern!r}, but {type(module).__name__} has none"
     known = dict.fromkeys(prefix for full in parameters for prefix in _prefixes(full))
     close = checks.nearest(str(pattern), known, count=5) or parameters[:5]
     listed = ", ".join(repr(entry) for entry in close)

@@ -95,7 +95,7 @@ def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> bool | Tenso
 
 
 def counts_skipped_steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether ``optimizer`` moves on even where it gets no gradient, so that skipping is no skipping."""
+    """Return whether ``optimizer`` moves on even where it gets no gradient, so that it cannot skip."""
     return isinstance(optimizer, torch.optim.LBFGS) or "schedulefree" in type(optimizer).__module__
 
 
@@ -169,9 +169,7 @@ params=('encoder.*', 'head'), non_finite='skip')
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._chosen = select(pl_module, self.params)
         chosen = set(self._chosen.values())
-        stepped = {
-            p for opt in trainer.optimizers for group in opt.param_groups for p in group["params"]
-        }
+        stepped = {p for opt in trainer.optimizers for group in opt.param_groups for p in group["params"]}
         if chosen.isdisjoint(stepped):
             raise ValueError(f"params must match a parameter of an optimizer, got {self.params!r}")
         self._members = None if stepped <= chosen else chosen
@@ -184,11 +182,10 @@ params=('encoder.*', 'head'), non_finite='skip')
         return [self.claim("clipping", self._chosen)]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        horizon = self.clock.horizon
-        limits = (self.max_norm, self.max_value)
+        limits = {"max_norm": self.max_norm, "max_value": self.max_value}
         self._norm_limit, self._value_limit = (
-            None if limit is None else as_schedule("limit", limit).resolve(horizon)
-            for limit in limits
+            None if limit is None else self.resolve(as_schedule(name, limit))
+            for name, limit in limits.items()
         )
 
     def on_before_optimizer_step(
@@ -233,17 +230,14 @@ params=('encoder.*', 'head'), non_finite='skip')
 
     def _refuse(self, trainer: Trainer, optimizer: Optimizer, norm: Tensor) -> bool | Tensor:
         """Apply ``non_finite``; return whether the step is cancelled."""
-        if (
-            self.non_finite == "keep"
-            or getattr(trainer.precision_plugin, "scaler", None) is not None
-        ):
+        if self.non_finite == "keep" or getattr(trainer.precision_plugin, "scaler", None) is not None:
             return False
         if self.non_finite == "skip":
             return cancel_step_(optimizer, norm)
         if not math.isfinite(norm.item()):
             names = ", ".join(non_finite_names(self._chosen)[:5]) or "none alone, only their norm"
             raise FloatingPointError(
-                f"gradients must be finite, got a norm of {norm.item()} at step {self.clock.position}: {names}"
+                f"gradients must be finite, got norm {norm.item()} at step {self.clock.position}: {names}"
             )
         return False
 

@@ -32,9 +32,7 @@ __all__ = ["Conductor", "Member"]
 class Member(Callback, ABC):
     """What the conductor asks of a technique."""
 
-    gradient_stage: ClassVar[str | None] = (
-        None  # its place in GRADIENT_ORDER, if it works on gradients
-    )
+    gradient_stage: ClassVar[str | None] = None  # its place in GRADIENT_ORDER, if it works on gradients
     finish_order: ClassVar[int] = 0
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +79,7 @@ class Conductor(Callback):
         return conductor
 
     def on_next_fit(self, undo: Callable[[], None]) -> None:
-        """Call ``undo`` when the same Trainer fits again, before a checkpoint is loaded; last in, first out."""
+        """Call ``undo`` when the same Trainer fits again, before a checkpoint loads; last in, first out."""
         self._take_back.append(undo)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -140,11 +138,7 @@ class Conductor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.epoch = trainer.current_epoch + 1
         clock = self.clock
-        if (
-            pl_module.automatic_optimization
-            or not clock.horizon_used
-            or not clock.horizon.epoch_ends
-        ):
+        if pl_module.automatic_optimization or not clock.horizon_used or not clock.horizon.epoch_ends:
             return
         expected = clock.horizon.step_at(clock.epoch)
         if clock.position < expected:
@@ -162,9 +156,7 @@ class Conductor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._unhook()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._unhook()
 
     def _unhook(self) -> None:

@@ -35,14 +35,10 @@ def run_horizon(trainer: Trainer) -> Horizon:
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(int(Horizon(None, ends).step_at(trainer.max_epochs)))
-    return _known(
-        trainer, min(limits, default=None), ends, "the run has neither max_epochs nor max_steps"
-    )
+    return _known(trainer, min(limits, default=None), ends, "the run has neither max_epochs nor max_steps")
 
 
-def _known(
-    trainer: Trainer, total: int | None, ends: tuple[int, ...] | None, unknown: str
-) -> Horizon:
+def _known(trainer: Trainer, total: int | None, ends: tuple[int, ...] | None, unknown: str) -> Horizon:
     if trainer.max_steps >= 0 and len(trainer.optimizers) > 1:
         # max_steps counts the steps of all optimizers together, and only the module knows how many of
         # them a batch makes.

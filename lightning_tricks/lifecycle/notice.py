@@ -24,7 +24,7 @@ def warn(trainer: Trainer, message: str) -> None:
 def say(trainer: Trainer, message: str) -> None:
     """Print a line or a table, likewise, above any progress bar."""
     if _speaks(trainer):
-        print(message)  # noqa: T201  # meant for the user's terminal
+        print(message)
 
 
 def _speaks(trainer: Trainer) -> bool:

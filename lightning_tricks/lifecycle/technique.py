@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
+from lightning_tricks.core.duration import Horizon
 from lightning_tricks.lifecycle.conductor import Conductor, Member
 from lightning_tricks.lifecycle.notice import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from lightning_tricks.core.schedule import Course, Schedule
     from lightning_tricks.lifecycle.clock import Clock
 
 __all__ = ["Technique"]
@@ -54,6 +56,9 @@ class Technique(Member):
                 meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
                 raise TypeError(f"{cls.__name__} has no setting {name!r}; {meant}")
         return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Check the settings; called again when a new Trainer takes the technique."""
 
     def __repr__(self) -> str:
         """Return the call that builds an equal technique."""
@@ -155,6 +160,11 @@ class Technique(Member):
         named = {f"{self.metric_prefix}/{name}{suffix}": value for name, value in values.items()}
         pl_module.log_dict(named, on_step=True, on_epoch=False)
 
+    @final
+    def resolve(self, schedule: Schedule, *, kept: Sequence[int] = ()) -> Course:
+        """Return ``schedule`` laid over the run (see :meth:`Schedule.resolve`)."""
+        return schedule.resolve(self.clock.horizon if schedule.varies else Horizon(None), kept=kept)
+
     @property
     def metric_prefix(self) -> str:
         """What its metrics' names begin with, such as ``gradient_clip``."""
@@ -164,9 +174,19 @@ class Technique(Member):
     @final
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         conductor = Conductor.of(trainer, self)
-        if conductor is not self._conductor:
-            self._conductor, self._begun, self._pending = conductor, False, None
+        if conductor is not self._conductor and stage == "fit":
+            self._forget()
+        self._conductor = conductor
         self.attach(trainer, pl_module, stage)
+
+    def _forget(self) -> None:
+        """Become as new: fields that are no settings belong to one Trainer's runs."""
+        for entry in dataclasses.fields(self):
+            if entry.default is not dataclasses.MISSING and not entry.init:
+                setattr(self, entry.name, entry.default)
+            elif entry.default_factory is not dataclasses.MISSING and not entry.init:
+                setattr(self, entry.name, entry.default_factory())
+        self.__post_init__()
 
     @final
     def take_state(self, trainer: Trainer) -> None:
@@ -177,9 +197,7 @@ class Technique(Member):
         now, before = self.settings(), entry["settings"]
         changed = [f"{k} {before[k]} -> {now[k]}" for k in now if before.get(k, now[k]) != now[k]]
         if changed:
-            warn(
-                trainer, f"{self.state_key} was resumed with changed settings: {', '.join(changed)}"
-            )
+            warn(trainer, f"{self.state_key} was resumed with changed settings: {', '.join(changed)}")
         self.restore(entry["state"])
 
     @final
@@ -207,7 +225,5 @@ class Technique(Member):
         self.undo()
 
     @final
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.undo()

@@ -1,0 +1,153 @@
+"""Warm-up and cosine annealing of the learning rate, over the whole run.
+
+    m(t) = (t + 1) / (w + 1)                                        t < w, shape "linear"
+    m(t) = m_0 (1 / m_0) ** (t / w),   m_0 = 0.01                   t < w, shape "exponential"
+    m(t) = final + (1 - final) (1 + cos(pi (t - w) / (T - w))) / 2  w <= t < T
+    m(t) = final                                                    t >= T
+
+``t`` counts optimizer steps from 0, ``w`` is the length of the warm-up and ``T`` that of the run, in
+optimizer steps. The rate of each parameter group is m(t) times the group's own base rate.
+
+References: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017,
+https://arxiv.org/abs/1608.03983; Goyal et al., "Accurate, Large Minibatch SGD", 2017,
+https://arxiv.org/abs/1706.02677.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.duration import as_duration
+from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.shapes import WARMUP_SHAPES, cosine, warmup
+from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.rates import scale_rates, show_rates
+from lightning_tricks.lifecycle.technique import Technique
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["WarmupCosine", "warmup_cosine"]
+
+
+def warmup_cosine(over: int | str, *, shape: str, final: float) -> Schedule:
+    """Return the multiplier m(t) as a schedule.
+
+    Args:
+        over: Length of the warm-up in optimizer steps, epochs or percent.
+        shape: ``"linear"`` or ``"exponential"``.
+        final: Share of the base rate at the end of the run.
+
+    Example:
+        >>> from lightning_tricks.core.duration import Horizon
+        >>> course = warmup_cosine(1, shape="linear", final=0.0).resolve(Horizon(total=5))
+        >>> [round(course(step), 3) for step in range(7)]
+        [0.5, 1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    """
+    return warmup(over, shape=shape) >> cosine(to=final)
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class WarmupCosine(Technique):
+    """Warm the learning rate up, then anneal it along half a cosine (:func:`warmup_cosine`).
+
+    * **When** after each optimizer step, never after a micro-batch; the first rate is set before the first
+      batch. Needs no change to ``configure_optimizers``.
+    * **Changes** ``lr`` of every parameter group of every optimizer, to a multiple of the group's own base
+      rate; ratios between groups stay.
+    * **Logs** ``warmup_cosine/factor``; Lightning's LearningRateMonitor shows the rates themselves.
+    * **Saves** the lengths of the parts that have begun. Resumed with another length of the run, a warm-up
+      that has begun keeps its length, the decay stretches to the new end, and a line says so.
+    * **Cost** a few multiplications per step; no memory.
+    * **Use** for nearly any run of known length; **not** for very short runs or with a low rate, where a
+      decay to zero leaves the model half trained.
+
+    Args:
+        warmup: Length of the warm-up: optimizer steps, ``"3 epochs"`` or ``"5%"`` of the run. With 0 the run
+            starts at the full rate.
+        shape: ``"linear"``, or ``"exponential"`` from a hundredth of the base rate.
+        final: Share of each group's base rate at the end, in [0, 1]. No step of the run has rate 0.
+        total: Length of the run in the same forms, where the Trainer does not know it: a loader without
+            length, ``max_time`` alone, endless training. ``None`` takes it from the Trainer.
+
+    Example:
+        >>> WarmupCosine(warmup="2 epochs", final=0.1)
+        WarmupCosine(warmup='2 epochs', shape='linear', final=0.1, total=None)
+    """
+
+    warmup: int | str = "5%"
+    shape: Literal["linear", "exponential"] = "linear"
+    final: float = 0.0
+    total: int | str | None = None
+    _course: Course | None = field(default=None, init=False, repr=False)
+    _kept: list[int] = field(default_factory=list, init=False, repr=False)
+    _end: int | None = field(default=None, init=False, repr=False)
+    _factor: float = field(default=1.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        as_duration("warmup", self.warmup)
+        checks.one_of("shape", self.shape, WARMUP_SHAPES)
+        checks.in_range("final", self.final, 0.0, 1.0)
+        if self.total is not None and as_duration("total", self.total).unit == "percent":
+            raise ValueError(f"total must be in steps or epochs, got {self.total!r}")
+        if self.total is not None and as_duration("total", self.total).amount == 0:
+            raise ValueError(f"total must be above 0, got {self.total!r}")
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
+            name = type(pl_module).__name__
+            raise ValueError(f"{name}.configure_optimizers must return an optimizer, got none")
+
+    def claims(self) -> Iterable[Claim]:
+        return [self.claim("lr", None)]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        show_rates(trainer)
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total, position = self._total(), self.clock.position
+        horizon = dataclasses.replace(self.clock.horizon, total=total)
+        schedule = warmup_cosine(self.warmup, shape=self.shape, final=self.final)
+        # Nothing of an earlier run counts in one that starts at its first step.
+        self._course = schedule.resolve(horizon, kept=self._kept if position > 0 else [])
+        warm, decay = self._course.legs
+        if position > 0 and self._end not in (None, decay.end):
+            say(trainer, f"{self.state_key}: the decay now ends at step {decay.end}, not {self._end}")
+        if warm.end > total:
+            warn(trainer, f"warmup should end within the run of {total} steps, got step {warm.end}")
+        self._end = decay.end
+        self._apply(trainer)
+
+    def _total(self) -> int:
+        horizon = self.clock.horizon
+        if self.total is not None:
+            return horizon.end(0, as_duration("total", self.total))
+        if horizon.total is None:
+            raise ValueError(f"total must be given, or Trainer(max_steps=...), since {horizon.unknown}")
+        return horizon.total
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.report(trainer, pl_module, factor=self._factor)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.clock.attempted:
+            self._apply(trainer)
+
+    def _apply(self, trainer: Trainer) -> None:
+        assert self._course is not None
+        self._factor = self._course(self.clock.position)
+        self._kept = self._course.kept(self.clock.position)
+        scale_rates(trainer, self._factor)
+
+    def saved(self) -> dict[str, Any]:
+        return {"kept": self._kept, "end": self._end}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._kept, self._end = list(state["kept"]), state["end"]

@@ -1,0 +1,36 @@
+"""One entry per technique: what the laws and the regimes run it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import lightning_tricks as lt
+from lightning_tricks.lifecycle.technique import Technique
+
+
+@dataclass(frozen=True)
+class Case:
+    """A technique, with a setting that changes a run of the toy module and one that does not.
+
+    Attributes:
+        neutral: Builds it so that a run equals the plain one to the bit.
+        active: Builds it so that a run does not.
+        exempt: Laws that do not apply, each with its reason.
+    """
+
+    neutral: Callable[[], Technique]
+    active: Callable[[], Technique]
+    exempt: Mapping[str, str] = field(default_factory=dict)
+
+
+CASES: dict[str, Case] = {
+    "GradientClip": Case(
+        neutral=lambda: lt.GradientClip(max_norm=1e9),
+        active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
+    ),
+    "WarmupCosine": Case(
+        neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
+        active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),
+    ),
+}

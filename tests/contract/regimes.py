@@ -1,0 +1,33 @@
+"""The ways to train in which every technique is right, or refuses before the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.toys import Compiled, Toy, TwoOptimizers, scaler_plugin
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A module and the settings of a Trainer.
+
+    Attributes:
+        module: Builds the module.
+        settings: Builds what the Trainer is given.
+    """
+
+    module: Callable[[], Toy] = Toy
+    settings: Callable[[], Mapping[str, Any]] = field(default=dict)
+
+
+REGIMES: dict[str, Regime] = {
+    "fp32": Regime(),
+    "bf16-mixed": Regime(settings=lambda: {"precision": "bf16-mixed"}),
+    "16-mixed": Regime(settings=lambda: {"plugins": [scaler_plugin()]}),
+    "accumulation": Regime(settings=lambda: {"accumulate_grad_batches": 2}),
+    "manual": Regime(module=TwoOptimizers),
+    "fused": Regime(module=lambda: Toy(fused=True)),
+    "compiled": Regime(module=Compiled),
+}

@@ -1,0 +1,222 @@
+"""What holds for every technique, in every regime: the laws of the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+import lightning_tricks
+from lightning_tricks.core.schedule import Schedule
+from lightning_tricks.lifecycle.technique import Technique
+from tests.contract.cases import CASES, Case
+from tests.contract.regimes import REGIMES, Regime
+from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
+
+
+def law(name: str) -> pytest.MarkDecorator:
+    """Run a test for every technique that law ``name`` applies to."""
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=key) for key, case in CASES.items() if name not in case.exempt]
+    )
+
+
+every_regime = pytest.mark.parametrize("regime", [pytest.param(r, id=key) for key, r in REGIMES.items()])
+
+
+def fit(
+    regime: Regime, *techniques: Callback, ckpt_path: Path | None = None, root: Path | None = None
+) -> tuple[Toy, Trainer]:
+    """Train three epochs with validation and return the module and its Trainer."""
+    module = regime.module()
+    runner = trainer(*techniques, default_root_dir=root, **regime.settings())
+    runner.fit(module, Loader(), Loader(2, seed=9), ckpt_path=ckpt_path)
+    return module, runner
+
+
+def full_state(runner: Trainer, path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ``runner`` holds: weights, optimizers, techniques."""
+    runner.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "callbacks")}
+
+
+@every_regime
+@law("neutral")
+def test_neutral_setting_changes_no_bit(case: Case, regime: Regime, tmp_path: Path) -> None:
+    plain, plain_runner = fit(regime, root=tmp_path)
+    ours, runner = fit(regime, case.neutral(), root=tmp_path)
+    assert_equal(weights(plain), weights(ours))
+    for first, second in zip(plain_runner.optimizers, runner.optimizers, strict=True):
+        assert_equal(first.state_dict()["state"], second.state_dict()["state"])
+
+
+@every_regime
+@law("active")
+def test_active_setting_changes_the_run(case: Case, regime: Regime, tmp_path: Path) -> None:
+    plain, _ = fit(regime, root=tmp_path)
+    ours, _ = fit(regime, case.active(), root=tmp_path)
+    with pytest.raises(AssertionError):
+        assert_equal(weights(plain), weights(ours))
+
+
+@every_regime
+@pytest.mark.parametrize(
+    "stop", [4, 5, 9]
+)  # within an epoch, at its end, in the next; never mid-accumulation
+@law("resume")
+def test_resumed_run_equals_uninterrupted_run(case: Case, stop: int, regime: Regime, tmp_path: Path) -> None:
+    whole, whole_runner = fit(regime, case.active(), root=tmp_path / "whole")
+    saved = tmp_path / "stopped.ckpt"
+    with pytest.raises(StopError):
+        fit(regime, case.active(), StopAfter(stop, saved), root=tmp_path / "parts")
+    parts, runner = fit(regime, case.active(), ckpt_path=saved, root=tmp_path / "parts")
+    assert_equal(weights(whole), weights(parts))
+    assert_equal(full_state(whole_runner, tmp_path / "a.ckpt"), full_state(runner, tmp_path / "b.ckpt"))
+
+
+@law("safe")
+def test_checkpoint_holds_tensors_and_plain_values_only(case: Case, tmp_path: Path) -> None:
+    technique = case.active()
+    _, runner = fit(REGIMES["fp32"], technique, root=tmp_path)
+    state = full_state(runner, tmp_path / "a.ckpt")
+    assert technique.state_key in state["callbacks"]
+
+
+@law("rebuild")
+def test_repr_pickle_and_yaml_rebuild_it(case: Case) -> None:
+    for technique in (case.neutral(), case.active()):
+        assert repr(eval(repr(technique), vars(lightning_tricks).copy())) == repr(technique)
+        assert repr(pickle.loads(pickle.dumps(technique))) == repr(technique)
+        assert repr(from_yaml(technique)) == repr(technique)
+
+
+def from_yaml(technique: Technique) -> Technique:
+    """Return what LightningCLI makes of ``technique``'s settings."""
+    from lightning.pytorch.cli import LightningCLI
+
+    spec = {"class_path": f"lightning_tricks.{type(technique).__name__}", "init_args": plain(technique)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = LightningCLI(
+            Toy,
+            run=False,
+            save_config_callback=None,
+            args={"trainer": {"callbacks": [spec], "logger": False}},
+        )
+    return next(cb for cb in cli.trainer.callbacks if isinstance(cb, Technique))
+
+
+def plain(value: Any) -> Any:
+    """Return settings as YAML holds them: policies by class path, schedules as text."""
+    if isinstance(value, Technique):
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init
+        }
+    if isinstance(value, Schedule):
+        return repr(value)
+    if dataclasses.is_dataclass(value):
+        settings = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"class_path": f"lightning_tricks.{type(value).__name__}", "init_args": settings}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+@law("quiet")
+def test_later_calls_on_one_trainer_neither_count_twice_nor_leave_anything(
+    case: Case, tmp_path: Path
+) -> None:
+    technique = case.active()
+    module, runner = fit(REGIMES["fp32"], technique, root=tmp_path)
+    callbacks = list(runner.callbacks)
+    before = weights(module)
+    first, second = (runner.validate(module, Loader(2, seed=9), verbose=False) for _ in range(2))
+    assert first == second
+    runner.test(module, Loader(2, seed=9), verbose=False)
+    runner.predict(module, Loader(2, seed=9))
+    assert_equal(before, weights(module))
+    runner.fit_loop.max_epochs = 4
+    runner.fit(module, Loader(), Loader(2, seed=9))
+    assert technique.clock.position == runner.global_step == 20
+    assert runner.callbacks == callbacks
+    assert traces(module, runner) == []
+
+
+class Breaks(Callback):
+    """Raises in a training or validation batch, after it noted the module's own weights."""
+
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
+        self.live: dict[str, torch.Tensor] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.live = weights(pl_module)
+        self._break("on_train_batch_end", trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._break("on_validation_batch_end", trainer)
+
+    def _break(self, hook: str, trainer: Trainer) -> None:
+        if hook == self.hook and trainer.current_epoch == 1:
+            raise StopError
+
+
+@every_regime
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end"])
+@law("undo")
+def test_an_exception_leaves_the_modules_own_weights_and_no_hooks(
+    case: Case, hook: str, regime: Regime, tmp_path: Path
+) -> None:
+    module, breaks = regime.module(), Breaks(hook)
+    trainable = [p.requires_grad for p in module.parameters()]
+    runner = trainer(case.active(), breaks, default_root_dir=tmp_path, **regime.settings())
+    with pytest.raises(StopError):
+        runner.fit(module, Loader(), Loader(2, seed=9))
+    assert_equal(breaks.live, weights(module))
+    assert traces(module, runner) == []
+    assert trainable == [p.requires_grad for p in module.parameters()]
+
+
+def traces(module: LightningModule, runner: Trainer) -> list[str]:
+    """Return the hooks and patches that a technique has left on a module and its optimizers."""
+    found = [
+        f"{type(part).__name__}.{kind}"
+        for part in module.modules()
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+        if getattr(part, kind)
+    ]
+    found += [f"patched {name}" for name in vars(module) if callable(getattr(type(module), name, None))]
+    for optimizer in runner.optimizers:
+        found += [f"found_inf on {type(optimizer).__name__}"] if hasattr(optimizer, "found_inf") else []
+        hooks = [
+            *optimizer._optimizer_step_post_hooks.values(),
+            *optimizer._optimizer_step_pre_hooks.values(),
+        ]
+        found += [f"hook {hook}" for hook in hooks if "lightning_tricks" in hook.__module__]
+    return found
+
+
+@law("documented")
+def test_card_is_complete_and_names_a_source(case: Case) -> None:
+    kind = type(case.active())
+    card = kind.__doc__ or ""
+    for heading in ("When", "Changes", "Logs", "Saves", "Cost", "Use"):
+        assert f"* **{heading}**" in card, heading
+    assert "**not**" in card
+    assert ">>>" in card
+    source = __import__(kind.__module__, fromlist=["__doc__"]).__doc__ or ""
+    assert "Reference" in source
+
+
+def test_every_technique_is_a_case() -> None:
+    public = {name for name in lightning_tricks.__all__ if _is_technique(getattr(lightning_tricks, name))}
+    assert public == set(CASES)
+
+
+def _is_technique(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Technique)

@@ -1,0 +1,153 @@
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_tricks import constant, cosine, exponential, linear, warmup
+from lightning_tricks.core.duration import Horizon
+from lightning_tricks.core.notation import as_schedule, parse
+from lightning_tricks.core.schedule import Schedule
+
+
+def values(schedule: Schedule, steps: int, total: int | None = None) -> list[float]:
+    course = schedule.resolve(Horizon(steps if total is None else total))
+    return [round(course(step), 3) for step in range(steps)]
+
+
+# Written out by hand for a run of 10 steps; index 10 and 11 lie past its end.
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (cosine(), [1, 0.976, 0.905, 0.794, 0.655, 0.5, 0.345, 0.206, 0.095, 0.024, 0, 0]),
+        (
+            warmup(3) >> cosine(),
+            [0.25, 0.5, 0.75, 1, 0.95, 0.812, 0.611, 0.389, 0.188, 0.05, 0, 0],
+        ),
+        (linear(to=0.0), [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0, 0]),
+        (constant(2.0, over=8) >> linear(to=0.0), [2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 0, 0]),
+        (
+            exponential(to=1 / 1024),
+            [1, 0.5, 0.25, 0.125, 0.062, 0.031, 0.016, 0.008, 0.004, 0.002, 0.001, 0.001],
+        ),
+        (warmup(2, shape="exponential", start=0.25) >> constant(), [0.25, 0.5, *[1] * 10]),
+        (warmup(10) >> cosine(to=0.5), [*(round((t + 1) / 11, 3) for t in range(10)), 0.5, 0.5]),
+        (0.1 * (warmup(1) >> linear(to=0.0)), [0.05, 0.1, 0.089, 0.078, 0.067, 0.056, 0.044]),
+    ],
+    ids=repr,
+)
+def test_against_a_table_by_hand(schedule: Schedule, expected: list[float]) -> None:
+    course = schedule.resolve(Horizon(10))
+    assert [course(step) for step in range(len(expected))] == pytest.approx(expected, abs=5.01e-4)
+
+
+@given(length=st.integers(1, 200), end=st.floats(0.0, 1.0))
+def test_cosine_is_torchs(length: int, end: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length, eta_min=end)
+    ours = cosine(to=end).resolve(Horizon(length))
+    for step in range(length):
+        assert ours(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+any_part = st.one_of(
+    st.builds(lambda to, over: linear(to=to, over=over), st.floats(-2, 2), st.integers(1, 50)),
+    st.builds(lambda to, over: cosine(to=to, over=over), st.floats(-2, 2), st.integers(1, 50)),
+    st.builds(lambda over: constant(over=over), st.integers(1, 50)),
+)
+
+
+@given(parts=st.lists(any_part, min_size=2, max_size=5), factor=st.sampled_from([0.5, 3.0, -1.0]))
+def test_laws_of_the_algebra(parts: list[Schedule], factor: float) -> None:
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined >> part
+    horizon = Horizon(100)
+    course = joined.resolve(horizon)
+    for leg, following in zip(course.legs, course.legs[1:], strict=False):
+        # Continuous at the join: a part starts where the one before it ends.
+        assert leg.part.last(leg.first) == pytest.approx(following.first)
+    for step in range(0, 260, 7):
+        assert (factor * joined).resolve(horizon)(step) == pytest.approx(factor * course(step))
+    low, high = joined.bounds()
+    assert all(low - 1e-9 <= course(step) <= high + 1e-9 for step in range(260))
+    assert parse(repr(joined)).resolve(horizon)(33) == course(33)
+    assert pickle.loads(pickle.dumps(joined)) == joined
+
+
+def test_percent_and_epochs_resolve_against_the_run() -> None:
+    course = (warmup("10%") >> constant(over="1 epoch") >> linear(to=0.0)).resolve(Horizon(100, (20, 40)))
+    assert [leg.end for leg in course.legs] == [10, 30, 100]
+
+
+def test_begun_parts_keep_their_length_when_the_run_grows_and_the_last_stretches() -> None:
+    schedule = warmup("10%") >> constant(over="50%") >> linear(to=0.0)
+    before = schedule.resolve(Horizon(100))
+    assert before.kept(5) == [10]
+    assert before.kept(10) == [10, 60]
+    after = schedule.resolve(Horizon(200), kept=before.kept(30))
+    assert [leg.end for leg in after.legs] == [10, 60, 200]
+    assert all(before(step) == after(step) for step in range(60))
+
+
+def test_only_the_last_part_may_lack_a_length() -> None:
+    with pytest.raises(ValueError, match="only the last part .* got cosine"):
+        cosine(to=0.1) >> linear(to=0.0)
+
+
+def test_a_schedule_without_end_needs_a_run_with_one() -> None:
+    with pytest.raises(ValueError, match="the loader is endless.*over="):
+        cosine().resolve(Horizon(None, unknown="the loader is endless"))
+    assert constant(0.5).resolve(Horizon(None))(10**6) == 0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "cosine.__class__",
+        "cosine(to=[1])",
+        "lambda: 1",
+        "warmup('5%') + cosine()",
+        "cosine() * 2",
+        "2 >> cosine()",
+        "cosine(end=1)",
+        "warmup()",
+        "cosine(",
+        "",
+        "True",
+        "cosine(**{})",
+        "foo",
+    ],
+)
+def test_text_that_is_no_schedule_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, TypeError), match="max_norm"):
+        as_schedule("max_norm", text)
+
+
+@pytest.mark.parametrize("bad", [None, [1], {"to": 1}, True, math.nan, -1, -0.5, "linear(to=-1)", "-1"])
+def test_settings_outside_their_range_are_refused(bad: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="max_norm"):
+        as_schedule("max_norm", bad, 0.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: linear(to=math.inf),
+        lambda: linear(to=0.0, over=0.5),
+        lambda: exponential(to=0.0),
+        lambda: exponential(to=0.1, start=0.0),
+        lambda: warmup("5%", shape="cubic"),
+        lambda: warmup("5%", start=1.0),
+        lambda: 0.0 * cosine(),
+        lambda: constant("a"),
+    ],
+)
+def test_parts_refuse_bad_settings(call: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="must"):
+        call()  # type: ignore[operator]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EarlyStopping,
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+)
+
+from lightning_tricks import ConflictError, GradientClip, WarmupCosine
+from lightning_tricks.lifecycle.conductor import Conductor
+from lightning_tricks.lifecycle.ownership import foreign_claims
+from tests.toys import Loader, StopAfter, StopError, Toy, TwoOptimizers, trainer
+
+
+def test_one_conductor_stands_just_before_the_first_technique() -> None:
+    stopper = EarlyStopping("train_loss", strict=False, check_on_train_epoch_end=False)
+    first, second = GradientClip(), WarmupCosine()
+    runner = trainer(stopper, first, second)
+    for _ in range(2):
+        runner.fit(Toy(), Loader())
+    kinds = [type(callback) for callback in runner.callbacks]
+    assert kinds == [EarlyStopping, Conductor, GradientClip, WarmupCosine]
+    assert first.clock is second.clock
+
+
+def test_without_a_trainer_there_is_no_clock() -> None:
+    with pytest.raises(RuntimeError, match=r"GradientClip must be added to Trainer\(callbacks="):
+        _ = GradientClip().clock
+
+
+def test_changed_settings_are_named_on_resume(tmp_path: Path) -> None:
+    saved = tmp_path / "a.ckpt"
+    with pytest.raises(StopError):
+        trainer(GradientClip(max_norm=1.0), StopAfter(3, saved)).fit(Toy(), Loader())
+    with pytest.warns(
+        UserWarning, match="GradientClip was resumed with changed settings: max_norm 1.0 -> 2.0$"
+    ):
+        trainer(GradientClip(max_norm=2.0)).fit(Toy(), Loader(), ckpt_path=saved)
+
+
+def test_a_technique_added_on_resume_knows_the_position(tmp_path: Path) -> None:
+    saved, clip = tmp_path / "a.ckpt", GradientClip()
+    with pytest.raises(StopError):
+        trainer(StopAfter(7, saved)).fit(Toy(), Loader())
+    trainer(clip).fit(Toy(), Loader(), ckpt_path=saved)
+    assert clip.clock.position == 15
+    assert clip.outcome()["steps"] == 8
+
+
+def test_state_is_kept_by_class_and_label(tmp_path: Path) -> None:
+    runner = trainer(GradientClip(label="body", params="body"), GradientClip(params="head"))
+    runner.fit(Toy(), Loader())
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    keys = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"].keys()
+    assert keys == {"Conductor", "GradientClip[body]", "GradientClip"}
+
+
+def test_a_checkpoint_of_a_later_run_replaces_the_state_of_an_earlier(tmp_path: Path) -> None:
+    clip = GradientClip()
+    trainer(clip).fit(Toy(), Loader())
+    assert clip.outcome()["steps"] == 15
+    trainer(clip, max_epochs=1).fit(Toy(), Loader())
+    assert clip.outcome()["steps"] == 5
+
+
+@pytest.mark.parametrize("mode", ["barebones", "fast_dev_run"])
+def test_trial_runs_are_left_in_peace(mode: str) -> None:
+    settings: dict[str, Any] = {mode: True, "logger": None}
+    if mode == "barebones":
+        settings |= dict.fromkeys(["enable_checkpointing", "num_sanity_val_steps", "log_every_n_steps"])
+    runner = trainer(GradientClip(), WarmupCosine(warmup=500), **settings)
+    runner.fit(Toy(), Loader())  # a warning would be an error
+
+
+def test_what_is_not_ours_has_claims_too() -> None:
+    class Own(Toy):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+        def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+            pass
+
+    callbacks = (
+        EMAWeightAveraging(),
+        StochasticWeightAveraging(1e-2),
+        BackboneFinetuning(),
+    )
+    runner = trainer(*callbacks)
+    runner.strategy.connect(Own())
+    runner.strategy.lr_scheduler_configs = [object()]
+    found = {(claim.slot, claim.owner) for claim in foreign_claims(runner, Own())}
+    assert found == {
+        ("clipping", "Own.configure_gradient_clipping"),
+        ("lr", "the scheduler of Own.configure_optimizers"),
+        ("eval_weights", "EMAWeightAveraging"),
+        ("eval_weights", "StochasticWeightAveraging"),
+        ("lr", "StochasticWeightAveraging"),
+        ("requires_grad", "BackboneFinetuning"),
+        ("param_groups", "BackboneFinetuning"),
+    }
+
+
+def test_conflict_with_lightnings_own_callback_is_found_before_the_first_batch() -> None:
+    with pytest.raises(ConflictError, match="remove StochasticWeightAveraging, or remove WarmupCosine"):
+        trainer(WarmupCosine(), StochasticWeightAveraging(1e-2)).fit(Toy(), Loader())
+
+
+def test_manual_steps_that_come_late_are_said() -> None:
+    class EveryOther(TwoOptimizers):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx % 2:
+                super().training_step(batch, batch_idx)
+
+    with pytest.warns(UserWarning, match="a training batch was taken for one step, but 2 of 5 stepped"):
+        trainer(WarmupCosine(warmup=1)).fit(EveryOther(), Loader())
