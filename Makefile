@@ -22,7 +22,7 @@ types: .venv/.stamp ## check the types of the package
 	$(BIN)/mypy --strict
 
 bench: .venv/.stamp ## measure what the techniques cost
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python -m benchmarks.overhead
 
 notebooks: .venv/.stamp ## run the notebooks from the start and keep their outputs
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks/*.ipynb

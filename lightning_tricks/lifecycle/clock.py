@@ -77,6 +77,8 @@ class Clock:
         """
         if moment.unit == "epochs" and moment.amount == int(moment.amount):
             return self.epoch >= moment.amount
+        if moment.unit == "steps":  # needs no length, so none is marked as used
+            return self.position >= moment.amount
         return self.position >= self.horizon.end(0, moment)
 
     def saved(self) -> dict[str, int]:

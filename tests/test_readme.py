@@ -1,0 +1,45 @@
+"""Every block of code in the README runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+# What a newcomer's Trainer says of itself, on whatever machine that is.
+@pytest.mark.filterwarnings("ignore:.*tensorboardX|.*does not have many workers|.*smaller than the logging")
+def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    assert len(blocks("python")) >= 2
+    for block in blocks("python"):
+        exec(block, names)
+
+
+def test_yaml_block_builds_the_techniques(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (config,) = blocks("yaml")
+    cli = LightningCLI(
+        DigitsClassifier, DigitsData, run=False, save_config_callback=None, args=yaml.safe_load(config)
+    )
+    kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    assert kinds[:3] == ["GradientClip", "WarmupCosine", "EMAWeights"]
+
+
+def test_shell_blocks_name_targets_of_the_makefile() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
