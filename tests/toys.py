@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,20 +18,25 @@ BATCHES = 5
 
 
 class Loader:
-    """``BATCHES`` batches an epoch, each made from its own seed; resumes in mid-epoch to the batch."""
+    """``BATCHES`` batches an epoch, each made from its own seed; resumes in mid-epoch to the batch.
 
-    def __init__(self, batches: int = BATCHES, seed: int = 0) -> None:
-        self.batches, self.seed = batches, seed
+    With ``fixed``, every epoch has the same ones, as validation data has.
+    """
+
+    def __init__(self, batches: int = BATCHES, seed: int = 0, *, fixed: bool = False) -> None:
+        self.batches, self.seed, self.fixed = batches, seed, fixed
         self.epoch = self.done = 0
         self.resumed = False
+        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = 0 if self.fixed else epoch
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.done and not self.resumed:  # Lightning never asks for one batch too many
-            self.epoch, self.done = self.epoch + 1, 0
-        self.resumed = False
+        self.done, self.resumed = self.done if self.resumed else 0, False
         while self.done < self.batches:
             generator = torch.Generator().manual_seed(self.seed * 10007 + self.epoch * 101 + self.done)
             self.done += 1
@@ -40,10 +46,10 @@ class Loader:
             )
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "done": self.done}
+        return {"done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.done = state["epoch"], state["done"]
+        self.done = state["done"]
         self.resumed = self.done < self.batches
 
 
@@ -133,14 +139,23 @@ class StopError(RuntimeError):
 
 
 class StopAfter(Checkpoint):
-    """Saves a checkpoint after ``batches`` training batches and breaks off by an exception."""
+    """Saves a checkpoint at the ``count``-th call of ``hook`` and breaks off by an exception."""
 
-    def __init__(self, batches: int, path: Path) -> None:
-        self.batches, self.path, self.seen = batches, path, 0
+    def __init__(self, count: int, path: Path, hook: str = "on_train_batch_end") -> None:
+        self.count, self.path, self.hook, self.seen = count, path, hook, 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.seen += 1
-        if self.seen == self.batches:
+        self._stop("on_train_batch_end", trainer)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self._stop("on_validation_end", trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._stop("on_train_epoch_end", trainer)
+
+    def _stop(self, hook: str, trainer: Trainer) -> None:
+        self.seen += hook == self.hook
+        if self.seen == self.count and hook == self.hook:
             trainer.save_checkpoint(self.path)
             raise StopError
 

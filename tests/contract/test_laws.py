@@ -36,7 +36,7 @@ def fit(
     """Train three epochs with validation and return the module and its Trainer."""
     module = regime.module()
     runner = trainer(*techniques, default_root_dir=root, **regime.settings())
-    runner.fit(module, Loader(), Loader(2, seed=9), ckpt_path=ckpt_path)
+    runner.fit(module, Loader(), Loader(2, seed=9, fixed=True), ckpt_path=ckpt_path)
     return module, runner
 
 
@@ -66,16 +66,27 @@ def test_active_setting_changes_the_run(case: Case, regime: Regime, tmp_path: Pa
         assert_equal(weights(plain), weights(ours))
 
 
+# Never in the middle of an accumulation, whose gradients no checkpoint holds, and never after the last batch
+# of an epoch, but before its validation, which Lightning then leaves out.
+STOPS = [
+    ("on_train_batch_end", 4),
+    ("on_train_batch_end", 9),
+    ("on_validation_end", 1),
+    ("on_train_epoch_end", 2),
+]
+
+
 @every_regime
-@pytest.mark.parametrize(
-    "stop", [4, 5, 9]
-)  # within an epoch, at its end, in the next; never mid-accumulation
+@pytest.mark.parametrize("stop", STOPS, ids=str)
 @law("resume")
-def test_resumed_run_equals_uninterrupted_run(case: Case, stop: int, regime: Regime, tmp_path: Path) -> None:
+def test_resumed_run_equals_uninterrupted_run(
+    case: Case, stop: tuple[str, int], regime: Regime, tmp_path: Path
+) -> None:
     whole, whole_runner = fit(regime, case.active(), root=tmp_path / "whole")
-    saved = tmp_path / "stopped.ckpt"
+    saved = tmp_path / "parts" / "stopped.ckpt"
+    hook, count = stop
     with pytest.raises(StopError):
-        fit(regime, case.active(), StopAfter(stop, saved), root=tmp_path / "parts")
+        fit(regime, case.active(), StopAfter(count, saved, hook), root=tmp_path / "parts")
     parts, runner = fit(regime, case.active(), ckpt_path=saved, root=tmp_path / "parts")
     assert_equal(weights(whole), weights(parts))
     assert_equal(full_state(whole_runner, tmp_path / "a.ckpt"), full_state(runner, tmp_path / "b.ckpt"))
@@ -135,13 +146,13 @@ def test_later_calls_on_one_trainer_neither_count_twice_nor_leave_anything(
     module, runner = fit(REGIMES["fp32"], technique, root=tmp_path)
     callbacks = list(runner.callbacks)
     before = weights(module)
-    first, second = (runner.validate(module, Loader(2, seed=9), verbose=False) for _ in range(2))
+    first, second = (runner.validate(module, Loader(2, seed=9, fixed=True), verbose=False) for _ in range(2))
     assert first == second
-    runner.test(module, Loader(2, seed=9), verbose=False)
-    runner.predict(module, Loader(2, seed=9))
+    runner.test(module, Loader(2, seed=9, fixed=True), verbose=False)
+    runner.predict(module, Loader(2, seed=9, fixed=True))
     assert_equal(before, weights(module))
     runner.fit_loop.max_epochs = 4
-    runner.fit(module, Loader(), Loader(2, seed=9))
+    runner.fit(module, Loader(), Loader(2, seed=9, fixed=True))
     assert technique.clock.position == runner.global_step == 20
     assert runner.callbacks == callbacks
     assert traces(module, runner) == []
@@ -176,7 +187,7 @@ def test_an_exception_leaves_the_modules_own_weights_and_no_hooks(
     trainable = [p.requires_grad for p in module.parameters()]
     runner = trainer(case.active(), breaks, default_root_dir=tmp_path, **regime.settings())
     with pytest.raises(StopError):
-        runner.fit(module, Loader(), Loader(2, seed=9))
+        runner.fit(module, Loader(), Loader(2, seed=9, fixed=True))
     assert_equal(breaks.live, weights(module))
     assert traces(module, runner) == []
     assert trainable == [p.requires_grad for p in module.parameters()]
@@ -190,7 +201,9 @@ def traces(module: LightningModule, runner: Trainer) -> list[str]:
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
         if getattr(part, kind)
     ]
-    found += [f"patched {name}" for name in vars(module) if callable(getattr(type(module), name, None))]
+    # Weights-only checkpoints reach no callback: an average stays on this one method until the next run.
+    patched = {name for name in vars(module) if callable(getattr(type(module), name, None))}
+    found += [f"patched {name}" for name in patched - {"on_save_checkpoint"}]
     for optimizer in runner.optimizers:
         found += [f"found_inf on {type(optimizer).__name__}"] if hasattr(optimizer, "found_inf") else []
         hooks = [
