@@ -4,21 +4,44 @@ Add a technique to ``Trainer(callbacks=[...])``; each one's settings, effects an
 card, the docstring of its class.
 """
 
+from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, warmup
+from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
+from lightning_tricks.fusion.fusion import WeightFusion
+from lightning_tricks.fusion.greedy_soup import GreedySoup
+from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.gradients.clip import GradientClip
+from lightning_tricks.lifecycle.checkpoints import average_state, live_state
+from lightning_tricks.network.openings import Plateau
+from lightning_tricks.network.stages import propose_stages
+from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
+    "Average",
+    "BestK",
     "ConflictError",
+    "EMAWeights",
+    "EverySteps",
     "GradientClip",
+    "GreedySoup",
+    "Interpolate",
+    "LastEpochs",
+    "Plateau",
+    "ProgressiveUnfreeze",
     "Schedule",
     "WarmupCosine",
+    "WeightFusion",
+    "average_state",
     "constant",
     "cosine",
     "exponential",
     "linear",
+    "live_state",
+    "propose_stages",
     "warmup",
 ]
 __version__ = "0.1.0"

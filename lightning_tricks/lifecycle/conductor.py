@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_tricks.core.conflicts import Claim, ConflictError, check_claims, check_order
@@ -50,6 +51,15 @@ class Member(Callback, ABC):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, with the run's length known and everything restored."""
+
+    def average(self) -> dict[str, Tensor] | None:
+        """Return the averaged weights that evaluation sees instead of the live ones.
+
+        Returns:
+            Tensors by their names in the module's state dict, wrappers' names left out; ``None`` as long as
+            there is no average. Not to be changed, and valid until the next step only.
+        """
+        return None
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put into the module what it shall hold after the run."""

@@ -25,12 +25,24 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "EMAWeights": Case(
+        neutral=lambda: lt.EMAWeights(decay=0.0),
+        active=lambda: lt.EMAWeights(decay="0.9 * constant()", every=2, start=1, buffers="average"),
+    ),
     "GradientClip": Case(
         neutral=lambda: lt.GradientClip(max_norm=1e9),
         active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
     ),
+    "ProgressiveUnfreeze": Case(
+        neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
+        active=lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at="30%"),
+    ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
         active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),
+    ),
+    "WeightFusion": Case(
+        neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
+        active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),
     ),
 }

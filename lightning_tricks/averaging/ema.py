@@ -1,0 +1,275 @@
+"""An exponential moving average of the weights, evaluated in the place of the live ones.
+
+    m_t = d_t m_{t-1} + (1 - d_t) theta_t,    d_t = min(decay, (1 + t) / (10 + t))
+
+``t`` counts real optimizer steps since averaging began, from 0; ``theta_t`` are the weights after the
+step. Without ``decay_warmup``, d_t = decay. With ``every`` = n the average moves at each n-th step only,
+by the product of the n decays since.
+
+References: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
+https://doi.org/10.1137/0330046; Tarvainen and Valpola, "Mean teachers are better role models", 2017,
+https://arxiv.org/abs/1703.01780. The warm-up is that of TensorFlow's ``ExponentialMovingAverage``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from lightning_tricks.averaging.second_set import SecondSet
+from lightning_tricks.averaging.shadow import Shadows, as_device
+from lightning_tricks.core import checks
+from lightning_tricks.core.duration import as_duration
+from lightning_tricks.core.notation import as_schedule
+from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.lifecycle.checkpoints import averaged_steps
+from lightning_tricks.lifecycle.technique import Technique
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.optim import Optimizer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["EMAWeights", "joint_share", "live_share"]
+
+_DTYPES = ("float32", "float64")
+
+
+def live_share(updates: int | Tensor, *, decay: float, warmup: bool) -> float | Tensor:
+    """Return 1 - d_t, the share of the live weights in the average after one step.
+
+    Args:
+        updates: t, the real steps before this one; a 0-d tensor stays on its device.
+        decay: In [0, 1].
+        warmup: Whether early decays are smaller.
+
+    Example:
+        >>> live_share(0, decay=0.999, warmup=True), live_share(8, decay=0.999, warmup=True)
+        (0.9, 0.5)
+    """
+    constant = 1.0 - decay
+    if not warmup:
+        return constant
+    early = 9 / (10 + updates)
+    return early.clamp(min=constant) if isinstance(early, Tensor) else max(early, constant)
+
+
+def joint_share(first: float | Tensor, second: float | Tensor) -> float | Tensor:
+    """Return the share of the live weights if both steps are made as one: the decays' product, from 1.
+
+    Example:
+        >>> joint_share(0.5, 0.5)
+        0.75
+    """
+    return first + (1.0 - first) * second
+
+
+@dataclass
+class _Progress:
+    """How far an average has come.
+
+    Attributes:
+        updates: Real steps since it began; a tensor if only the device knows.
+        seen: The same, with the steps counted of which only the device knows.
+        share: Joint share of the real steps since the last that moved it.
+    """
+
+    updates: int | Tensor = 0
+    seen: int = 0
+    share: float | Tensor = 0.0
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class EMAWeights(Technique):
+    """Average the weights exponentially (equation above) and evaluate the average.
+
+    * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
+      and several optimizers in one batch count once. The average begins with the weights that ``start``
+      finds.
+    * **Changes** what the module holds: the average in sanity check and validation, the live weights again
+      after it, also after an error; the average once ``fit`` is over, and so in test and predict. The next
+      ``fit`` of the Trainer takes the live weights back. Callbacks listed before it see the live weights in
+      ``on_validation_start``, and those after it in ``on_validation_end``. The training itself stays as
+      it is.
+    * **Logs** ``ema_weights/decay``, the product of the decays since the average last moved.
+    * **Saves** both sets of weights in every checkpoint, weights-only ones included (``live_state`` and
+      ``average_state`` read either), and its counts; a shadow that is wider than its weight also unrounded.
+      Before ``start`` a checkpoint stays as it is.
+    * **Cost** one copy of the weights in memory and one pass over them per update; no wait for the device,
+      unless ``device`` is another. A second copy for a validation of weights narrower than their average.
+    * **Use** for noisy training at a high or constant rate, and for the generator of a GAN; **not** without
+      ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another average.
+
+    Args:
+        decay: In [0, 1]; a number, a schedule or its text. With 0 the average is the live weights.
+        decay_warmup: Whether early decays are smaller, so that the first weights are soon forgotten.
+        every: Move the average each so many real steps, at least 1, with the decay corrected for it.
+        start: When averaging begins: optimizer steps, ``"3 epochs"`` or ``"5%"`` of the run. Until then the
+            live weights are evaluated and kept.
+        params: Name patterns of the parameters to average. Parameters that are not floating, or frozen, are
+            left alone; one that is opened later joins then.
+        buffers: ``"copy"`` keeps the live ones; ``"average"`` averages those that ``params`` matches too,
+            except integers, booleans and masks that hold infinities.
+        device: Where to keep the average, such as ``"cpu"``; ``None`` for beside the weights.
+        dtype: ``"float32"`` or ``"float64"`` (an average in 16 bits stands still); ``None`` for each weight's
+            own type, but at least 32 bits.
+        evaluate: Whether validation within ``fit`` uses the average. All evaluations after it do.
+        save: Which set stands under ``state_dict``, where everybody looks: ``"average"`` or ``"live"``.
+
+    Example:
+        >>> EMAWeights(decay=0.9999, start="2 epochs", params="generator.*")
+        EMAWeights(decay=0.9999, decay_warmup=True, every=1, start='2 epochs', params='generator.*', \
+buffers='copy', device=None, dtype=None, evaluate=True, save='average')
+    """
+
+    decay: float | str | Schedule = 0.999
+    decay_warmup: bool = True
+    every: int = 1
+    start: int | str = 0
+    params: Patterns = "*"
+    buffers: Literal["copy", "average"] = "copy"
+    device: str | None = None
+    dtype: str | torch.dtype | None = None
+    evaluate: bool = True
+    save: Literal["average", "live"] = "average"
+    _second: SecondSet = field(default_factory=SecondSet, init=False, repr=False)
+    _progress: _Progress = field(default_factory=_Progress, init=False, repr=False)
+    _state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _course: Course | None = field(default=None, init=False, repr=False)
+    _decay: float | Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        as_schedule("decay", self.decay, 0.0, 1.0)
+        checks.flag("decay_warmup", self.decay_warmup)
+        checks.whole("every", self.every, 1)
+        as_duration("start", self.start)
+        as_patterns("params", self.params)
+        checks.one_of("buffers", self.buffers, ("copy", "average"))
+        as_device("device", self.device)
+        if self.dtype is not None:
+            self.dtype = checks.one_of("dtype", str(self.dtype).removeprefix("torch."), _DTYPES)
+        checks.flag("evaluate", self.evaluate)
+        checks.one_of("save", self.save, ("average", "live"))
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._second.enter(self.conductor, stage):
+            self._state, self._course = {}, None
+
+    def read_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._second.read(trainer, pl_module, checkpoint):
+            # Overwritten by the technique's own state, if the checkpoint holds it.
+            steps = averaged_steps(checkpoint) * self.every
+            self._state, self._course = {"progress": {"updates": steps, "seen": steps}}, None
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        buffers = self.buffers == "average"
+        self._second.prepare(trainer, pl_module, params=self.params, buffers=buffers, save=self.save)
+
+    def claims(self) -> Iterable[Claim]:
+        chosen = {name: slot.tensor for name, slot in self._second.slots.items()}
+        return [self.claim("eval_weights", chosen)]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._state = state
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        kept = self._course.kept(self.clock.position) if self._course else self._state.get("kept", ())
+        self._course = as_schedule("decay", self.decay).resolve(self.clock.horizon, kept=kept)
+        self._begin_if_due(trainer)
+
+    def _begin_if_due(self, trainer: Trainer) -> None:
+        """Begin to average at ``start``, or at once if a checkpoint holds an average."""
+        if self._second.shadows is not None:
+            return
+        if not (self._second.found or self.clock.reached(as_duration("start", self.start))):
+            return
+        state, self._state = self._state, {}
+        saved = _Progress(**state.get("progress", {}))
+        own = "wide" in state and (self._second.found or saved.seen == 0)
+        self._progress, self._decay = saved if self._second.found else _Progress(), None
+        self._second.begin(
+            trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
+        )
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._second.shadows is not None:
+            self._second.shadows.join_opened()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._second.shadows is None:
+            self._begin_if_due(trainer)
+        elif self.clock.applied is not False:
+            self._average(self._second.shadows, self.clock.applied)
+            if self._decay is not None:
+                self.report(trainer, pl_module, decay=self._decay)
+
+    def _average(self, shadows: Shadows, applied: bool | Tensor) -> None:
+        assert self._course is not None
+        now, decay = self._progress, self._course(self.clock.position)
+        share = live_share(now.updates, decay=decay, warmup=self.decay_warmup) * applied
+        now.share = joint_share(now.share, share)
+        now.updates = now.updates + applied
+        now.seen += 1
+        if now.seen % self.every == 0:
+            shadows.lerp_(now.share)
+            self._decay, now.share = 1.0 - now.share, 0.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_if_due(trainer)  # where it is an epoch's end
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.evaluate:
+            self._second.show(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._second.hide()
+
+    def undo(self) -> None:
+        self._second.hide()
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._second.finish(trainer, self.state_key)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._second.found:  # the run was over before it began, and no hook of training came
+            self.take_state(trainer)
+            self._begin_if_due(trainer)
+        self._second.rest(trainer, self.state_key)
+
+    def live_weights(self) -> AbstractContextManager[None]:
+        """Return a context within which the module holds its live weights, where it holds the average.
+
+        Raises:
+            RuntimeError: If no Trainer has ever used this technique.
+        """
+        _ = self.conductor  # raises if there is none
+        return self._second.live()
+
+    def edit_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._second.write(checkpoint)
+
+    def saved(self) -> dict[str, Any]:
+        shadows = self._second.shadows
+        return {
+            "progress": vars(self._progress).copy(),
+            "kept": self._course.kept(self.clock.position) if self._course else [],
+            "wide": {} if shadows is None else shadows.beyond(),
+        }
+
+    def outcome(self) -> dict[str, float | int | str]:
+        last = {} if self._decay is None else {"decay": float(self._decay)}
+        return {"updates": int(self._progress.updates), **last}

@@ -1,0 +1,180 @@
+"""A second set of weights through the runs of a Trainer: begun, evaluated, saved, put in, taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_tricks.averaging.shadow import Shadows, as_device
+from lightning_tricks.averaging.slots import Slot, find_slots, same_places
+from lightning_tricks.core.select import Patterns
+from lightning_tricks.lifecycle.checkpoints import (
+    WeightsOnlyHook,
+    load_average,
+    read_sets,
+    take_sets,
+    write_sets,
+)
+from lightning_tricks.lifecycle.notice import say, warn
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.lifecycle.conductor import Conductor
+
+__all__ = ["SecondSet"]
+
+
+class SecondSet:
+    """What every technique does that keeps averaged weights; when they move is its own affair.
+
+    Attributes:
+        slots: The tensors that are averaged, by first clean name.
+        shadows: Their averages; ``None`` until averaging begins.
+    """
+
+    def __init__(self) -> None:
+        """Know of no run."""
+        self.slots: dict[str, Slot] = {}
+        self._owner: Conductor | None = None
+        self._hook: WeightsOnlyHook | None = None
+        self._evaluating = False
+        self._save = "average"
+        self._forget()
+
+    def _forget(self) -> None:
+        self.shadows: Shadows | None = None
+        self._values: dict[str, Tensor] | None = None
+        self._loaded = False
+
+    def enter(self, conductor: Conductor, stage: str) -> bool:
+        """Return whether the first ``fit`` of a Trainer starts, which knows nothing of earlier runs."""
+        if stage != "fit" or self._owner is conductor:
+            return False
+        if self._hook is not None:
+            self._hook.remove()
+        self._owner = conductor
+        self._forget()
+        return True
+
+    def read(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> bool:
+        """Put the weights of a loaded checkpoint where they belong; return whether ``fit`` loaded it."""
+        if trainer.state.fn != "fit":
+            load_average(pl_module, checkpoint)
+            return False
+        self._forget()
+        self._loaded, self._values = True, take_sets(pl_module, checkpoint)
+        return True
+
+    def prepare(
+        self, trainer: Trainer, pl_module: LightningModule, *, params: Patterns, buffers: bool, save: str
+    ) -> None:
+        """Find the tensors, and edit weights-only checkpoints too from here on.
+
+        Raises:
+            ValueError: If the weights are sharded, or ``params`` matches none that can be averaged.
+        """
+        if trainer.strategy.restore_checkpoint_after_setup:
+            name = type(trainer.strategy).__name__
+            raise ValueError(f"averaged weights must be whole in each process, got {name}")
+        slots = find_slots(pl_module, params, buffers=buffers)
+        if self.shadows is not None and same_places(slots, self.slots):
+            self.shadows.place()
+        elif self.shadows is not None:
+            self._forget()
+        self.slots, self._save = slots, save
+        self._hook = WeightsOnlyHook(trainer, pl_module, self.write)
+        self._conductor.on_next_fit(self._hook.remove)
+
+    @property
+    def _conductor(self) -> Conductor:
+        assert self._owner is not None
+        return self._owner
+
+    @property
+    def found(self) -> bool:
+        """Whether the checkpoint that ``fit`` has loaded holds an average that is not yet taken."""
+        return self._values is not None
+
+    def begin(
+        self,
+        trainer: Trainer,
+        who: str,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | None = None,
+        wide: Mapping[str, Tensor] | None = None,
+        known: bool = False,
+    ) -> Shadows:
+        """Begin with the average of a checkpoint, or else with the live weights.
+
+        Args:
+            trainer: The Trainer of the run.
+            who: The technique, for messages.
+            dtype: The name of the shadows' type; ``None`` for each weight's own, but at least 32 bits.
+            device: Where to keep shadows; ``None`` for beside the weights.
+            wide: Unrounded values that the checkpoint holds beside.
+            known: Whether the average, or that there is none, is what ``who`` has saved itself.
+        """
+        self.shadows = Shadows(
+            self.slots,
+            dtype=None if dtype is None else getattr(torch, str(dtype)),
+            device=as_device("device", device),
+            values={**(self._values or {}), **(wide or {})},
+        )
+        if self._loaded and self._values is None and not known:
+            say(trainer, f"{who}: the checkpoint holds no average, so it begins with the weights as they are")
+        elif self._values is not None and self.shadows.fresh:
+            missing = ", ".join(self.shadows.fresh)
+            say(trainer, f"{who}: the checkpoint holds no average of {missing}, which begin as they are")
+        elif self._values is not None and not known:
+            say(trainer, f"{who}: goes on from the average that the checkpoint holds")
+        self._loaded, self._values = False, None
+        return self.shadows
+
+    def show(self, trainer: Trainer) -> None:
+        """Put the average into the module for an evaluation within ``fit``, if it is not there."""
+        if trainer.state.fn == "fit" and self.shadows is not None and not self.shadows.shown:
+            self._evaluating = True
+            self.shadows.show()
+
+    def hide(self) -> None:
+        """Take it out again, if it is in for an evaluation."""
+        if self._evaluating and self.shadows is not None:
+            self.shadows.hide()
+        self._evaluating = False
+
+    def finish(self, trainer: Trainer, who: str) -> None:
+        """Put the average into the module until the Trainer fits again."""
+        if not self.shadows:
+            reason = "start was not reached" if self.shadows is None else "no weight was trained"
+            warn(trainer, f"{who} averaged nothing, since {reason}: the module keeps its live weights")
+            return
+        self.shadows.show(keep=True)
+        self._conductor.on_next_fit(self.shadows.hide)
+
+    def rest(self, trainer: Trainer, who: str) -> None:
+        """Hold the average after a fit that had nothing to train, and follow the module to its device."""
+        if self.shadows is not None:
+            if not self.shadows.shown:
+                self.finish(trainer, who)
+            self.shadows.place()
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Give the module its live weights within the context, and then again what it held."""
+        if self.shadows is None:
+            yield
+            return
+        with self.shadows.hidden():
+            yield
+
+    def write(self, checkpoint: dict[str, Any]) -> None:
+        """Put both sets into a checkpoint, once averaging has begun."""
+        if self.shadows is not None:
+            live, average = self.shadows.sets(*read_sets(checkpoint))
+            write_sets(checkpoint, live=live, average=average, save=self._save)

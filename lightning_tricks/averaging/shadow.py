@@ -1,0 +1,237 @@
+"""A second value for each of some of a module's tensors, and its exchange with the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_tricks.averaging.slots import Slot
+from lightning_tricks.core.select import clean_name
+from lightning_tricks.core.tensors import copy_, lerp_, swap_
+
+__all__ = ["Shadows", "as_device", "shadow_dtype"]
+
+
+def shadow_dtype(dtype: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
+    """Return the type of a shadow of a tensor of ``dtype``.
+
+    Args:
+        dtype: A floating or complex type.
+        asked: The real type to use; ``None`` for ``dtype``, but at least 32 bits.
+
+    Example:
+        >>> shadow_dtype(torch.bfloat16, None), shadow_dtype(torch.complex64, torch.float64)
+        (torch.float32, torch.complex128)
+    """
+    if asked is None:
+        return torch.promote_types(dtype, torch.float32)
+    return asked.to_complex() if dtype.is_complex else asked
+
+
+def as_device(name: str, value: str | None) -> torch.device | None:
+    """Return the device that ``value`` names; ``None`` stays.
+
+    Args:
+        name: What the user calls the value.
+        value: Such as ``"cpu"`` or ``"cuda:1"``.
+
+    Raises:
+        ValueError: If torch knows no such device.
+    """
+    try:
+        return None if value is None else torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{name} must name a device of torch, such as 'cpu', got {value!r}") from None
+
+
+class _Group(NamedTuple):
+    """Shadows of one type and device.
+
+    Attributes:
+        apart: Whether their live tensors are on another device.
+    """
+
+    shadows: list[Tensor]
+    slots: list[Slot]
+    apart: bool
+
+
+class Shadows:
+    """Shadows of the tensors in some slots, and which of the two sets the module holds.
+
+    Attributes:
+        shown: Whether the module holds the shadows' values, and the live ones are kept here.
+        fresh: The names of those that began with live values.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        *,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        values: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Begin with ``values``, and where there is none, with the live tensors.
+
+        A frozen tensor gets a shadow only when it is opened, or if its value is another.
+
+        Args:
+            slots: What to shadow.
+            dtype: As :func:`shadow_dtype` takes it.
+            device: Where to keep shadows; ``None`` for each beside its live tensor.
+            values: Earlier shadows, by any of their names.
+        """
+        self.shown = False
+        self.fresh: list[str] = []
+        self._dtype, self._device = dtype, device
+        self._slots: list[Slot] = []
+        self._frozen: list[tuple[Tensor, Slot]] = []
+        self._shadows: list[Tensor] = []
+        self._groups: list[_Group] | None = None
+        self._stash: dict[int, Tensor] = {}
+        self._exchanged: list[int] = []
+        for name, slot in slots.items():
+            value = next((values[alias] for alias in slot.names if alias in values), None) if values else None
+            if slot.moves or (value is not None and not torch.equal(value.to(slot.tensor), slot.tensor)):
+                self._add(slot, value)
+                self.fresh += [name] if value is None else []
+            else:
+                self._frozen.append((slot.tensor, slot))
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def _add(self, slot: Slot, value: Tensor | None) -> None:
+        live = slot.tensor.detach()
+        dtype = shadow_dtype(live.dtype, self._dtype)
+        shadow = torch.empty_like(live, dtype=dtype, device=self._device or live.device)
+        self._shadows.append(shadow.copy_(live if value is None else value))
+        self._slots.append(slot)
+        self._groups = None
+
+    def join_opened(self) -> None:
+        """Begin shadows of what was frozen and is open now; to be called before it moves."""
+        opened = [slot for tensor, slot in self._frozen if tensor.requires_grad]
+        if opened:
+            self._frozen = [pair for pair in self._frozen if pair[1] not in opened]
+        for slot in opened:
+            self._add(slot, None)
+
+    def place(self) -> None:
+        """Move each shadow to where it belongs, after the live tensors may have moved."""
+        for index, slot in enumerate(self._slots):
+            device = self._device or slot.tensor.device
+            self._shadows[index] = self._shadows[index].to(device)
+        self._groups = None
+
+    def lerp_(self, share: float | Tensor) -> None:
+        """Move all shadows towards the live tensors by ``share`` of the way; a tensor stays on its device."""
+        for group in self._grouped():
+            live = [slot.owner[slot.key] for slot in group.slots]
+            if group.apart:
+                live = [tensor.to(group.shadows[0].device) for tensor in live]
+            lerp_(group.shadows, live, share)
+
+    def _grouped(self) -> list[_Group]:
+        # Lists of one type and device, because torch's foreach kernels fall back to loops for mixed ones.
+        if self._groups is None:
+            groups: dict[object, _Group] = {}
+            for shadow, slot in zip(self._shadows, self._slots, strict=True):
+                live = slot.tensor
+                apart = shadow.device != live.device
+                kind = shadow.dtype, live.dtype, shadow.device, apart
+                group = groups.setdefault(kind, _Group([], [], apart))
+                group.shadows.append(shadow)
+                group.slots.append(slot)
+            self._groups = list(groups.values())
+        return self._groups
+
+    def show(self, *, keep: bool = False) -> None:
+        """Put the shadows' values into the module.
+
+        Args:
+            keep: Whether the shadows stay as they are and the live values are kept on the CPU. Else the two
+                change places where they have one type and device, which needs no memory.
+        """
+        pairs = [
+            (slot.tensor.detach(), shadow) for slot, shadow in zip(self._slots, self._shadows, strict=True)
+        ]
+        self._stash = {
+            index: live.to("cpu" if keep else live.device, copy=True)
+            for index, (live, shadow) in enumerate(pairs)
+            if keep or live.dtype != shadow.dtype or live.device != shadow.device
+        }
+        self.shown = True  # from here on an interruption can be taken back
+        for index, (live, shadow) in enumerate(pairs):
+            if index not in self._stash:
+                swap_([live], [shadow])
+                self._exchanged.append(index)
+        copy_([pairs[index][0] for index in self._stash], [pairs[index][1] for index in self._stash])
+
+    def hide(self) -> None:
+        """Give the module its live values back, if it does not hold them."""
+        if not self.shown:
+            return
+        # Backwards, because tensors that share memory were shown one after the other.
+        while self._exchanged:
+            index = self._exchanged.pop()
+            swap_([self._slots[index].tensor.detach()], [self._shadows[index]])
+        copy_([self._slots[index].tensor.detach() for index in self._stash], [*self._stash.values()])
+        self._stash, self.shown = {}, False
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Give the live values back within the context, and then again whatever the module held."""
+        if not self.shown:
+            yield
+            return
+        held = [slot.tensor.detach().clone() for slot in self._slots]
+        keep = len(self._stash) == len(self)
+        self.hide()
+        try:
+            yield
+        finally:
+            self.show(keep=keep)
+            copy_([slot.tensor.detach() for slot in self._slots], held)
+
+    def sets(
+        self, live: dict[str, Tensor], average: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the state dicts of the live weights and of the average.
+
+        Args:
+            live: The module's, with the live values of whatever else is averaged.
+            average: The module's, with the averages of those. While the shadows are shown, it holds theirs
+                already.
+        """
+        if self.shown:
+            kept = [self._stash.get(index, shadow) for index, shadow in enumerate(self._shadows)]
+            return self._replaced(live, kept), average
+        pairs = zip(self._shadows, self._slots, strict=True)
+        return live, self._replaced(average, [shadow.to(slot.tensor.dtype) for shadow, slot in pairs])
+
+    def _replaced(self, state: dict[str, Tensor], values: list[Tensor]) -> dict[str, Tensor]:
+        named = {name: value for slot, value in zip(self._slots, values, strict=True) for name in slot.names}
+        result = copy(state)  # with the version numbers that torch attaches
+        for key in result:
+            result[key] = named.get(clean_name(key), result[key])
+        return result
+
+    def beyond(self) -> dict[str, Tensor]:
+        """Return the shadows that a state dict does not hold to the bit, by first name.
+
+        They are those of another type than their tensor, and those in whose place the module holds
+        something else by now.
+        """
+        return {
+            slot.names[0]: shadow
+            for index, (slot, shadow) in enumerate(zip(self._slots, self._shadows, strict=True))
+            if shadow.dtype != slot.tensor.dtype
+            or (index in self._stash and not torch.equal(shadow.cpu(), slot.tensor.cpu()))
+        }

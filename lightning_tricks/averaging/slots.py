@@ -1,0 +1,101 @@
+"""Where the tensors of a module are that an average is taken of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_tricks.core.select import Pattern, Patterns, as_patterns, clean_name, matches, select
+
+__all__ = ["Slot", "find_slots", "same_places"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """The place of a tensor in a module, where it is found even if the module has replaced it.
+
+    Attributes:
+        owner: The parameters or the buffers of the module that holds it.
+        key: Its name there.
+        names: All clean names under which a state dict holds it, the first first.
+    """
+
+    owner: dict[str, Any]
+    key: str
+    names: list[str]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The live tensor."""
+        tensor: Tensor = self.owner[self.key]
+        return tensor
+
+    @property
+    def moves(self) -> bool:
+        """Whether training changes it, as far as can be known: it is no frozen parameter."""
+        return self.tensor.requires_grad or not isinstance(self.tensor, nn.Parameter)
+
+
+def find_slots(module: nn.Module, patterns: Patterns, *, buffers: bool) -> dict[str, Slot]:
+    """Return the places of floating and complex tensors that ``patterns`` match, by first clean name.
+
+    Args:
+        module: Searched with all its children; a tied tensor is found once, with all its names.
+        patterns: Which parameters, and which buffers, as in :func:`~lightning_tricks.core.select.select`.
+        buffers: Whether buffers that state dicts hold are wanted too.
+
+    Raises:
+        ValueError: If a pattern matches no parameter, or only such that cannot be averaged.
+    """
+    chosen = {id(parameter) for parameter in select(module, patterns).values()}
+    slots: dict[int, Slot] = {}
+    for path, child in module.named_modules(remove_duplicate=False):
+        for key, tensor in child._parameters.items():
+            if id(tensor) in chosen:
+                _note(slots, child._parameters, key, path)
+        for key, tensor in child._buffers.items() if buffers else ():
+            if tensor is None or key in child._non_persistent_buffers_set:
+                continue
+            if any(
+                _covers(pattern, module, path, key, tensor) for pattern in as_patterns("params", patterns)
+            ):
+                _note(slots, child._buffers, key, path)
+    found = {slot.names[0]: slot for slot in slots.values() if _can_be_averaged(slot)}
+    if not found:
+        raise ValueError(f"params must match a floating parameter, got {patterns!r}")
+    return found
+
+
+def _note(slots: dict[int, Slot], owner: dict[str, Any], key: str, path: str) -> None:
+    slot = slots.setdefault(id(owner[key]), Slot(owner, key, []))
+    slot.names.append(clean_name(f"{path}.{key}"))
+
+
+def _can_be_averaged(slot: Slot) -> bool:
+    if is_lazy(slot.tensor):
+        raise ValueError(
+            f"params must be initialised before training, got the lazy {slot.names[0]!r}: "
+            "run one batch through the module first"
+        )
+    if not (slot.tensor.is_floating_point() or slot.tensor.is_complex()):
+        return False
+    # The difference of two infinities, in a mask, is none.
+    return isinstance(slot.tensor, nn.Parameter) or bool(slot.tensor.isfinite().all())
+
+
+def _covers(pattern: Pattern, module: nn.Module, path: str, key: str, buffer: Tensor) -> bool:
+    if isinstance(pattern, type):
+        parts = path.split(".") if path else []
+        holders = (".".join(parts[:end]) for end in range(len(parts) + 1))
+        return any(isinstance(module.get_submodule(holder), pattern) for holder in holders)
+    name = clean_name(f"{path}.{key}")
+    return matches(pattern, name) if isinstance(pattern, str) else bool(pattern(name, buffer))
+
+
+def same_places(first: dict[str, Slot], second: dict[str, Slot]) -> bool:
+    """Return whether two searches found the same tensors of the same module."""
+    places = ({name: id(slot.owner) for name, slot in slots.items()} for slots in (first, second))
+    return next(places) == next(places)

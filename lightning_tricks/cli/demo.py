@@ -1,0 +1,278 @@
+"""``lightning-tricks demo``: one small network trained plainly and with five techniques, and compared.
+
+Both runs learn eight of the ten digits, get a new head, and go on with all ten: the same data, first
+weights, learning rate, batches and number of epochs. A share of the training labels is wrong, as labels
+often are; those of validation are right.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lightning_tricks.averaging.ema import EMAWeights
+from lightning_tricks.cli.demo_record import Record, Recorder, evaluate
+from lightning_tricks.cli.demo_report import Arm, Deed, deed_table, draw, score_table, verdict
+from lightning_tricks.cli.demo_wandb import tracking
+from lightning_tricks.core import checks
+from lightning_tricks.fusion.collect import LastEpochs
+from lightning_tricks.fusion.fusion import WeightFusion
+from lightning_tricks.gradients.clip import GradientClip
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
+from lightning_tricks.recipes.extras import extra
+from lightning_tricks.recipes.residual import ResidualNet
+from lightning_tricks.updates.warmup_cosine import WarmupCosine
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+__all__ = ["Demo", "run_demo"]
+
+PHASES = ("8 digits", "all ten")
+_CLASSES = (tuple(range(8)), tuple(range(10)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """The settings of a demo.
+
+    Args:
+        output: Folder for the figure and for runs that are logged offline; made if need be.
+        seed: Of data, weights and order, at least 0.
+        epochs: Of each of the two phases, at least 1.
+        widths: Channels of each group of residual blocks.
+        blocks: Residual blocks per group.
+        training: Training images of all ten digits.
+        label_noise: Share of the training labels that is drawn anew.
+        batch_size: Of training.
+        lr: Base learning rate of both runs.
+        max_norm: To which gradients are clipped in the run with techniques.
+    """
+
+    output: str = "demo_output"
+    seed: int = 0
+    epochs: int = 10
+    widths: tuple[int, ...] = (32, 64, 128)
+    blocks: int = 2
+    training: int = 800
+    label_noise: float = 0.2
+    batch_size: int = 40
+    lr: float = 0.05
+    max_norm: float = 2.5
+
+    def __post_init__(self) -> None:
+        checks.whole("seed", self.seed)
+        checks.whole("epochs", self.epochs, 1)
+
+    @classmethod
+    def quick(cls, **settings: Any) -> Self:
+        """Return a demo of a few seconds, with a network too small to learn much."""
+        return cls(**{"epochs": 3, "widths": (4, 8), "blocks": 1, **settings})
+
+    def network(self, classes: int) -> ResidualNet:
+        """Return the network with the first weights that torch's random state gives."""
+        return ResidualNet(classes=classes, widths=self.widths, blocks=self.blocks)
+
+    def data(self, phase: int) -> DigitsData:
+        """Return the data of a phase."""
+        return DigitsData(
+            classes=_CLASSES[phase],
+            training=self.training,
+            batch_size=self.batch_size,
+            label_noise=self.label_noise,
+            seed=self.seed,
+        )
+
+    def techniques(self, phase: int) -> list[Technique]:
+        """Return those of the run that has any."""
+        common: list[Technique] = [
+            GradientClip(max_norm=self.max_norm),
+            WarmupCosine(warmup="10%", final=0.1),
+            EMAWeights(),
+        ]
+        if phase == 0:
+            return common
+        groups = [f"network.groups.{index}" for index in reversed(range(len(self.widths)))]
+        stages = ["network.head", *groups, "network.stem"]
+        # Always kept, because here it shall be shown beside the others and not only used if it is better.
+        fusion = WeightFusion(collect=LastEpochs(5), monitor="val_loss", mode="min", keep="always")
+        return [*common, ProgressiveUnfreeze(stages=stages, at="8%"), fusion]
+
+
+def run_demo(demo: Demo) -> None:
+    """Train, print the tables, write the figure and log both runs.
+
+    Raises:
+        ModuleNotFoundError: If a package of the extra ``demo`` is missing.
+        OSError: If the output folder cannot be written.
+    """
+    with extra("demo"):
+        import matplotlib  # noqa: F401  # found missing now, and not after the training
+        import sklearn  # noqa: F401
+
+    # Bound to the terminal now, because what techniques print while they train is kept from it.
+    console, output = Console(file=sys.stdout), Path(demo.output)
+    data = [demo.data(phase) for phase in range(len(PHASES))]
+    plans: dict[str, list[list[Technique]]] = {
+        "plain": [[] for _ in PHASES],
+        "techniques": [demo.techniques(phase) for phase in range(len(PHASES))],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    # Everything is written to a folder of its own and moved when it is whole.
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=output) as part, _quiet():
+        folder = Path(part)
+        with tracking({name: _config(demo, plan) for name, plan in plans.items()}, folder) as tracked:
+            with _progress(console, demo.epochs * len(plans) * sum(map(_steps, data))) as on_step:
+                arms = [
+                    _train(demo, Arm(name), plan, data, tracked.loggers(name, len(PHASES)), folder, on_step)
+                    for name, plan in plans.items()
+                ]
+            plain, arm = arms
+            console.print(_setting(demo, data[-1]), score_table(arms, PHASES), deed_table(arm))
+            console.print(verdict(plain, arm, len(data[-1].val_set)))
+            draw(plain, arm, PHASES, folder / "demo.png")
+            tracked.finish(folder / "demo.png", {each.name: each.summary() for each in arms})
+        figure = (folder / "demo.png").replace(output / "demo.png")
+        lines = [f"Figure: {figure}", *tracked.keep(output / "wandb")]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _train(
+    demo: Demo,
+    arm: Arm,
+    plan: list[list[Technique]],
+    data: list[DigitsData],
+    loggers: list[Logger],
+    folder: Path,
+    on_step: Callable[[], None],
+) -> Arm:
+    """Train through all phases, and note in ``arm`` what is to be shown."""
+    previous: DigitsClassifier | None = None
+    for phase, techniques in enumerate(plan):
+        classes = len(data[phase].classes)
+        previous = module = _classifier(demo, classes, previous)
+        recorder = Recorder(classes=classes, on_step=on_step)
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=demo.epochs,
+            callbacks=[recorder, *techniques],
+            logger=loggers[phase],
+            default_root_dir=folder / arm.name / str(phase),
+            log_every_n_steps=5,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            num_sanity_val_steps=0,
+        )
+        _fit(trainer, module, data[phase])
+        record = recorder.record
+        arm.records.append(record)
+        arm.scores.setdefault("raw", []).append(record.live[-1])
+        if techniques:
+            arm.scores.setdefault("averaged", []).append(record.validated[-1])
+            fuses = any(isinstance(technique, WeightFusion) for technique in techniques)
+            score = evaluate(module, data[phase].val_dataloader(), classes=classes) if fuses else None
+            arm.scores.setdefault("fused", []).append(score)
+        arm.deeds += [Deed(PHASES[phase], type(each).__name__, _outcome(each, record)) for each in techniques]
+    return arm
+
+
+def _outcome(technique: Technique, record: Record) -> dict[str, float | int | str]:
+    if isinstance(technique, WarmupCosine):
+        rates = next(iter(record.rates.values()))
+        return {"first rate": rates[0], "highest": max(rates), "last": rates[-1]}
+    return technique.outcome()
+
+
+def _classifier(demo: Demo, classes: int, previous: DigitsClassifier | None) -> DigitsClassifier:
+    """Return a new classifier; all but its head comes from ``previous``, if there is one."""
+    torch.manual_seed(demo.seed)
+    network = demo.network(classes)
+    if previous is not None:
+        learned = previous.network.state_dict()
+        body = {name: value for name, value in learned.items() if not name.startswith("head.")}
+        network.load_state_dict(body, strict=False)
+    return DigitsClassifier(network, classes=classes, lr=demo.lr)
+
+
+def _fit(trainer: Trainer, module: DigitsClassifier, data: DigitsData) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with redirect_stdout(io.StringIO()):
+            trainer.fit(module, datamodule=data)
+    except SystemExit:
+        # Lightning makes an exit of Ctrl-C, and is deaf to the next one.
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
+
+
+def _steps(data: DigitsData) -> int:
+    """Return the optimizer steps of an epoch."""
+    data.setup("fit")
+    return len(data.train_dataloader())
+
+
+def _config(demo: Demo, plan: list[list[Technique]]) -> dict[str, Any]:
+    """Return what a run's page shall say of how it was trained."""
+    techniques = {
+        name: [repr(technique) for technique in phase] for name, phase in zip(PHASES, plan, strict=True)
+    }
+    return {**asdict(demo), "techniques": techniques}
+
+
+def _setting(demo: Demo, data: DigitsData) -> str:
+    size = sum(p.numel() for p in demo.network(10).parameters())
+    return (
+        f"\nA residual network with {size:,} parameters; {demo.training} training images, the labels of "
+        f"{demo.label_noise:.0%} drawn at random, {len(data.val_set)} validation images with true labels; "
+        f"twice {demo.epochs} epochs of SGD with base rate {demo.lr} in batches of {demo.batch_size}; "
+        f"seed {demo.seed}.\n"
+    )
+
+
+@contextmanager
+def _progress(console: Console, steps: int) -> Iterator[Callable[[], None]]:
+    """Show a bar for the whole demo; yields what is to be called after every step."""
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=steps)
+        yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Two threads at most, and nothing printed that is not about the demo."""
+    threads, log = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
+    level = log.level
+    torch.set_num_threads(min(2, threads))
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # The data is in memory, where workers would only cost time.
+            warnings.filterwarnings("ignore", "The .* does not have many workers")
+            # Lightning 2.6 compares with a class that torch 2.13 deprecates.
+            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        log.setLevel(level)

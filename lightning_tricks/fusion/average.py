@@ -1,0 +1,94 @@
+"""The weighted average of models.
+
+    theta = sum_i w_i theta_i,    sum_i w_i = 1
+
+Reference: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+without increasing inference time", 2022, https://arxiv.org/abs/2203.05482, "uniform soup".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.tensors import weighted_sum
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, Model, check_alike, fuse_tensors
+
+__all__ = ["Average", "average", "check_weights"]
+
+
+def average(models: Sequence[Model], *, weights: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Return the weighted average of ``models``, computed in double precision and rounded once.
+
+    So the order of the models does not matter, and a model averaged with itself comes back to the bit.
+
+    Args:
+        models: At least one; of equal names, shapes and types.
+        weights: One number for each, which together make 1; ``None`` for equal ones.
+
+    Raises:
+        ValueError: If the models do not fit one another, or the weights do not fit them.
+
+    Example:
+        >>> two = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([3.0, 8.0])}]
+        >>> average(two, weights=[0.75, 0.25])
+        {'w': tensor([1.5000, 2.0000])}
+    """
+    check_alike(models)
+    shares = None if weights is None else check_weights(weights)
+    if shares is not None and len(shares) != len(models):
+        raise ValueError(f"weights must be one for each of {len(models)} models, got {len(shares)}")
+    return fuse_tensors(models, lambda tensors: _mean(tensors, shares))
+
+
+def _mean(tensors: list[Tensor], shares: list[float] | None) -> Tensor:
+    wide = [tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in tensors]
+    if shares is None:
+        # Not thirds of each: their sum in double precision is exact, so half-way cases round as they should.
+        total = weighted_sum(wide, [1.0] * len(wide)) / len(wide)
+    else:
+        total = weighted_sum(wide, shares)
+    return total.to(tensors[0].dtype)
+
+
+def check_weights(weights: Sequence[float]) -> list[float]:
+    """Return ``weights`` as floats that together make 1, within 1e-6.
+
+    Raises:
+        TypeError: If one is not a number.
+        ValueError: If they do not make 1.
+    """
+    shares = [checks.number("every weight", weight) for weight in weights]
+    checks.in_range("the sum of weights", sum(shares), 1 - 1e-6, 1 + 1e-6)
+    return shares
+
+
+@dataclass(frozen=True)
+class Average(FusionMethod):
+    """Fuse by the weighted average (:func:`average`).
+
+    Args:
+        weights: The share of each model in the order of the models, together 1; ``None`` for equal shares
+            of any number of models.
+
+    Example:
+        >>> Average((0.25, 0.75))
+        Average(weights=(0.25, 0.75))
+    """
+
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(check_weights(self.weights)))
+
+    @property
+    def count(self) -> int | None:
+        return None if self.weights is None else len(self.weights)
+
+    def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
+        return average(models, weights=self.weights)

@@ -1,0 +1,300 @@
+"""Weight fusion: weights of several moments of a run become one set at its end, if that is no worse.
+
+    theta = fuse(theta_1, ..., theta_n),    theta_i collected while training, oldest first
+
+Reference: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+without increasing inference time", 2022, https://arxiv.org/abs/2203.05482; for one run's own weights Izmailov
+et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018,
+https://arxiv.org/abs/1803.05407.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from torch import Tensor
+
+from lightning_tricks.core import checks
+from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.candidates import Candidates
+from lightning_tricks.fusion.collect import LastEpochs, SnapshotPolicy
+from lightning_tricks.fusion.methods import FusionMethod, Model
+from lightning_tricks.fusion.snapshots import Shelf
+from lightning_tricks.fusion.weights import put_, tensors_of, with_average
+from lightning_tricks.lifecycle import files
+from lightning_tricks.lifecycle.conductor import Conductor, Member
+from lightning_tricks.lifecycle.evaluation import Objective, logged_by_validation, objective_of
+from lightning_tricks.lifecycle.notice import callbacks_of, say, warn
+from lightning_tricks.lifecycle.technique import Technique
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["WeightFusion", "not_worse"]
+
+_OTHERWISE = "keep='always' with a method and a collection that measure nothing"
+
+
+def not_worse(fused: float, before: float) -> bool:
+    """Return whether a score, higher is better, is at least as good; NaN is worse than any number."""
+    return fused >= before or (math.isnan(before) and not math.isnan(fused))
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class WeightFusion(Technique):
+    """Fuse weights of several moments of the run at its end, and keep the result if it is no worse.
+
+    * **When** collects after an epoch, a number of optimizer steps or a validation; fuses at the end of
+      fit, after all averaging. Does nothing in a trial run (``fast_dev_run``, ``barebones``).
+    * **Changes** the module's weights at the end of fit: fused, and BatchNorm statistics estimated anew
+      over the training data (without loader length: over 200 batches). If the metric is worse than that of
+      what the module would else hold, nothing, to the bit. A second ``fit`` starts from the weights before
+      fusion.
+    * **Logs** once, at the end: ``weight_fusion/snapshots``, ``/metric_before``, ``/metric_fused`` and
+      ``/kept`` (1 or 0).
+    * **Saves** names, sizes and metrics of the snapshots. They themselves are files in ``snapshots``, in
+      the folder of ModelCheckpoint (else ``checkpoints`` under ``default_root_dir``), and stay as long as
+      the run or its latest checkpoint needs them: delete the folder when the run will not be continued.
+      Fused weights that are kept go beside it, to ``fused.ckpt`` (``fused-v1.ckpt`` if there is one).
+    * **Cost** one file of the weights per snapshot. At the end a copy of the weights in memory, a pass over
+      the training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
+      2 N - 1 more of each.
+    * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
+      that all snapshots are nearly the same, nor over shards (refused).
+
+    Args:
+        method: How to fuse: ``Average()``, ``Interpolate(alpha)``, ``GreedySoup()``. Gets the snapshots
+            oldest first.
+        collect: Which to fuse: ``LastEpochs(k)``, ``EverySteps(n, k)`` or ``BestK(k)`` by ``monitor``.
+        source: ``"live"`` weights, or the ``"average"`` that an averaging technique keeps and evaluates.
+        monitor: The validation metric that decides; ``None`` for that of ModelCheckpoint.
+        mode: ``"min"`` or ``"max"``, which way ``monitor`` is better; ``None`` as there.
+        update_batchnorm: Whether to estimate BatchNorm statistics anew. It helps averages of weights that
+            lie far apart, and can harm those of near ones: ``metric_fused`` tells.
+        keep: ``"better"`` keeps the fused weights unless ``monitor`` is worse; ``"always"`` does not ask,
+            and measures only if ``monitor`` is given.
+
+    Example:
+        >>> WeightFusion(collect=LastEpochs(3), monitor="val_loss", mode="min")
+        WeightFusion(method=Average(weights=None), collect=LastEpochs(k=3), source='live', \
+monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
+    """
+
+    finish_order: ClassVar[int] = 1
+
+    method: FusionMethod = field(default_factory=Average)
+    collect: SnapshotPolicy = field(default_factory=lambda: LastEpochs(5))
+    source: Literal["live", "average"] = "live"
+    monitor: str | None = None
+    mode: Literal["min", "max"] | None = None
+    update_batchnorm: bool = True
+    keep: Literal["better", "always"] = "better"
+    _run: Conductor | None = field(default=None, init=False, repr=False)
+    _trial: bool = field(default=False, init=False, repr=False)
+    _objective: Objective | None = field(default=None, init=False, repr=False)
+    _target: Objective | None = field(default=None, init=False, repr=False)
+    _averager: Member | None = field(default=None, init=False, repr=False)
+    _shelf: Shelf | None = field(default=None, init=False, repr=False)
+    _resumed: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    _former: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
+    _outcome: dict[str, float | int | str] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("method", FusionMethod), ("collect", SnapshotPolicy)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+        if (count := self.method.count) not in (None, self.collect.k):
+            raise ValueError(f"collect must keep {count} snapshots for {self.method!r}, got {self.collect!r}")
+        checks.one_of("source", self.source, ("live", "average"))
+        if self.mode is not None:
+            checks.one_of("mode", self.mode, ("min", "max"))
+        checks.flag("update_batchnorm", self.update_batchnorm)
+        checks.one_of("keep", self.keep, ("better", "always"))
+
+    # Before the run.
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._run is not self.conductor:
+            # Another Trainer is another run: its weights have nothing to do with those collected.
+            self._run, self._shelf, self._former, self._outcome = self.conductor, None, None, {}
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trial = bool(trainer.barebones or trainer.fast_dev_run)  # type: ignore[attr-defined]
+        self._objective = self._target = self._averager = None
+        if self._trial:
+            return
+        if trainer.strategy.restore_checkpoint_after_setup:
+            kind = type(trainer.strategy).__name__
+            raise ValueError(f"{self.state_key} needs all weights in each process, which {kind} has not")
+        resolve = partial(objective_of, trainer, otherwise=_OTHERWISE)
+        if self.keep == "better" or self.collect.monitored or self.monitor is not None:
+            self._objective = resolve(self.monitor, self.mode)
+        if self.method.objective is not None:
+            monitor, mode = self.method.objective
+            mode = mode or (self.mode if monitor in (None, self.monitor) else None)
+            self._target = resolve(monitor or self.monitor, mode)
+        if self.source == "average":
+            self._averager = self._find_averager(trainer)
+
+    def _find_averager(self, trainer: Trainer) -> Member:
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, Member) and type(callback).average is not Member.average:
+                return callback
+        raise ValueError("source must be 'live' where no technique averages weights, got 'average'")
+
+    def claims(self) -> Iterable[Claim]:
+        return [self.claim("fused_weights", None)]
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state, self._resumed = self._resumed, None
+        if self._trial:
+            return
+        now = {"position": self.clock.position, "epoch": self.clock.epoch}
+        if self._shelf is None or state is not None:
+            folder = files.checkpoint_folder(trainer)
+            self._shelf = Shelf(self.collect, folder, writes=trainer.is_global_zero)
+            self._shelf.skip(**now)  # added on a resume, it begins with what is to come
+        if state is not None:
+            at = getattr(trainer, "ckpt_path", None)
+            self._shelf.restore(state["shelf"], None if at is None else Path(at).parent, **now)
+        # A run that is resumed after the last batch of an epoch never sees the end of that epoch.
+        self._collect(pl_module)
+
+    # While it trains.
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._collect(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._collect(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wanted = [objective for objective in (self._objective, self._target) if objective is not None]
+        if not wanted or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        logged = logged_by_validation(trainer)
+        # All of them, lest the end of the run be the first to find that a metric is not logged.
+        scores = [objective.score(logged) for objective in wanted]
+        if self._shelf is not None and self._objective is not None:
+            self._shelf.measured(scores[0])
+
+    def _collect(self, pl_module: LightningModule) -> None:
+        """Take a snapshot if one is due; called only where no technique has swapped the weights."""
+        if self._shelf is not None:
+            weights = partial(self._weights, pl_module)
+            self._shelf.take(weights, position=self.clock.position, epoch=self.clock.epoch)
+
+    def _weights(self, pl_module: LightningModule) -> Model:
+        live = tensors_of(pl_module)
+        return live if self._averager is None else with_average(live, self._averager.average())
+
+    # At its end.
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._shelf is None:
+            return
+        count, wanted = len(self._shelf.kept), self.method.count
+        self._outcome = {"snapshots": count, "kept": False}
+        if count == 0 or wanted not in (None, count):
+            needed = f"{self.method!r} needs {wanted or 'at least 1'}"
+            got = f"{self.collect!r} collected {count} snapshots"
+            warn(trainer, f"{self.state_key} left the weights as they are: {got}, but {needed}")
+            return
+        former = {name: value.to("cpu", copy=True) for name, value in tensors_of(pl_module).items()}
+        try:
+            self._outcome = {"snapshots": count, **self._fuse(trainer, pl_module)}
+            path = self._write(trainer) if self._outcome["kept"] else None
+        except BaseException:
+            put_(pl_module, former)
+            raise
+        if path is None:
+            put_(pl_module, former)
+        else:
+            self._hold(trainer, pl_module, former)
+        self._tell(trainer, path)
+
+    def _fuse(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | int | str]:
+        """Put the fused weights into the module; return how good they are and whether to keep them."""
+        assert self._shelf is not None
+        tried = Candidates(trainer, pl_module, self.update_batchnorm, self.metric_prefix)
+        before = None if self._objective is None else tried.measure(self._objective)
+        models = [
+            trainer.strategy.broadcast(self._shelf.load(snapshot) if trainer.is_global_zero else {})
+            for snapshot in self._shelf.kept
+        ]
+        evaluate = None if self._target is None else partial(tried.evaluate, self._target)
+        tried.settle(self.method.fuse(models, evaluate))
+        if self._objective is None or before is None:
+            return {"kept": True}
+        fused = tried.measure(self._objective)
+        return {
+            "metric_before": self._objective.metric(before),
+            "metric_fused": self._objective.metric(fused),
+            "kept": self.keep == "always" or not_worse(fused, before),
+        }
+
+    def _write(self, trainer: Trainer) -> Path:
+        assert self._shelf is not None
+        path = files.free_path(files.checkpoint_folder(trainer) / "fused.ckpt")
+        names = [snapshot.name for snapshot in self._shelf.kept]
+        about = {**self.settings(), **self._outcome, "snapshots": names}
+        files.save_weights(trainer, path, {self.metric_prefix: about})
+        return path
+
+    def _hold(self, trainer: Trainer, pl_module: LightningModule, former: dict[str, Tensor]) -> None:
+        """Remember the weights from which training goes on."""
+        before = [
+            c for c in callbacks_of(trainer) if isinstance(c, Member) and c.finish_order < self.finish_order
+        ]
+        # Who changed weights before us knows the live ones; those that we found are not them then.
+        if all(type(member).finish is Member.finish for member in before):
+            self._former = former
+        self.conductor.on_next_fit(partial(self._take_back, trainer, pl_module, former))
+
+    def _take_back(self, trainer: Trainer, pl_module: LightningModule, former: Model) -> None:
+        self._former = None
+        if trainer.lightning_module is pl_module:
+            put_(pl_module, former)
+
+    def _tell(self, trainer: Trainer, path: Path | None) -> None:
+        values = {f"{self.metric_prefix}/{name}": float(value) for name, value in self._outcome.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        told = ", ".join(f"{name} {value}" for name, value in self._outcome.items())
+        say(trainer, f"{self.metric_prefix}: {told}" + ("" if path is None else f", {path}"))
+
+    def outcome(self) -> dict[str, float | int | str]:
+        return dict(self._outcome)
+
+    # Checkpoints.
+
+    def saved(self) -> dict[str, Any]:
+        if self._shelf is None:
+            return {}
+        # With the fused weights in the module, those of before are the ones to go on from.
+        former = {} if self._former is None else {"former": self._former}
+        return {"shelf": self._shelf.saved(), **former}
+
+    def edit_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._shelf is not None:
+            self._shelf.remember()
+
+    def read_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        entry = checkpoint["callbacks"].get(self.state_key)
+        if entry is not None and trainer.state.fn == "fit" and "former" in entry["state"]:
+            put_(pl_module, entry["state"]["former"])
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._resumed = state or None

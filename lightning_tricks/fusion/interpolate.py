@@ -1,0 +1,69 @@
+"""The straight line between two models.
+
+    theta = alpha theta_1 + (1 - alpha) theta_2,    0 <= alpha <= 1
+
+``alpha`` is the share of the first model.
+
+Reference: Wortsman et al., "Robust fine-tuning of zero-shot models", 2021,
+https://arxiv.org/abs/2109.01903 (there alpha is the share of the second model, the fine-tuned one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_tricks.core import checks
+from lightning_tricks.fusion.average import average
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, Model
+
+__all__ = ["Interpolate", "interpolate"]
+
+
+def interpolate(first: Model, second: Model, *, alpha: float) -> dict[str, Tensor]:
+    """Return the point between two models at which ``first`` has the share ``alpha``.
+
+    Args:
+        first: Returned for ``alpha`` 1, but for integer and boolean tensors, which ``second`` gives.
+        second: Of the same names, shapes and types; returned for ``alpha`` 0.
+        alpha: In [0, 1].
+
+    Raises:
+        ValueError: If the models do not fit each other, or ``alpha`` lies outside.
+
+    Example:
+        >>> from torch import tensor
+        >>> interpolate({"w": tensor([4.0])}, {"w": tensor([0.0])}, alpha=0.75)
+        {'w': tensor([3.])}
+    """
+    share = checks.in_range("alpha", alpha, 0.0, 1.0)
+    return average([first, second], weights=[share, 1 - share])
+
+
+@dataclass(frozen=True)
+class Interpolate(FusionMethod):
+    """Fuse two models by linear interpolation (:func:`interpolate`).
+
+    Args:
+        alpha: Share of the first model, in [0, 1].
+
+    Example:
+        >>> Interpolate(0.25)
+        Interpolate(alpha=0.25)
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        checks.in_range("alpha", self.alpha, 0.0, 1.0)
+
+    @property
+    def count(self) -> int:
+        return 2
+
+    def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
+        if len(models) != 2:
+            raise ValueError(f"models must be two to interpolate between, got {len(models)}")
+        return interpolate(*models, alpha=self.alpha)

@@ -1,0 +1,116 @@
+"""What every way to fuse models has in common: its policy base, and what it must not do to a tensor.
+
+A model is a mapping from names to tensors, such as a state dict.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Evaluate", "FusionMethod", "Model", "check_alike", "fuse_tensors"]
+
+Model = Mapping[str, Tensor]
+Evaluate = Callable[[Model], float]
+"""How good a model is; higher is better, NaN is worst."""
+
+
+class FusionMethod(ABC):
+    """Base of the policies that fuse; frozen dataclasses, for a technique or for use by themselves.
+
+    They are not marked as final: jsonargparse takes no final class for the default of a setting.
+    """
+
+    @property
+    def count(self) -> int | None:
+        """How many models it needs; ``None`` for any number."""
+        return None
+
+    @property
+    def objective(self) -> tuple[str | None, str | None] | None:
+        """What it evaluates candidates by, a metric and its mode; ``None`` if it evaluates none.
+
+        A metric of ``None`` is that of the technique which uses it.
+        """
+        return None
+
+    @abstractmethod
+    def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
+        """Return the fused model; the models are left as they are.
+
+        Args:
+            models: At least one; of equal names, shapes and types. Their order is the method's business.
+            evaluate: Needed by methods that have an :attr:`objective`.
+
+        Raises:
+            ValueError: If the models do not fit one another, or hold entries that are not finite; names the
+                tensor.
+        """
+
+
+@torch.no_grad()
+def fuse_tensors(models: Sequence[Model], combine: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
+    """Return the model whose tensors are what ``combine`` makes of the models' tensors of one name.
+
+    A tensor that is the same in all models is taken as it is. So are integer and boolean ones (counters,
+    indices, masks), from the last model: their mean means nothing. Tensors that are tied in every model,
+    being one in memory, are combined once and stay tied.
+
+    Args:
+        models: At least one; of equal names, shapes and types.
+        combine: Gets one finite floating or complex tensor of each model, in their order.
+
+    Raises:
+        ValueError: As :meth:`FusionMethod.fuse`.
+    """
+    check_alike(models)
+    fused: dict[str, Tensor] = {}
+    done: dict[object, Tensor] = {}
+    for name in models[0]:
+        tensors = [model[name] for model in models]
+        place = tuple((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
+        if place not in done:
+            done[place] = _fuse(name, tensors, combine)
+        fused[name] = done[place]
+    return fused
+
+
+def _fuse(name: str, tensors: list[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    last = tensors[-1]
+    # Before the check, because a mask may well hold infinities, the same in all models.
+    if all(torch.equal(tensor, last) for tensor in tensors):
+        return last.clone()
+    if not (last.is_floating_point() or last.is_complex()):
+        return last.clone()
+    for index, tensor in enumerate(tensors):
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} must be finite in every model, but is not in model {index}")
+    return combine(tensors)
+
+
+def check_alike(models: Sequence[Model]) -> None:
+    """Accept at least one model, and only models of equal names, shapes and types.
+
+    Raises:
+        ValueError: Names the first tensor that differs, and how.
+    """
+    if not models:
+        raise ValueError("models must hold at least one model, got none")
+    first = models[0]
+    for index, model in enumerate(models[1:], start=1):
+        for name in sorted(first.keys() ^ model.keys()):
+            there, absent = (0, index) if name in first else (index, 0)
+            raise ValueError(f"{name} must be in every model; model {there} has it, model {absent} has not")
+        for name, tensor in model.items():
+            for what, got, wanted in (
+                ("shape", tuple(tensor.shape), tuple(first[name].shape)),
+                ("type", tensor.dtype, first[name].dtype),
+            ):
+                if got != wanted:
+                    raise ValueError(
+                        f"{name} must have one {what} in all models, got {wanted} in model 0 "
+                        f"and {got} in model {index}"
+                    )

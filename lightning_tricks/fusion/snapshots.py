@@ -1,0 +1,181 @@
+"""Snapshots of weights as files: which there are, which are dropped, and how a resumed run finds them.
+
+A file is deleted once neither the collection nor the latest checkpoint of the run names it: a run that is
+resumed from that checkpoint finds every snapshot that it had then. So the kept ones outlive the run too.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_tricks.fusion.collect import SnapshotPolicy
+from lightning_tricks.fusion.methods import Model
+from lightning_tricks.lifecycle import files
+
+__all__ = ["Shelf", "Snapshot"]
+
+FOLDER = "snapshots"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One file.
+
+    Attributes:
+        name: Its name, without folder.
+        size: Its size, in bytes.
+        score: The metric of its weights, higher is better; ``None`` if none was needed.
+    """
+
+    name: str
+    size: int
+    score: float | None
+
+
+class Shelf:
+    """The snapshots of one run, and when the next is due.
+
+    Attributes:
+        kept: Oldest first.
+        folder: Where they lie; made when the first is written.
+    """
+
+    def __init__(self, policy: SnapshotPolicy, base: Path, *, writes: bool) -> None:
+        """Start without any, in a folder of ``base`` that no other run has used.
+
+        Args:
+            policy: Says when one is due, and which are kept.
+            base: The folder of the checkpoints.
+            writes: Whether this process is the one that touches files; all others only keep count.
+        """
+        self.kept: list[Snapshot] = []
+        self.folder = files.free_path(base / FOLDER)
+        self._policy = policy
+        self._base = base
+        self._writes = writes
+        self._written = self._taken = self._validations = 0
+        self._score: float | None = None
+        self._dropped: list[str] = []
+        self._named: frozenset[str] = frozenset()
+
+    def skip(self, *, position: int, epoch: int) -> None:
+        """Start at this point of a run: nothing is due for what was before."""
+        self._taken = self._policy.moments(position=position, epoch=epoch, validations=self._validations)
+
+    def measured(self, score: float) -> None:
+        """Take note of a validation and its metric, higher is better; NaN is no metric."""
+        if not math.isnan(score):
+            self._score = score
+            self._validations += 1
+
+    def take(self, weights: Callable[[], Model], *, position: int, epoch: int) -> None:
+        """Take a snapshot if one is due, and drop what is too many or no longer needed.
+
+        Not to be called while a checkpoint is being written.
+
+        Args:
+            weights: Gives the tensors; asked only if they are kept.
+            position: Optimizer steps done.
+            epoch: Epochs done.
+        """
+        before = self._taken
+        self.skip(position=position, epoch=epoch)
+        if self._taken > before:
+            self._offer(weights, self._score if self._policy.monitored else None)
+        for name in [name for name in self._dropped if name not in self._named]:
+            self._dropped.remove(name)
+            if self._writes:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _offer(self, weights: Callable[[], Model], score: float | None) -> None:
+        new = Snapshot(f"{self._written + 1:06d}.pt", 0, score)
+        kept, dropped = [*self.kept, new], []
+        while len(kept) > self._policy.k:
+            scores = [-math.inf if snapshot.score is None else snapshot.score for snapshot in kept]
+            dropped.append(kept.pop(self._policy.surplus(scores)))
+        if new in dropped:
+            return
+        if self._writes:
+            kept[-1] = replace(new, size=files.save(dict(weights()), self.folder / new.name))
+        self.kept, self._written = kept, self._written + 1
+        self._dropped += [snapshot.name for snapshot in dropped]
+
+    def remember(self) -> None:
+        """Take note that a checkpoint is being written, which names the snapshots kept now."""
+        self._named = frozenset(snapshot.name for snapshot in self.kept)
+
+    def load(self, snapshot: Snapshot) -> dict[str, Tensor]:
+        """Return the tensors of ``snapshot``, read from its file as they are used."""
+        _check(snapshot, self.folder)
+        content: dict[str, Tensor] = files.load(self.folder / snapshot.name)
+        return content
+
+    def saved(self) -> dict[str, Any]:
+        """Return the counts, and the names, sizes and scores of the snapshots, but not their tensors."""
+        return {
+            "folder": self.folder.name,
+            "kept": [asdict(snapshot) for snapshot in self.kept],
+            "policy": repr(self._policy),
+            "counts": [self._written, self._taken, self._validations, self._score],
+        }
+
+    def restore(self, state: dict[str, Any], beside: Path | None, *, position: int, epoch: int) -> None:
+        """Take up the counts and the snapshots of a checkpoint again.
+
+        The snapshots are looked for beside the checkpoint first, then where this run writes. If they lie
+        elsewhere than this run writes, they are copied, and the other run keeps its own.
+
+        Args:
+            state: What :meth:`saved` returned.
+            beside: The folder of the checkpoint, if it is known.
+            position: Optimizer steps done.
+            epoch: Epochs done.
+
+        Raises:
+            FileNotFoundError: If one is missing; names it.
+            ValueError: If one has not its full size; names it.
+        """
+        self._written, self._taken, self._validations, self._score = state["counts"]
+        if state["policy"] != repr(self._policy):
+            self.skip(position=position, epoch=epoch)  # another policy has counted other moments
+        self.kept = [Snapshot(**entry) for entry in state["kept"]]
+        self.folder = self._base / state["folder"]
+        self.remember()
+        if not (self._writes and self.kept):
+            return
+        places = [self.folder] if beside is None else [beside / state["folder"], self.folder]
+        source = next((place for place in places if (place / self.kept[0].name).exists()), places[0])
+        for snapshot in self.kept:
+            _check(snapshot, source)
+        if source.resolve() != self.folder.resolve():
+            self.folder = files.free_path(self.folder)
+            self.folder.mkdir(parents=True)
+            for snapshot in self.kept:
+                _copy(source / snapshot.name, self.folder / snapshot.name)
+
+
+def _check(snapshot: Snapshot, folder: Path) -> None:
+    path = folder / snapshot.name
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} must be there, because the checkpoint names it as a snapshot, but it is not: put it "
+            "back, or resume from the latest checkpoint of the run"
+        )
+    if (size := path.stat().st_size) != snapshot.size:
+        raise ValueError(f"{path} must have {snapshot.size} bytes, as when it was written, got {size}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        # Safe, because a snapshot is never changed in place: who replaces one name leaves the other alone.
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

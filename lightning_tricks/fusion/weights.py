@@ -1,0 +1,50 @@
+"""Between a module and a model, which is a mapping from names to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lightning_tricks.core.select import clean_name
+from lightning_tricks.fusion.methods import Model
+
+__all__ = ["put_", "tensors_of", "with_average"]
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the module's state dict by name; they share memory with the module."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def put_(module: nn.Module, model: Model) -> None:
+    """Copy the tensors of ``model`` into ``module``; what it does not name stays.
+
+    Raises:
+        ValueError: If ``module`` has no tensor of a name.
+    """
+    own = module.state_dict()
+    for name in model:
+        if name not in own:
+            raise ValueError(f"{name} must be in the state dict of {type(module).__name__}, but it is not")
+    # Not strict, because a module's state dict may leave out what it never trains.
+    module.load_state_dict({**own, **model}, strict=False)
+
+
+def with_average(live: Model, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return ``live`` with averaged tensors in place of those that they average, in their types.
+
+    Args:
+        live: Tensors by their names in a state dict.
+        average: Tensors by the same names without those of wrappers; ``None`` if there are none yet.
+
+    Raises:
+        ValueError: If an averaged tensor has no counterpart.
+    """
+    model = dict(live)
+    names = {clean_name(name): name for name in live}
+    for name, value in (average or {}).items():
+        if name not in names:
+            raise ValueError(f"every averaged tensor must be in the module's state dict, got {name}")
+        model[names[name]] = value.to(live[names[name]].dtype)
+    return model

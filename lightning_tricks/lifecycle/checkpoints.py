@@ -1,0 +1,165 @@
+"""Two sets of weights in one checkpoint: the live ones, which are trained, and their average.
+
+    save="average"   "state_dict" holds the average, "current_model_state" the live weights
+    save="live"      "state_dict" holds the live weights, "average_model_state" the average
+
+The first is the layout of Lightning's own weight averaging, so that either reads the other's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from os import PathLike
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_tricks.core.select import clean_name
+
+__all__ = [
+    "WeightsOnlyHook",
+    "average_state",
+    "averaged_steps",
+    "live_state",
+    "load_average",
+    "read_sets",
+    "take_sets",
+    "write_sets",
+]
+
+_LIVE, _AVERAGE = "current_model_state", "average_model_state"
+
+
+def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Return the weights that training went on from, as a module's ``load_state_dict`` takes them.
+
+    Args:
+        path: A checkpoint file, with averaged weights or without; loaded onto the CPU.
+    """
+    return read_sets(_load(path))[0]
+
+
+def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Return the averaged weights, as a module's ``load_state_dict`` takes them.
+
+    Args:
+        path: A checkpoint file, loaded onto the CPU.
+
+    Raises:
+        ValueError: If the file holds no average.
+    """
+    checkpoint = _load(path)
+    if not _holds_average(checkpoint):
+        raise ValueError(f"path must be a checkpoint with averaged weights, got {str(path)!r}")
+    return read_sets(checkpoint)[1]
+
+
+def _load(path: str | PathLike[str]) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def averaged_steps(checkpoint: Mapping[str, Any]) -> int:
+    """Return how often Lightning's own averaging had moved its average; 0 if there was none."""
+    return int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+
+
+def _holds_average(checkpoint: Mapping[str, Any]) -> bool:
+    # Lightning's own averaging writes the initial weights as the average until it has moved it.
+    moved = "averaging_state" not in checkpoint or averaged_steps(checkpoint) > 0
+    return _AVERAGE in checkpoint or (_LIVE in checkpoint and moved)
+
+
+def read_sets(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the live weights and the average; without an average, the live weights twice."""
+    first = checkpoint["state_dict"]
+    return checkpoint.get(_LIVE, first), checkpoint.get(_AVERAGE, first)
+
+
+def write_sets(
+    checkpoint: dict[str, Any], *, live: dict[str, Tensor], average: dict[str, Tensor], save: str
+) -> None:
+    """Put both sets into ``checkpoint``, in the layout that ``save`` names."""
+    first, key, second = (average, _LIVE, live) if save == "average" else (live, _AVERAGE, average)
+    for other in {_LIVE, _AVERAGE} & checkpoint.keys():
+        del checkpoint[other]
+    checkpoint["state_dict"], checkpoint[key] = first, second
+
+
+def take_sets(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Put the live weights of a loaded checkpoint into ``pl_module`` and return the average.
+
+    Args:
+        pl_module: Holds what ``checkpoint`` has under ``state_dict``.
+        checkpoint: As it was loaded.
+
+    Returns:
+        The average by clean names; ``None`` if the checkpoint holds none.
+    """
+    average = checkpoint["state_dict"]
+    if _LIVE in checkpoint:
+        live = _beside(pl_module, checkpoint, _LIVE)
+        pl_module.load_state_dict(live, strict=pl_module.strict_loading)
+    elif _AVERAGE in checkpoint:
+        average = _beside(pl_module, checkpoint, _AVERAGE)
+    if not _holds_average(checkpoint):
+        return None
+    return {clean_name(key): value for key, value in average.items()}
+
+
+def load_average(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Put the average into ``pl_module`` if ``checkpoint`` holds it beside its ``state_dict``."""
+    if _AVERAGE in checkpoint:
+        average = _beside(pl_module, checkpoint, _AVERAGE)
+        pl_module.load_state_dict(average, strict=pl_module.strict_loading)
+
+
+def _beside(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str) -> dict[str, Any]:
+    state: dict[str, Any] = checkpoint[key]
+    if state.keys() <= pl_module.state_dict().keys():
+        return state
+    # Weights of an older version of the module, which its own hook has renamed under ``state_dict`` alone.
+    older = {**checkpoint, "state_dict": copy(state)}
+    pl_module.on_load_checkpoint(older)
+    renamed: dict[str, Any] = older["state_dict"]
+    return renamed
+
+
+class WeightsOnlyHook:
+    """Stands on a module in the place of its ``on_save_checkpoint`` and edits weights-only checkpoints.
+
+    Lightning calls no callback for those. Full checkpoints, and those of another Trainer, pass unchanged.
+    A copy of the module gets the module's own method again.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        edit: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Take the place; ``edit`` is called before the module's own method."""
+        self._trainer, self._module, self._edit = trainer, pl_module, edit
+        self._before = vars(pl_module).get("on_save_checkpoint")
+        self._own = pl_module.on_save_checkpoint
+        vars(pl_module)["on_save_checkpoint"] = self
+        self._active = True
+
+    def __call__(self, checkpoint: dict[str, Any]) -> None:
+        if self._active and "callbacks" not in checkpoint and self._module.trainer is self._trainer:
+            self._edit(checkpoint)
+        self._own(checkpoint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._module, "on_save_checkpoint")
+
+    def remove(self) -> None:
+        """Give the place back; where another has taken it since, only fall silent."""
+        self._active = False
+        if vars(self._module).get("on_save_checkpoint") is self:
+            del vars(self._module)["on_save_checkpoint"]
+            if self._before is not None:
+                vars(self._module)["on_save_checkpoint"] = self._before

@@ -1,0 +1,178 @@
+"""One more pass over the data at the end of a run, of which nothing is seen afterwards.
+
+No callback and no logger takes part. Counters, random states, logged metrics, module modes and the places
+of data loaders are afterwards what they were, also if the pass breaks off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.progress import _BatchProgress
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torchmetrics import Metric
+
+__all__ = ["Objective", "logged_by_validation", "objective_of", "undisturbed", "validate_again"]
+
+
+class Objective(NamedTuple):
+    """A validation metric, and what to multiply it by so that higher is better."""
+
+    monitor: str
+    sign: float
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Return the metric among ``metrics``, higher is better.
+
+        Raises:
+            ValueError: If it is not among them; names those that are.
+        """
+        if self.monitor not in metrics:
+            known = ", ".join(map(repr, metrics)) or "nothing"
+            raise ValueError(f"monitor must be logged by validation, got {self.monitor!r}; it logs {known}")
+        return self.sign * metrics[self.monitor]
+
+    def metric(self, score: float) -> float:
+        """Return the metric that has ``score``."""
+        return self.sign * score
+
+
+def objective_of(trainer: Trainer, monitor: str | None, mode: str | None, *, otherwise: str) -> Objective:
+    """Return what a run is to be measured by, in ``on_fit_start``.
+
+    Args:
+        trainer: The Trainer of the run.
+        monitor: Name of the metric; ``None`` for that of the first ModelCheckpoint that has one.
+        mode: ``"min"`` or ``"max"``; ``None`` for that of the ModelCheckpoint that monitors the same.
+        otherwise: What else the user can do if there is none, for errors.
+
+    Raises:
+        ValueError: If metric or mode are unknown, or the run has no validation.
+    """
+    savers: list[Any] = [saver for saver in trainer.checkpoint_callbacks if getattr(saver, "monitor", None)]
+    monitor = monitor or next((saver.monitor for saver in savers), None)
+    if monitor is None:
+        raise ValueError(
+            "monitor must name a validation metric, got None, and no ModelCheckpoint monitors one: give "
+            f"monitor and mode, or {otherwise}"
+        )
+    mode = mode or next((saver.mode for saver in savers if saver.monitor == monitor), None)
+    if mode is None:
+        raise ValueError(f"mode must be 'min' or 'max' for monitor {monitor!r}, got None")
+    if not trainer.enable_validation:
+        raise ValueError(
+            f"monitor must be measured by validation, got {monitor!r}, but the run has none: give it a "
+            f"validation loop, or {otherwise}"
+        )
+    return Objective(monitor, -1.0 if mode == "min" else 1.0)
+
+
+def validate_again(trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    """Run the validation loop on the module as it is and return the metrics that it logged.
+
+    Two such calls in a row see the same data in the same order with the same random numbers.
+
+    Raises:
+        RuntimeError: If the run has no validation.
+    """
+    if not trainer.enable_validation:
+        raise RuntimeError("there must be a validation loop to evaluate with, but the run has none")
+    with undisturbed(trainer, pl_module):
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        return _agreed(trainer, trainer.callback_metrics)
+
+
+def logged_by_validation(trainer: Trainer) -> dict[str, float]:
+    """Return the metrics of the validation that just ended; to be called in ``on_validation_end``.
+
+    ``trainer.callback_metrics`` holds those of training and of earlier validations besides.
+    """
+    return _agreed(trainer, trainer._logger_connector.metrics["callback"])
+
+
+def _agreed(trainer: Trainer, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return ``metrics`` as numbers that are the same on all processes: those of the first."""
+    return trainer.strategy.broadcast({name: float(value) for name, value in metrics.items()})
+
+
+@contextmanager
+def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Detach callbacks and loggers, and take everything but weights and buffers back at the end."""
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+    validation = loop.val_loop
+    reload = {} if validation._combined_loader is None else {"_last_val_dl_reload_epoch": math.inf}
+    with ExitStack() as stack:
+        # First in, last out: what is put back after it may itself draw random numbers.
+        stack.callback(_set_rng_states, _collect_rng_states())
+        for owner, values in (
+            (trainer, {"callbacks": [], "loggers": [DummyLogger() for _ in trainer.loggers]}),
+            (trainer.state, {"stage": trainer.state.stage}),
+            (connector, {"_progress_bar_metrics": {}, "_logged_metrics": {}, "_callback_metrics": {}}),
+            (connector, {"_first_loop_iter": None, "_current_fx": None}),
+            (pl_module, {"_current_fx_name": pl_module._current_fx_name}),
+            (loop, {"_results": _ResultCollection(training=True)}),
+            (validation, {"_results": _ResultCollection(training=False), "_has_run": validation._has_run}),
+            (validation, {"batch_progress": _BatchProgress(), "_restarting": False, "verbose": False}),
+            (validation, {"_seen_batches_per_dataloader": defaultdict(int)}),
+            (validation, reload),  # the loader of the last validation is used again
+            (trainer, {"_last_val_time": getattr(trainer, "_last_val_time", None)}),
+        ):
+            stack.enter_context(_replaced(owner, values))
+        for module in pl_module.modules():
+            stack.enter_context(_replaced(module, {"training": module.training}))
+            if isinstance(module, Metric):
+                stack.enter_context(_kept_metric(module))
+        for loader in (trainer.fit_loop._combined_loader, validation._combined_loader):
+            if loader is not None:
+                stack.enter_context(_kept_place(loader))
+        yield
+
+
+@contextmanager
+def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
+    former = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def _kept_metric(metric: Metric) -> Iterator[None]:
+    values = {"_update_count": metric._update_count, "_computed": metric._computed}
+    with _replaced(metric, {**metric._copy_state_dict(), **values}):
+        yield
+
+
+@contextmanager
+def _kept_place(loader: CombinedLoader) -> Iterator[None]:
+    """Let stateful loaders and loaders with generators of their own go on from where they are."""
+    places = loader._state_dicts()
+    generators = [generator for part in loader.flattened for generator in _generators(part)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        loader._load_state_dicts(places)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _generators(loader: object) -> list[torch.Generator]:
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    found = (getattr(part, "generator", None) for part in (loader, sampler, inner))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]

@@ -1,0 +1,117 @@
+"""Files of tensors that are whole or not there, and the folder of a run's checkpoints.
+
+A file is written beside its place and then renamed into it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+__all__ = ["checkpoint_folder", "free_path", "load", "save", "save_weights"]
+
+
+def save(content: Any, path: Path) -> int:
+    """Write ``content`` to ``path`` so that another process sees all of it or what was there before.
+
+    Args:
+        content: Tensors and plain values, nested in dicts and lists.
+        path: Its folder is made if need be.
+
+    Returns:
+        The size of the file, in bytes.
+
+    Raises:
+        OSError: If it cannot be written, on a full disk for example; then ``path`` is as it was, and
+            nothing is left beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic within one file system only.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            # Else a power cut after the rename could leave the new name with old or no content.
+            os.fsync(stream.fileno())
+            size = stream.tell()
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(cause := error.__context__, OSError):
+            # torch closes its archive all the same, fails at that, and hides what the disk said.
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+    return size
+
+
+def load(path: Path) -> Any:
+    """Return what :func:`save` wrote to ``path``, on the CPU.
+
+    Only tensors and plain values are accepted, so a file from elsewhere cannot run code. Tensors are mapped
+    from the file and read where they are used; the file may be deleted or replaced meanwhile, not changed
+    in place.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a whole file of tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} must be there, but it is not") from None
+    except Exception as error:  # torch raises errors of a dozen kinds for a broken file
+        raise ValueError(f"{path} must be a whole file of tensors and plain values; {error}") from error
+
+
+def free_path(path: Path) -> Path:
+    """Return ``path`` or, if that is taken, the first free one of it with ``-v1``, ``-v2`` and so on.
+
+    Example:
+        >>> free_path(Path("/no/such/folder/fused.ckpt")).name
+        'fused.ckpt'
+    """
+    free, version = path, 0
+    while free.exists():
+        version += 1
+        free = path.with_name(f"{path.stem}-v{version}{path.suffix}")
+    return free
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """Return the folder of ModelCheckpoint, from ``on_fit_start`` on; without one, Lightning's default.
+
+    Raises:
+        ValueError: If it is not a local folder.
+    """
+    folders = [getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks]
+    folder = str(next(filter(None, folders), os.path.join(trainer.default_root_dir, "checkpoints")))
+    if "://" in folder:
+        raise ValueError(f"the folder of checkpoints must be a local one to write beside them, got {folder}")
+    return Path(folder)
+
+
+def save_weights(trainer: Trainer, path: Path, about: dict[str, Any]) -> None:
+    """Write the weights that the module holds as a Lightning checkpoint of weights, on one process.
+
+    Args:
+        trainer: The Trainer of the run.
+        path: Where to.
+        about: What is added to the checkpoint; plain values.
+
+    Raises:
+        OSError: If it cannot be written; see :func:`save`.
+    """
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+    # The module's hook may have put other weights in their place; what it left out stays out.
+    held = trainer.lightning_module.state_dict()
+    checkpoint["state_dict"] = {
+        name: held.get(name, value) for name, value in checkpoint["state_dict"].items()
+    }
+    if trainer.is_global_zero:
+        save({**checkpoint, **about}, path)
+    trainer.strategy.barrier(str(path))

@@ -1,0 +1,274 @@
+"""Stages of a network: disjoint sets of parameters that are opened one after the other.
+
+    rate of stage k = base rate * factor ** k,    k = 0 for the stage that is open from the start
+
+Stages are listed from the first opened (the head) to the last. All parameters stay in their optimizer:
+every optimizer of torch leaves a parameter alone, its state and its decay included, while its gradient
+is ``None``.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_tricks.core.select import Patterns, as_patterns, clean_name, select
+
+__all__ = [
+    "check_optimizers",
+    "check_same",
+    "listed",
+    "open_stages_",
+    "partition",
+    "propose_stages",
+    "split_groups_",
+    "statistics_modules",
+    "written",
+]
+
+
+def propose_stages(module: nn.Module) -> list[str | tuple[str, ...]]:
+    """Return a stage for each top-level child of ``module`` that has parameters, the last child first.
+
+    A lone child is looked into, since a single stage would freeze nothing. Parameters that ``module``
+    holds itself (a class token, a position embedding) form one more stage, the last. Children that share
+    a parameter form one stage, in the place of the last of them.
+
+    Raises:
+        ValueError: If there is no parameter.
+
+    Example:
+        >>> propose_stages(nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)}))
+        ['head', 'body']
+    """
+    paths = [(clean_name(name).split("."), p) for name, p in module.named_parameters(remove_duplicate=False)]
+    if not paths:
+        raise ValueError(f"the module must have parameters, got {type(module).__name__} without any")
+    depth = _lone_depth([path for path, _ in paths])
+    own: dict[str, bool] = {}
+    ties: dict[nn.Parameter, set[str]] = {}
+    for path, parameter in paths:
+        # Names may hold what a pattern would take for a wildcard.
+        name = ".".join(map(glob.escape, path[: depth + 1]))
+        own[name] = len(path) == depth + 1
+        ties.setdefault(parameter, set()).add(name)
+    stages = [[name] for name in reversed(own) if not own[name]]
+    stages += [loose] if (loose := [name for name in own if own[name]]) else []
+    for tie in ties.values():
+        first, *others = (stage for stage in stages if not tie.isdisjoint(stage))
+        for other in others:
+            stages.remove(other)
+            first += other
+    return [stage[0] if len(stage) == 1 else tuple(stage) for stage in stages]
+
+
+def _lone_depth(paths: list[list[str]]) -> int:
+    """Return how many modules hold all parameters between them and the first one that branches."""
+    depth = 0
+    while len({tuple(path[: depth + 1]) for path in paths}) == 1 and max(map(len, paths)) > depth + 2:
+        depth += 1
+    return depth
+
+
+def partition(module: nn.Module, stages: Sequence[Patterns]) -> list[dict[str, nn.Parameter]]:
+    """Return the parameters of each stage by name, in the module's order.
+
+    Parameters that need no gradient may be in no stage.
+
+    Args:
+        module: Searched with all its children.
+        stages: For each stage one pattern or several.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or a parameter is in two stages or in none.
+    """
+    parts = [select(module, patterns, name=f"stages[{index}]") for index, patterns in enumerate(stages)]
+    owner: dict[nn.Parameter, int] = {}
+    for index, part in enumerate(parts):
+        for name, parameter in part.items():
+            if (first := owner.setdefault(parameter, index)) != index:
+                raise ValueError(
+                    f"each parameter must be in one stage, got {name!r} in stages[{first}] "
+                    f"({written(stages[first])}) and stages[{index}] ({written(stages[index])}); "
+                    "parameters that are tied count under all their names"
+                )
+    everything = select(module, "*", name="the module")
+    left = [name for name, p in everything.items() if p.requires_grad and p not in owner]
+    if left:
+        raise ValueError(f"each parameter must be in a stage, got none for {listed(left)}")
+    return parts
+
+
+def check_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer],
+    stages: Sequence[Mapping[str, nn.Parameter]],
+    opened: int,
+    *,
+    scaled: bool,
+) -> None:
+    """Accept optimizers that can step these stages.
+
+    Args:
+        optimizers: All of the run.
+        stages: The parameters of each stage.
+        opened: How many of them are open at the start.
+        scaled: Whether a gradient scaler steps the optimizers; it fails on one without any gradient.
+
+    Raises:
+        ValueError: If a parameter is in no optimizer, or a scaled optimizer holds no open one.
+    """
+    held = [{p for group in each.param_groups for p in group["params"]} for each in optimizers]
+    stepped = set().union(*held)
+    if missing := [name for stage in stages for name, p in stage.items() if p not in stepped]:
+        raise ValueError(
+            f"each parameter of a stage must be in an optimizer, got none for {listed(missing)}: "
+            "let configure_optimizers give an optimizer all of them, frozen or not"
+        )
+    open_ones = {p for stage in stages[:opened] for p in stage.values()}
+    if idle := [index for index, each in enumerate(held) if scaled and each.isdisjoint(open_ones)]:
+        raise ValueError(
+            f"with a gradient scaler each optimizer must hold a parameter of stages[0], got none for "
+            f"optimizer {idle[0]}: open a part of it first, or train in bf16-mixed"
+        )
+
+
+def check_same(saved: Mapping[str, Any], stages: Sequence[Mapping[str, nn.Parameter]], factor: float) -> None:
+    """Accept what a checkpoint holds of the stages of its run, if this run has the same.
+
+    Args:
+        saved: The names in each stage as ``"stages"``, and ``"lr_factor"``.
+        stages: The stages of this run.
+        factor: Ratio of the rates of two successive stages in this run.
+
+    Raises:
+        ValueError: If they differ; gives the first stage that does.
+    """
+    pairs: Iterable[tuple[list[str], list[str]]]
+    pairs = zip_longest(saved["stages"], map(list, stages), fillvalue=[])
+    for index, (then, now) in enumerate(pairs):
+        if then != now:
+            was, got = listed(then) or "nothing", listed(now) or "nothing"
+            raise ValueError(
+                f"stages must be those of the checkpoint, in which stages[{index}] held {was}; got {got}"
+            )
+    if saved["lr_factor"] != factor:
+        raise ValueError(
+            "lr_factor must be that of the checkpoint, with which parameter groups and rates come back, "
+            f"{saved['lr_factor']!r}; got {factor!r}"
+        )
+
+
+def open_stages_(stages: Iterable[Mapping[str, nn.Parameter]], opened: int) -> dict[str, nn.Parameter]:
+    """Let the first ``opened`` stages learn and no other; return the parameters that did not before.
+
+    A gradient that a closed stage still holds is dropped, or momentum and decay would go on.
+    """
+    fresh: dict[str, nn.Parameter] = {}
+    for index, stage in enumerate(stages):
+        for name, parameter in stage.items():
+            if index >= opened:
+                parameter.grad = None
+            elif not parameter.requires_grad:
+                fresh[name] = parameter
+            parameter.requires_grad_(index < opened)
+    return fresh
+
+
+def split_groups_(
+    optimizer: torch.optim.Optimizer, depths: Mapping[nn.Parameter, int], factor: float
+) -> None:
+    """Split each parameter group by stage and set the rate of each part.
+
+    Every other option of a group goes to all its parts. The rate also becomes the part's ``initial_lr``,
+    which schedules multiply.
+
+    Args:
+        optimizer: One whose options may differ between groups.
+        depths: The stage of each parameter, from 0. Those without one keep their rate, in a part of
+            their own at the end.
+        factor: Ratio of the rates of two successive stages, above 0.
+
+    Raises:
+        ValueError: If the optimizer takes one group only, or a group has no rate.
+    """
+    parts = [part for group in optimizer.param_groups for part in _parts(group, depths, factor)]
+    if isinstance(optimizer, torch.optim.LBFGS) and len(parts) > 1:
+        raise ValueError(f"lr_factor must be 1 with LBFGS, which takes a single group, got {factor!r}")
+    # In place, because others hold the list.
+    optimizer.param_groups[:] = parts
+
+
+def _parts(
+    group: dict[str, Any], depths: Mapping[nn.Parameter, int], factor: float
+) -> Iterator[dict[str, Any]]:
+    if not isinstance(group.get("lr"), int | float | Tensor):
+        raise ValueError(
+            f"lr_factor must be 1 for groups without a rate, got {factor!r} for lr={group.get('lr')!r}"
+        )
+    members: dict[float, list[int]] = {}
+    for index, parameter in enumerate(group["params"]):
+        members.setdefault(depths.get(parameter, math.inf), []).append(index)
+    for depth in sorted(members):
+        part = dict(group)
+        for key in {"params", "param_names"} & part.keys():
+            part[key] = [group[key][index] for index in members[depth]]
+        if "name" in part and len(members) > 1:  # names of groups must differ
+            part["name"] += "/frozen" if depth == math.inf else f"/stage {depth + 1}"
+        if depth != math.inf:
+            part["lr"] = part["lr"] * factor**depth
+        part["initial_lr"] = float(part["lr"])
+        yield part
+
+
+def statistics_modules(module: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
+    """Return the modules that keep running statistics, each with the parameters that it goes with.
+
+    These are its own. A layer without any goes with the module that has parameters and comes just before
+    it in the closest part of the network that holds both, else with the first after it.
+
+    Running statistics are buffers whose names begin with ``running_``, as in every normalisation layer of
+    torch that keeps any.
+    """
+    order = list(module.named_modules())
+    own = [list(part.parameters(recurse=False)) for _, part in order]
+    return {
+        part: own[index] or _companions(order, own, index)
+        for index, (_, part) in enumerate(order)
+        if any(name.startswith("running_") for name, _ in part.named_buffers(recurse=False))
+    }
+
+
+def _companions(
+    order: list[tuple[str, nn.Module]], own: list[list[nn.Parameter]], index: int
+) -> list[nn.Parameter]:
+    around = order[index][0]
+    while around:
+        around = around.rpartition(".")[0]
+        prefix = f"{around}." if around else ""
+        inside = [i for i, (path, _) in enumerate(order) if own[i] and f"{path}.".startswith(prefix)]
+        if inside:
+            return own[max((i for i in inside if i < index), default=inside[0])]
+    return []
+
+
+def written(patterns: Patterns) -> str:
+    """Return patterns as a reader of a table or an error wants them.
+
+    Example:
+        >>> written(("head", nn.LayerNorm))
+        'head, LayerNorm'
+    """
+    entries = as_patterns("patterns", patterns)
+    return ", ".join(e if isinstance(e, str) else getattr(e, "__name__", repr(e)) for e in entries)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first five of ``names`` for an error, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more

@@ -1,0 +1,277 @@
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import wandb
+from wandb.sdk.lib.wbauth import unauthenticate_session
+
+from lightning_tricks.cli import demo as demo_module
+from lightning_tricks.cli import demo_wandb, main
+from lightning_tricks.cli.demo_record import Recorder
+from tests import wandb_offline
+
+ARGV = ["demo", "--quick", "--epochs", "2", "--output"]
+TECHNIQUES = ("GradientClip", "WarmupCosine", "EMAWeights", "ProgressiveUnfreeze", "WeightFusion")
+
+
+def stranger(folder):
+    """Return the environment of somebody without an account, whoever runs the tests."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return {**known, "NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder / "config")}
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch, tmp_path):
+    environment = stranger(tmp_path)
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+    for name in ("NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, environment[name])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A quick demo in a process of its own: what it printed, and its folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    output = folder / "a new" / "folder"
+    command = [sys.executable, "-m", "lightning_tricks.cli", *ARGV, str(output)]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        command, cwd=root, env=stranger(folder), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended, output
+
+
+def table(printed):
+    """Return what was printed without times and paths, which differ from run to run."""
+    return re.sub(r" *\d+\.\d ms", "", printed.partition("Figure:")[0].partition("A residual")[2])
+
+
+def runs(output):
+    """Return the two runs' files, the plain one first."""
+    return sorted(output.rglob("*.wandb"), key=lambda path: len(wandb_offline.history(path)))
+
+
+def leftovers(output):
+    return sorted(path.name for path in output.rglob("*"))
+
+
+def test_it_is_quiet(done):
+    ended, _ = done
+    assert ended.stderr == ""
+    for noise in ("Tip", "warn", "GPU", "stopped", "wandb:", "stages open"):
+        assert noise not in ended.stdout
+
+
+def test_the_tables_name_all_weights_and_techniques(done):
+    shown = done[0].stdout
+    for word in ("plain", "raw", "averaged", "fused", *TECHNIQUES):
+        assert re.search(rf"\b{word}\b", shown), word
+    assert len(re.findall(r"\d+\.\d ms", shown)) == 4
+    assert len(re.findall(r"\d+\.\d%  *\d\.\d{3}", shown)) == 7
+
+
+def test_the_same_seed_gives_the_same_table(done, tmp_path, capsys):
+    assert main([*ARGV, str(tmp_path / "again")]) == 0
+    assert table(capsys.readouterr().out) == table(done[0].stdout) != ""
+
+
+def test_another_seed_gives_another_table(done, tmp_path, capsys):
+    main([*ARGV, str(tmp_path / "again"), "--seed", "1"])
+    assert table(capsys.readouterr().out) != table(done[0].stdout)
+
+
+def test_the_figure_is_where_it_is_said_to_be(done):
+    ended, output = done
+    path = re.search(r"^Figure: (.*)$", ended.stdout, re.MULTILINE)[1]
+    assert path == str(output / "demo.png")
+    height, width, _ = matplotlib.image.imread(path).shape
+    assert (width, height) == (1425, 930)
+
+
+def test_nothing_but_figure_and_runs_is_left(done):
+    _, output = done
+    assert sorted(path.name for path in output.iterdir()) == ["demo.png", "wandb"]
+    assert len(list((output / "wandb").iterdir())) == 2
+
+
+def test_the_upload_line_names_both_runs(done):
+    ended, output = done
+    words = shlex.split(ended.stdout.splitlines()[-1])
+    assert words[:2] == ["wandb", "sync"]
+    assert sorted(map(Path, words[2:])) == sorted((output / "wandb").iterdir())
+
+
+def test_settings_of_both_runs_are_logged(done):
+    plain, arm = map(wandb_offline.config, runs(done[1]))
+    for found in (plain, arm):
+        assert (found["seed"], found["epochs"], found["lr"]) == (0, 2, 0.05)
+    assert plain["techniques"] == {"8 digits": [], "all ten": []}
+    written = " ".join(arm["techniques"]["all ten"])
+    for name in TECHNIQUES:
+        assert f"{name}(" in written
+
+
+def test_metrics_of_both_runs_are_logged(done):
+    plain, arm = map(wandb_offline.history, runs(done[1]))
+    for found in (plain, arm):
+        for phase in ("phase1", "phase2"):
+            assert len(found[f"{phase}-val_accuracy"]) == len(found[f"{phase}-live/val_loss"]) == 2
+            assert len(found[f"{phase}-train_loss"]) > 2
+    assert len(arm["phase1-gradient_clip/norm"]) > 2
+    assert arm["phase2-progressive_unfreeze/stage"][-1] == 4
+    assert not any("gradient_clip" in name for name in plain)
+
+
+def test_final_scores_are_those_of_the_table(done):
+    ended, output = done
+    plain, arm = map(wandb_offline.summary, runs(output))
+    rows = {"plain": plain, "raw": arm, "averaged": arm, "fused": arm}
+    for word, found in rows.items():
+        line = next(line for line in ended.stdout.splitlines() if re.search(rf"\b{word} ", line))
+        if word == "raw":
+            line = next(line for line in ended.stdout.splitlines() if "techniq" in line and "raw" in line)
+        weights = "raw" if word == "plain" else word
+        accuracy, loss = re.findall(r"(\d+\.\d)%  *(\d\.\d{3})", line)[-1]
+        assert float(accuracy) == pytest.approx(100 * found[f"final/accuracy/{weights}"], abs=0.05)
+        assert float(loss) == pytest.approx(found[f"final/loss/{weights}"], abs=0.0005)
+
+
+def test_the_figure_of_both_runs_is_logged(done):
+    _, output = done
+    for path in runs(output):
+        [logged] = wandb_offline.history(path)["figure/path"]
+        assert (path.parent / "files" / logged).read_bytes() == (output / "demo.png").read_bytes()
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys):
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt(self, *_):
+        if self.record.steps == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Recorder, "on_train_batch_start", interrupt)
+    assert main([*ARGV, str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.endswith("lightning-tricks: interrupted\n")
+    assert leftovers(tmp_path / "out") == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_error_late_in_the_demo_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo_module, "draw", fail)
+    assert main([*ARGV, str(tmp_path / "out")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert leftovers(tmp_path / "out") == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo_module, "_train", None)
+    (tmp_path / "file").touch()
+    assert main([*ARGV, str(tmp_path / "file")]) == 2
+    assert "File exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib", "wandb"])
+def test_a_missing_package_is_named_before_training(package, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo_module, "_train", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main([*ARGV, str(tmp_path / "out")]) == 2
+    expected = f'{package} must be installed: pip install "lightning_tricks[demo]"'
+    assert expected in capsys.readouterr().err
+
+
+class FakeRun:
+    """What ``wandb.init`` returns where no server can be asked."""
+
+    url = "https://wandb.example/run"
+
+    def __init__(self):
+        self.ended = []
+
+    def define_metric(self, *_, **__): ...
+
+    def finish(self, exit_code=0):
+        self.ended.append(exit_code)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The options of each ``wandb.init``; online fails unless the test says otherwise."""
+    wandb.teardown()
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        return FakeRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    yield calls
+    # What it read of the environment, it would keep for the process.
+    wandb.teardown()
+    unauthenticate_session(update_settings=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "a" * 40}, "online"),
+        ({"WANDB_API_KEY": "a" * 40, "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_the_account_and_wandb_mode_decide(environment, mode, opened, monkeypatch, tmp_path):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with demo_wandb.tracking({"plain": {}, "techniques": {}}, tmp_path):
+        pass
+    assert [options["mode"] for options in opened] == [mode, mode]
+
+
+def test_a_key_in_netrc_is_an_account(opened, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {'b' * 40}\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://api.wandb.ai")
+    with demo_wandb.tracking({"plain": {}}, tmp_path):
+        pass
+    assert opened[0]["mode"] == "online"
+
+
+def test_online_runs_are_shown_by_their_address(opened, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with demo_wandb.tracking({"plain": {}}, tmp_path) as tracked:
+        assert tracked.keep(tmp_path) == ["plain: https://wandb.example/run"]
+
+
+def test_without_network_the_runs_are_offline_and_the_reason_is_given(opened, monkeypatch, tmp_path):
+    fake = wandb.init
+
+    def no_network(**options):
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("no such host\nand more")
+        return fake(**options)
+
+    monkeypatch.setattr(wandb, "init", no_network)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with demo_wandb.tracking({"plain": {}, "techniques": {}}, tmp_path) as tracked:
+        assert (tracked.mode, tracked.why_offline) == ("offline", "no such host")
+    assert [options["mode"] for options in opened] == ["offline", "offline"]
+
+
+def test_runs_of_a_failed_demo_are_closed_as_failed(opened, tmp_path):
+    with pytest.raises(RuntimeError), demo_wandb.tracking({"plain": {}}, tmp_path) as tracked:
+        run = tracked.runs["plain"]
+        raise RuntimeError
+    assert run.ended == [1]

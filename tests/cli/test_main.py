@@ -1,0 +1,105 @@
+import subprocess
+import sys
+
+import pytest
+
+from lightning_tricks import __version__
+from lightning_tricks.cli import main
+from lightning_tricks.cli import demo as demo_module
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The demos that were started; none runs."""
+    started = []
+    monkeypatch.setattr(demo_module, "run_demo", started.append)
+    return started
+
+
+def test_help_shows_the_commands_and_examples(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "demo" in shown
+    assert "\n  lightning-tricks demo --quick" in shown
+
+
+def test_help_of_a_command_shows_its_options(capsys):
+    assert main(["demo", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for option in ("--output", "--seed", "--epochs", "--quick", "WANDB_MODE"):
+        assert option in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lightning-tricks {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "expected"),
+        (["dmeo"], "invalid choice: 'dmeo'"),
+        (["demo", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["demo", "--epochs", "three"], "epochs"),
+        (["demo", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["demo", "--seed", "-1"], "seed must be at least 0, got -1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(argv, message, calls, capsys):
+    assert main(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("lightning-tricks: error: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert calls == []
+
+
+def test_options_arrive(calls):
+    assert main(["demo", "--output", "here", "--seed", "7", "--epochs", "2"]) == 0
+    assert calls == [demo_module.Demo(output="here", seed=7, epochs=2)]
+
+
+def test_quick_is_small_and_may_be_made_longer(calls):
+    main(["demo"])
+    main(["demo", "--quick"])
+    main(["demo", "--quick", "--epochs", "9"])
+    normal, quick, longer = calls
+    assert normal == demo_module.Demo()
+    assert quick.epochs < normal.epochs
+    assert max(quick.widths) < min(normal.widths)
+    assert longer == demo_module.Demo.quick(epochs=9)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "lightning-tricks: interrupted\n"),
+        (OSError(28, "No space left on device"), 2, "lightning-tricks: error: [Errno 28] No space left on device\n"),
+        (ModuleNotFoundError("sklearn must be installed"), 2, "lightning-tricks: error: sklearn must be installed\n"),
+    ],
+)
+def test_what_stops_a_command_is_told_in_one_line(error, code, message, monkeypatch, capsys):
+    def stop(_):
+        raise error
+
+    monkeypatch.setattr(demo_module, "run_demo", stop)
+    assert main(["demo"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def stop(_):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(demo_module, "run_demo", stop)
+    with pytest.raises(ValueError, match="a fault"):
+        main(["demo"])
+
+
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "lightning_tricks.cli", "demo", "--epochs", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "lightning-tricks: error: epochs must be at least 1, got 0\n"
