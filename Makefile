@@ -25,6 +25,7 @@ bench: .venv/.stamp ## measure what the techniques cost
 	$(BIN)/python -m benchmarks.overhead
 
 notebooks: .venv/.stamp ## run the notebooks from the start and keep their outputs
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks/*.ipynb
 
 clean: ## remove what was built or written here, the environment included

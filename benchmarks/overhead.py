@@ -29,6 +29,7 @@ import lightning_tricks as lt
 from benchmarks.machine import machine
 from benchmarks.readme import replace_table
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
+from lightning_tricks.recipes.residual import ResidualNet
 from tests.host_reads import HostReads
 
 STEPS, SKIPPED, FEW = 24, 6, 12
@@ -75,7 +76,7 @@ def train(data: DigitsData, callbacks: list[Callback], steps: int = STEPS) -> fl
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(DigitsClassifier(), data)
+    trainer.fit(DigitsClassifier(ResidualNet()), data)
     return clock.step_us()
 
 

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
 
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
+from lightning_tricks.recipes.residual import ResidualNet
+from tests.yaml_trainer import yaml_trainer
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+class Classifier(DigitsClassifier):
+    """Without arguments, as LightningCLI needs it here."""
+
+    def __init__(self) -> None:
+        super().__init__(ResidualNet(widths=(4,)))
 
 
 def blocks(language: str) -> list[str]:
@@ -32,10 +40,8 @@ def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_yaml_block_builds_the_techniques(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (config,) = blocks("yaml")
-    cli = LightningCLI(
-        DigitsClassifier, DigitsData, run=False, save_config_callback=None, args=yaml.safe_load(config)
-    )
-    kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    trainer = yaml_trainer(yaml.safe_load(config), Classifier, DigitsData)
+    kinds = [type(callback).__name__ for callback in trainer.callbacks]
     assert kinds[:3] == ["GradientClip", "WarmupCosine", "EMAWeights"]
 
 

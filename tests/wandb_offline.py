@@ -1,7 +1,7 @@
 """A reader of the files in which W&B keeps offline runs.
 
-``run-ID.wandb`` begins with 7 bytes of its own and goes on as a LevelDB log: blocks of 32 KiB with chunks, each
-with a header of 7 bytes (checksum 4, length 2, kind 1: whole, first, middle, last). Each record is a protobuf.
+``run-ID.wandb`` begins with 7 bytes of its own and goes on as a LevelDB log: blocks of 32 KiB hold chunks,
+each after a header of 7 bytes (checksum 4, length 2, kind 1: whole, first, middle, last). A record is a protobuf.
 """
 
 import json
@@ -32,7 +32,9 @@ def records(path: Path) -> Iterator[Record]:
 
 def config(path: Path) -> dict[str, Any]:
     """Return the settings of a run."""
-    updates = [item for record in records(path) for item in (*record.run.config.update, *record.config.update)]
+    updates = [
+        item for record in records(path) for item in (*record.run.config.update, *record.config.update)
+    ]
     return {item.key: json.loads(item.value_json) for item in updates}
 
 

@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 _EXAMPLES = """\
 examples:
-  lightning-tricks demo                     two minutes: a table, a figure, two runs in Weights & Biases
+  lightning-tricks demo                     a minute: tables, a figure, two runs in Weights & Biases
   lightning-tricks demo --quick             the same in seconds, with a network too small to learn much
   lightning-tricks demo --seed 1 --output results
 """
@@ -28,6 +28,14 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (by default the process's arguments) names; return the exit code."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        print("lightning-tricks: interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         run = _command(argv)
     except SystemExit:  # --help and --version have printed what they were asked for
@@ -38,9 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         run()
     except (ModuleNotFoundError, OSError) as error:
         return _refuse(error)
-    except KeyboardInterrupt:
-        print("lightning-tricks: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -87,7 +92,7 @@ def _demo_parser() -> ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="of data, weights and order; same seed, same table"
     )
-    parser.add_argument("--epochs", type=int, default=None, help="of each of the two phases")
+    parser.add_argument("--epochs", type=int, default=None, help="of each phase: 10, or 3 if quick")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: little is learned")
     return parser
 

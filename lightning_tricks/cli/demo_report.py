@@ -74,11 +74,11 @@ class Arm:
 def score_table(arms: Sequence[Arm], phases: Sequence[str]) -> Table:
     """Return the table of accuracies, losses and times: a row for each set of weights of each arm."""
     table = _table("Validation after each phase")
-    for heading in ("run", "weights"):
+    for heading in ("\nrun", "\nweights"):
         table.add_column(heading)
     for phase in phases:
-        for heading in ("accuracy", "loss", "per step"):
-            table.add_column(f"{phase}\n{heading}", justify="right")
+        for heading in (f"{phase}\naccuracy", "\nloss", "\nper step"):
+            table.add_column(heading, justify="right")
     for arm in arms:
         times = [f"{1000 * statistics.median(record.seconds):.1f} ms" for record in arm.records]
         for row, (weights, scores) in enumerate(arm.scores.items()):
@@ -198,13 +198,14 @@ def _draw_rates(panel: Axes, plain: Arm, arm: Arm) -> None:
 
 
 def _draw_norms(panel: Axes, arm: Arm) -> None:
-    panel.set(title="Gradient norm", ylabel="global L2 norm", yscale="log")
+    panel.set(title="Gradient norm", ylabel="global L2 norm")
     for before, record in _starts(arm):
         steps = range(before, before + record.steps)
         labels = (None, None) if before else ("before clipping", "after clipping")
         panel.plot(steps, record.norms, color=_ORANGE, linewidth=0.8, label=labels[0])
         panel.plot(steps, record.clipped_norms, color=_BLUE, linewidth=0.8, label=labels[1])
-    panel.legend(loc="lower left")
+    panel.set_ylim(bottom=0)
+    panel.legend(loc="upper right")
 
 
 def _draw_trainable(panel: Axes, plain: Arm, arm: Arm) -> None:

@@ -27,7 +27,7 @@ from lightning_tricks.fusion.methods import FusionMethod, Model
 from lightning_tricks.fusion.snapshots import Shelf
 from lightning_tricks.fusion.weights import put_, tensors_of, with_average
 from lightning_tricks.lifecycle import files
-from lightning_tricks.lifecycle.conductor import Conductor, Member
+from lightning_tricks.lifecycle.conductor import Member
 from lightning_tricks.lifecycle.evaluation import Objective, logged_by_validation, objective_of
 from lightning_tricks.lifecycle.notice import callbacks_of, say, warn
 from lightning_tricks.lifecycle.technique import Technique
@@ -97,7 +97,6 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     mode: Literal["min", "max"] | None = None
     update_batchnorm: bool = True
     keep: Literal["better", "always"] = "better"
-    _run: Conductor | None = field(default=None, init=False, repr=False)
     _trial: bool = field(default=False, init=False, repr=False)
     _objective: Objective | None = field(default=None, init=False, repr=False)
     _target: Objective | None = field(default=None, init=False, repr=False)
@@ -120,11 +119,6 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         checks.one_of("keep", self.keep, ("better", "always"))
 
     # Before the run.
-
-    def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and self._run is not self.conductor:
-            # Another Trainer is another run: its weights have nothing to do with those collected.
-            self._run, self._shelf, self._former, self._outcome = self.conductor, None, None, {}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trial = bool(trainer.barebones or trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -165,8 +159,6 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         if state is not None:
             at = getattr(trainer, "ckpt_path", None)
             self._shelf.restore(state["shelf"], None if at is None else Path(at).parent, **now)
-        # A run that is resumed after the last batch of an epoch never sees the end of that epoch.
-        self._collect(pl_module)
 
     # While it trains.
 

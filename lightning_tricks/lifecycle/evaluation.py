@@ -121,7 +121,7 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
             (connector, {"_first_loop_iter": None, "_current_fx": None}),
             (pl_module, {"_current_fx_name": pl_module._current_fx_name}),
             (loop, {"_results": _ResultCollection(training=True)}),
-            (validation, {"_results": _ResultCollection(training=False), "_has_run": validation._has_run}),
+            (validation, {"_results": _ResultCollection(training=False)}),
             (validation, {"batch_progress": _BatchProgress(), "_restarting": False, "verbose": False}),
             (validation, {"_seen_batches_per_dataloader": defaultdict(int)}),
             (validation, reload),  # the loader of the last validation is used again

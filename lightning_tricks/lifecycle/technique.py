@@ -42,6 +42,7 @@ class Technique(Member):
 
     label: str | None = None
     _conductor: Conductor | None = field(default=None, init=False, repr=False)
+    _fitted: Conductor | None = field(default=None, init=False, repr=False)
     _pending: dict[str, Any] | None = field(default=None, init=False, repr=False)
     _begun: bool = field(default=False, init=False, repr=False)
 
@@ -173,10 +174,10 @@ class Technique(Member):
 
     @final
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        conductor = Conductor.of(trainer, self)
-        if conductor is not self._conductor and stage == "fit":
+        self._conductor = conductor = Conductor.of(trainer, self)
+        if stage == "fit" and conductor is not self._fitted:
             self._forget()
-        self._conductor = conductor
+            self._conductor = self._fitted = conductor
         self.attach(trainer, pl_module, stage)
 
     def _forget(self) -> None:

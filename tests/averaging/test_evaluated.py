@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,16 @@ def test_a_new_trainer_knows_nothing_of_the_first() -> None:
     assert_equal(weights(again), weights(alike))
     assert_equal(used.saved(), fresh.saved())
     assert_equal(weights(first), held)
+
+
+def test_a_new_trainer_goes_on_from_what_the_module_holds() -> None:
+    used, fresh = EMAWeights(decay=0.9), EMAWeights(decay=0.9)
+    first, _, _ = watched(used)
+    alike = copy.deepcopy(first)
+    watched(used, first)
+    watched(fresh, alike)
+    assert_equal(weights(first), weights(alike))
+    assert_equal(live_of(used, first), live_of(fresh, alike))
 
 
 def test_after_an_error_in_training_evaluations_see_the_live_weights_too() -> None:

@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from lightning_tricks import __version__
-from lightning_tricks.cli import main
 from lightning_tricks.cli import demo as demo_module
+from lightning_tricks.cli import main
 
 
 @pytest.fixture
@@ -76,8 +76,16 @@ def test_quick_is_small_and_may_be_made_longer(calls):
     ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "lightning-tricks: interrupted\n"),
-        (OSError(28, "No space left on device"), 2, "lightning-tricks: error: [Errno 28] No space left on device\n"),
-        (ModuleNotFoundError("sklearn must be installed"), 2, "lightning-tricks: error: sklearn must be installed\n"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "lightning-tricks: error: [Errno 28] No space left on device\n",
+        ),
+        (
+            ModuleNotFoundError("sklearn must be installed"),
+            2,
+            "lightning-tricks: error: sklearn must be installed\n",
+        ),
     ],
 )
 def test_what_stops_a_command_is_told_in_one_line(error, code, message, monkeypatch, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.cases import CASES, Case
 from tests.contract.regimes import REGIMES, Regime
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
+from tests.yaml_trainer import yaml_trainer
 
 
 def law(name: str) -> pytest.MarkDecorator:
@@ -110,18 +110,9 @@ def test_repr_pickle_and_yaml_rebuild_it(case: Case) -> None:
 
 def from_yaml(technique: Technique) -> Technique:
     """Return what LightningCLI makes of ``technique``'s settings."""
-    from lightning.pytorch.cli import LightningCLI
-
     spec = {"class_path": f"lightning_tricks.{type(technique).__name__}", "init_args": plain(technique)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cli = LightningCLI(
-            Toy,
-            run=False,
-            save_config_callback=None,
-            args={"trainer": {"callbacks": [spec], "logger": False}},
-        )
-    return next(cb for cb in cli.trainer.callbacks if isinstance(cb, Technique))
+    runner = yaml_trainer({"trainer": {"callbacks": [spec], "logger": False}}, Toy)
+    return next(callback for callback in runner.callbacks if isinstance(callback, Technique))
 
 
 def plain(value: Any) -> Any:

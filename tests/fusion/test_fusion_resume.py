@@ -53,6 +53,12 @@ COLLECTS = {
 }
 
 
+def state_of(runner, folder: Path) -> dict:
+    """Return what a checkpoint holds for the fusion."""
+    runner.save_checkpoint(folder / "state.ckpt")
+    return torch.load(folder / "state.ckpt", weights_only=True)["callbacks"]["WeightFusion"]
+
+
 @pytest.mark.parametrize("hook", ["batch", "last batch", "validation", "epoch"])
 @pytest.mark.parametrize("collect", COLLECTS)
 def test_resumed_equals_uninterrupted(collect, hook, tmp_path):
@@ -65,11 +71,7 @@ def test_resumed_equals_uninterrupted(collect, hook, tmp_path):
         fit(tmp_path / "parts", COLLECTS[collect](), SaveAt(hook, path, later=later), max_epochs=4)
     parts, runner = fit(tmp_path / "parts", COLLECTS[collect](), ckpt_path=path, max_epochs=4)
     assert_equal(weights(whole), weights(parts))
-    states = []
-    for index, one in enumerate((whole_runner, runner)):
-        one.save_checkpoint(tmp_path / f"{index}.ckpt")
-        states.append(torch.load(tmp_path / f"{index}.ckpt", weights_only=True))
-    assert_equal(states[0]["callbacks"]["WeightFusion"], states[1]["callbacks"]["WeightFusion"])
+    assert_equal(state_of(whole_runner, tmp_path), state_of(runner, tmp_path))
 
 
 @pytest.mark.parametrize("where", ["same folder", "new folder"])
@@ -158,14 +160,16 @@ def test_after_an_average_the_average_comes_back_first_and_then_the_live_weights
     assert_equal(spy.ends[0], plain.ends[-1])
 
 
-def test_evaluation_after_fit_sees_the_fused_weights(tmp_path):
-    module, runner = fit(tmp_path, always(collect=LastEpochs(3)))
+def test_evaluation_after_fit_sees_the_fused_weights_and_counts_for_nothing(tmp_path):
+    module, runner = fit(tmp_path, always(collect=BestK(3), monitor="val_loss", mode="min"))
     fused = weights(module)
+    before = state_of(runner, tmp_path)
     loader = Loader(2, seed=9, fixed=True)
     for call in (runner.validate, runner.test):
         call(module, loader, verbose=False)
     runner.predict(module, loader)
     assert_equal(weights(module), fused)
+    assert_equal(state_of(runner, tmp_path), before)
 
 
 def test_a_checkpoint_saved_after_fit_goes_on_from_the_live_weights(tmp_path):

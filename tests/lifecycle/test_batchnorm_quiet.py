@@ -59,8 +59,9 @@ def without_statistics(shown: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", [Toy, TwoOptimizers, Noisy, Compiled])
 def test_nothing_but_the_statistics_changes(kind):
     module = kind()
-    at_end = run(module, reestimate_batchnorm, max_epochs=1)
+    at_end = run(module, reestimate_batchnorm, max_epochs=1, limit_val_batches=0)
     assert at_end.result == 1
+    assert all(gradient is not None for gradient in at_end.before["grads"][:4])
     assert_equal(without_statistics(at_end.before), without_statistics(at_end.after))
     assert not torch.equal(
         *(
@@ -96,7 +97,7 @@ def test_an_error_takes_everything_back_and_says_when_it_was():
                 raise StopError
 
     module = Breaks()
-    at_end = run(module, reestimate_batchnorm, max_epochs=1)
+    at_end = run(module, reestimate_batchnorm, max_epochs=1, limit_val_batches=0)
     assert_equal(at_end.before, at_end.after)
     assert "BatchNorm was re-estimated" in at_end.error.__notes__[0]
     assert not any(part._forward_pre_hooks for part in module.modules())

@@ -61,11 +61,13 @@ def test_state_is_kept_by_class_and_label(tmp_path: Path) -> None:
     assert keys == {"Conductor", "GradientClip[body]", "GradientClip"}
 
 
-def test_a_checkpoint_of_a_later_run_replaces_the_state_of_an_earlier(tmp_path: Path) -> None:
+def test_a_new_trainer_starts_afresh_also_after_an_evaluation(tmp_path: Path) -> None:
     clip = GradientClip()
     trainer(clip).fit(Toy(), Loader())
     assert clip.outcome()["steps"] == 15
-    trainer(clip, max_epochs=1).fit(Toy(), Loader())
+    later = trainer(clip, max_epochs=1)
+    later.validate(Toy(), Loader(2), verbose=False)
+    later.fit(Toy(), Loader())
     assert clip.outcome()["steps"] == 5
 
 
