@@ -1,7 +1,7 @@
 """A reader of the files in which W&B keeps offline runs.
 
 ``run-ID.wandb`` begins with 7 bytes of its own and goes on as a LevelDB log: blocks of 32 KiB hold chunks,
-each after a header of 7 bytes (checksum 4, length 2, kind 1: whole, first, middle, last). A record is a protobuf.
+each after a header of 7 bytes: checksum 4, length 2, kind 1 (whole, first, middle, last).
 """
 
 import json

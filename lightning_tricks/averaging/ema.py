@@ -248,6 +248,9 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             self._begin_if_due(trainer)
         self._second.rest(trainer, self.state_key)
 
+    def average(self) -> dict[str, Tensor] | None:
+        return None if self._second.shadows is None else self._second.shadows.named()
+
     def live_weights(self) -> AbstractContextManager[None]:
         """Return a context within which the module holds its live weights, where it holds the average.
 

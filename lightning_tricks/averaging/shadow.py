@@ -216,6 +216,15 @@ class Shadows:
         pairs = zip(self._shadows, self._slots, strict=True)
         return live, self._replaced(average, [shadow.to(slot.tensor.dtype) for shadow, slot in pairs])
 
+    def named(self) -> dict[str, Tensor]:
+        """Return the shadows by all their clean names, whichever set the module holds."""
+        exchanged = set(range(len(self))) - self._stash.keys() if self.shown else set()
+        return {
+            name: slot.tensor if index in exchanged else self._shadows[index]
+            for index, slot in enumerate(self._slots)
+            for name in slot.names
+        }
+
     def _replaced(self, state: dict[str, Tensor], values: list[Tensor]) -> dict[str, Tensor]:
         named = {name: value for slot, value in zip(self._slots, values, strict=True) for name in slot.names}
         result = copy(state)  # with the version numbers that torch attaches

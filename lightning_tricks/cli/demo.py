@@ -261,10 +261,12 @@ def _progress(console: Console, steps: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Two threads at most, and nothing printed that is not about the demo."""
+    """One thread, and nothing printed that is not about the demo."""
     threads, log = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
     level = log.level
-    torch.set_num_threads(min(2, threads))
+    # Steps this small gain little from a second thread, lose much where other processes want the cores, and
+    # add numbers up in an order that depends on the number of threads.
+    torch.set_num_threads(1)
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():

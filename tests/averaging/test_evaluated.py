@@ -198,8 +198,18 @@ def test_a_second_fit_of_other_weights_begins_anew() -> None:
     assert differ(live, live_of(ema, module))
 
 
+def test_the_next_fit_gives_another_module_back_as_it_was() -> None:
+    first, watch, runner = watched(EMAWeights(decay=0.9))
+    live = watch.steps[-1]
+    assert differ(weights(first), live)
+    runner.fit_loop.max_epochs = 4
+    runner.fit(Toy(), Loader(), VALIDATION)
+    assert_equal(weights(first), live)
+    assert "on_save_checkpoint" not in vars(first)
+
+
 def test_a_new_trainer_knows_nothing_of_the_first() -> None:
-    settings: dict[str, Any] = {"decay": "warmup('40%') >> linear(to=0.5)", "every": 2}
+    settings: dict[str, Any] = {"decay": "warmup('40%') >> linear(to=0.5)", "decay_warmup": False}
     used, fresh = EMAWeights(**settings), EMAWeights(**settings)
     first, _, _ = watched(used)
     held = weights(first)

@@ -15,7 +15,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from tests.averaging.watching import Watch, differ, live_of, slow_twin, watched
-from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, scaler_plugin, trainer, weights
+from tests.toys import (
+    Compiled,
+    Loader,
+    StopAfter,
+    StopError,
+    Toy,
+    assert_equal,
+    scaler_plugin,
+    trainer,
+    weights,
+)
 
 VALIDATION = Loader(2, seed=9)
 
@@ -38,6 +48,14 @@ def test_every_checkpoint_holds_both_sets(save: str, weights_only: bool, tmp_pat
         assert_equal(load(path)["state_dict"], average if save == "average" else live)
         other = Toy.load_from_checkpoint(path)
         assert_equal(weights(other), average if save == "average" else live)
+
+
+def test_names_of_a_compiled_module_find_their_average(tmp_path: Path) -> None:
+    module, watch, runner = watched(EMAWeights(decay=0.9), Compiled(), max_epochs=1)
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    assert_equal(live_state(tmp_path / "a.ckpt"), watch.steps[-1])
+    assert_equal(average_state(tmp_path / "a.ckpt"), weights(module))
+    assert any("_orig_mod" in name for name in weights(module))
 
 
 def test_a_checkpoint_saved_within_a_validation_has_them_in_their_places(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_moving_is_lerp_in_at_least_32_bits() -> None:
     began = weights(module)
     moved(module)
     shadows.lerp_(0.25)
+    one_pass = began["plain.weight"].lerp(module.plain.weight.detach(), 0.25)
+    assert torch.equal(sets(shadows, module)[1]["plain.weight"], one_pass)  # whatever is beside it
     shadows.lerp_(torch.tensor(0.5))
     live, average = sets(shadows, module)
     for name, value in began.items():
@@ -134,6 +136,7 @@ def test_places_are_those_of_the_very_module() -> None:
 
 def test_buffers_are_chosen_by_the_same_patterns() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm1d(2)))
+    net.register_buffer("running", torch.ones(1), persistent=False)
 
     def buffers(patterns: Any) -> set[str]:
         found = find_slots(net, patterns, buffers=True)

@@ -1,13 +1,16 @@
+import logging
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib.image
 import pytest
+import torch
 import wandb
 from wandb.sdk.lib.wbauth import unauthenticate_session
 
@@ -149,6 +152,15 @@ def test_the_figure_of_both_runs_is_logged(done):
     for path in runs(output):
         [logged] = wandb_offline.history(path)["figure/path"]
         assert (path.parent / "files" / logged).read_bytes() == (output / "demo.png").read_bytes()
+
+
+def test_the_process_is_left_as_it_was():
+    log = logging.getLogger("lightning.pytorch")
+    before = torch.get_num_threads(), log.level, list(warnings.filters)
+    with pytest.raises(RuntimeError), demo_module._quiet():
+        assert (torch.get_num_threads(), log.level) == (1, logging.WARNING)
+        raise RuntimeError
+    assert (torch.get_num_threads(), log.level, list(warnings.filters)) == before
 
 
 def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys):

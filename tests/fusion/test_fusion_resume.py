@@ -11,9 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.lifecycle.files import load
+from lightning_tricks.lifecycle.technique import Technique
 from tests.fusion.runs import Epochs, HalfAverage, Normed, always, fit, loaders, mean
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 
@@ -181,6 +183,28 @@ def test_a_checkpoint_saved_after_fit_goes_on_from_the_live_weights(tmp_path):
     assert_equal(dict(saved["state_dict"]), weights(module))
     fit(tmp_path, always(collect=LastEpochs(2)), spy, ckpt_path=tmp_path / "after.ckpt", max_epochs=4)
     assert_equal(spy.steps, plain.steps[10:])
+
+
+@pytest.mark.parametrize("average_first", [True, False])
+def test_a_checkpoint_saved_after_fit_beside_an_average_does_so_too(average_first, tmp_path):
+    def pair() -> list[Technique]:
+        both = [EMAWeights(decay=0.9), always(collect=LastEpochs(2))]
+        return both if average_first else both[::-1]
+
+    plain, spy = Epochs(), Epochs()
+    fit(tmp_path / "plain", plain, max_epochs=4)
+    _, runner = fit(tmp_path, *pair(), max_epochs=2)
+    runner.save_checkpoint(tmp_path / "after.ckpt")
+    fit(tmp_path, *pair(), spy, ckpt_path=tmp_path / "after.ckpt", max_epochs=4)
+    assert_equal(spy.steps, plain.steps[10:])
+
+
+def test_a_fit_of_another_module_leaves_the_fused_one_alone(tmp_path):
+    module, runner = fit(tmp_path, always(collect=LastEpochs(2)), max_epochs=2)
+    fused = weights(module)
+    runner.fit_loop.max_epochs = 3
+    runner.fit(Toy(), *loaders())
+    assert_equal(weights(module), fused)
 
 
 class Named(Normed):

@@ -111,6 +111,7 @@ def test_a_resumed_run_goes_on(tmp_path):
     epochs(again, 4, 5)
     assert again.saved() == whole.saved()
     assert values(again) == [4.0, 5.0]
+    assert {"000002.pt", "000003.pt"} < set(on_disk(again))  # what it was resumed from may be needed again
 
 
 def test_its_state_is_plain(tmp_path):
@@ -180,7 +181,7 @@ def test_a_truncated_snapshot_is_named(tmp_path):
 
 
 def test_another_policy_keeps_the_snapshots_but_counts_anew(tmp_path):
-    ours = shelf(tmp_path, EverySteps(10, k=2))
+    ours = shelf(tmp_path, EverySteps(5, k=2))
     epochs(ours, 1, 30)
     again = restored(tmp_path, ours.saved(), None, LastEpochs(3), epoch=30)
     epochs(again, 30, 31)

@@ -15,6 +15,7 @@ from lightning_tricks.lifecycle.checkpoints import (
     averaged_steps,
     live_state,
     load_average,
+    read_sets,
     take_sets,
     write_sets,
 )
@@ -46,6 +47,15 @@ def test_the_set_that_save_names_stands_where_everybody_looks(
     assert_equal(checkpoint["state_dict"], sets[first])
     torch.save(checkpoint, tmp_path / "a.ckpt")
     assert_equal((live_state(tmp_path / "a.ckpt"), average_state(tmp_path / "a.ckpt")), sets)
+
+
+def test_the_last_to_write_decides_the_layout() -> None:
+    for save, keys in (("live", ["average_model_state"]), ("average", ["current_model_state"])):
+        checkpoint = written("average")
+        live, average = read_sets(checkpoint)
+        write_sets(checkpoint, live=live, average=average, save=save)
+        assert [*checkpoint] == ["state_dict", *keys]
+        assert_equal(read_sets(checkpoint), toy_sets())
 
 
 def test_a_plain_checkpoint_holds_the_live_weights_alone(tmp_path: Path) -> None:
