@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 
+import lightning.pytorch  # noqa: F401  # sets its own level when it is imported
 import pytest
 import torch
 

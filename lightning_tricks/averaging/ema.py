@@ -159,10 +159,6 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         checks.flag("evaluate", self.evaluate)
         checks.one_of("save", self.save, ("average", "live"))
 
-    def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._second.enter(self.conductor, stage):
-            self._state, self._course = {}, None
-
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -173,7 +169,9 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         buffers = self.buffers == "average"
-        self._second.prepare(trainer, pl_module, params=self.params, buffers=buffers, save=self.save)
+        self._second.prepare(
+            trainer, pl_module, self.conductor, params=self.params, buffers=buffers, save=self.save
+        )
 
     def claims(self) -> Iterable[Claim]:
         chosen = {name: slot.tensor for name, slot in self._second.slots.items()}

@@ -40,8 +40,7 @@ class SecondSet:
     def __init__(self) -> None:
         """Know of no run."""
         self.slots: dict[str, Slot] = {}
-        self._owner: Conductor | None = None
-        self._hook: WeightsOnlyHook | None = None
+        self._conductor: Conductor | None = None
         self._evaluating = False
         self._save = "average"
         self._forget()
@@ -50,16 +49,6 @@ class SecondSet:
         self.shadows: Shadows | None = None
         self._values: dict[str, Tensor] | None = None
         self._loaded = False
-
-    def enter(self, conductor: Conductor, stage: str) -> bool:
-        """Return whether the first ``fit`` of a Trainer starts, which knows nothing of earlier runs."""
-        if stage != "fit" or self._owner is conductor:
-            return False
-        if self._hook is not None:
-            self._hook.remove()
-        self._owner = conductor
-        self._forget()
-        return True
 
     def read(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> bool:
         """Put the weights of a loaded checkpoint where they belong; return whether ``fit`` loaded it."""
@@ -71,7 +60,14 @@ class SecondSet:
         return True
 
     def prepare(
-        self, trainer: Trainer, pl_module: LightningModule, *, params: Patterns, buffers: bool, save: str
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        conductor: Conductor,
+        *,
+        params: Patterns,
+        buffers: bool,
+        save: str,
     ) -> None:
         """Find the tensors, and edit weights-only checkpoints too from here on.
 
@@ -86,14 +82,8 @@ class SecondSet:
             self.shadows.place()
         elif self.shadows is not None:
             self._forget()
-        self.slots, self._save = slots, save
-        self._hook = WeightsOnlyHook(trainer, pl_module, self.write)
-        self._conductor.on_next_fit(self._hook.remove)
-
-    @property
-    def _conductor(self) -> Conductor:
-        assert self._owner is not None
-        return self._owner
+        self.slots, self._save, self._conductor = slots, save, conductor
+        conductor.on_next_fit(WeightsOnlyHook(trainer, pl_module, self.write).remove)
 
     @property
     def found(self) -> bool:
@@ -124,7 +114,7 @@ class SecondSet:
             self.slots,
             dtype=None if dtype is None else getattr(torch, str(dtype)),
             device=as_device("device", device),
-            values={**(self._values or {}), **(wide or {})},
+            values=None if self._values is None else {**self._values, **(wide or {})},
         )
         if self._loaded and self._values is None and not known:
             say(trainer, f"{who}: the checkpoint holds no average, so it begins with the weights as they are")
@@ -154,6 +144,7 @@ class SecondSet:
             reason = "start was not reached" if self.shadows is None else "no weight was trained"
             warn(trainer, f"{who} averaged nothing, since {reason}: the module keeps its live weights")
             return
+        assert self._conductor is not None
         self.shadows.show(keep=True)
         self._conductor.on_next_fit(self.shadows.hide)
 

@@ -1,7 +1,7 @@
 """``lightning-tricks demo``: one small network trained plainly and with five techniques, and compared.
 
 Both runs learn eight of the ten digits, get a new head, and go on with all ten: the same data, first
-weights, learning rate, batches and number of epochs. A share of the training labels is wrong, as labels
+weights, base learning rate, batches and number of epochs. A share of the training labels is wrong, as labels
 often are; those of validation are right.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import signal
 import sys
 import tempfile
 import warnings
@@ -24,20 +23,22 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lightning_tricks.averaging.ema import EMAWeights
+from lightning_tricks import (
+    EMAWeights,
+    GradientClip,
+    LastEpochs,
+    ProgressiveUnfreeze,
+    WarmupCosine,
+    WeightFusion,
+)
 from lightning_tricks.cli.demo_record import Record, Recorder, evaluate
 from lightning_tricks.cli.demo_report import Arm, Deed, deed_table, draw, score_table, verdict
 from lightning_tricks.cli.demo_wandb import tracking
 from lightning_tricks.core import checks
-from lightning_tricks.fusion.collect import LastEpochs
-from lightning_tricks.fusion.fusion import WeightFusion
-from lightning_tricks.gradients.clip import GradientClip
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from lightning_tricks.recipes.extras import extra
 from lightning_tricks.recipes.residual import ResidualNet
-from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -214,15 +215,12 @@ def _classifier(demo: Demo, classes: int, previous: DigitsClassifier | None) -> 
 
 
 def _fit(trainer: Trainer, module: DigitsClassifier, data: DigitsData) -> None:
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with redirect_stdout(io.StringIO()):
             trainer.fit(module, datamodule=data)
-    except SystemExit:
-        # Lightning makes an exit of Ctrl-C, and is deaf to the next one.
+    except SystemExit:  # what Lightning makes of Ctrl-C
         if not trainer.interrupted:
             raise
-        signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
 
 

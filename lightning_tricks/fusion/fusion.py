@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.select import clean_name
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.candidates import Candidates
 from lightning_tricks.fusion.collect import LastEpochs, SnapshotPolicy
@@ -47,6 +48,10 @@ def not_worse(fused: float, before: float) -> bool:
     return fused >= before or (math.isnan(before) and not math.isnan(fused))
 
 
+def _is_own(member: Member, method: str) -> bool:
+    return getattr(type(member), method) is not getattr(Member, method)
+
+
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class WeightFusion(Technique):
@@ -60,10 +65,11 @@ class WeightFusion(Technique):
       fusion.
     * **Logs** once, at the end: ``weight_fusion/snapshots``, ``/metric_before``, ``/metric_fused`` and
       ``/kept`` (1 or 0).
-    * **Saves** names, sizes and metrics of the snapshots. They themselves are files in ``snapshots``, in
-      the folder of ModelCheckpoint (else ``checkpoints`` under ``default_root_dir``), and stay as long as
-      the run or its latest checkpoint needs them: delete the folder when the run will not be continued.
-      Fused weights that are kept go beside it, to ``fused.ckpt`` (``fused-v1.ckpt`` if there is one).
+    * **Saves** names, sizes and metrics of the snapshots; after fit also the weights before fusion. The
+      snapshots are files in ``snapshots``, in the folder of ModelCheckpoint (else ``checkpoints`` under
+      ``default_root_dir``), and stay as long as the run or its latest checkpoint needs them: delete the
+      folder when the run will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt``
+      (``fused-v1.ckpt`` if there is one), with settings and metrics under ``weight_fusion``.
     * **Cost** one file of the weights per snapshot. At the end a copy of the weights in memory, a pass over
       the training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
       2 N - 1 more of each.
@@ -75,12 +81,13 @@ class WeightFusion(Technique):
             oldest first.
         collect: Which to fuse: ``LastEpochs(k)``, ``EverySteps(n, k)`` or ``BestK(k)`` by ``monitor``.
         source: ``"live"`` weights, or the ``"average"`` that an averaging technique keeps and evaluates.
-        monitor: The validation metric that decides; ``None`` for that of ModelCheckpoint.
+        monitor: The metric that decides, logged by the module in validation; ``None`` for that of
+            ModelCheckpoint.
         mode: ``"min"`` or ``"max"``, which way ``monitor`` is better; ``None`` as there.
         update_batchnorm: Whether to estimate BatchNorm statistics anew. It helps averages of weights that
             lie far apart, and can harm those of near ones: ``metric_fused`` tells.
         keep: ``"better"`` keeps the fused weights unless ``monitor`` is worse; ``"always"`` does not ask,
-            and measures only if ``monitor`` is given.
+            and measures only if ``monitor`` is given or ``collect`` needs it.
 
     Example:
         >>> WeightFusion(collect=LastEpochs(3), monitor="val_loss", mode="min")
@@ -97,6 +104,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     mode: Literal["min", "max"] | None = None
     update_batchnorm: bool = True
     keep: Literal["better", "always"] = "better"
+    _module: nn.Module | None = field(default=None, init=False, repr=False)
     _trial: bool = field(default=False, init=False, repr=False)
     _objective: Objective | None = field(default=None, init=False, repr=False)
     _target: Objective | None = field(default=None, init=False, repr=False)
@@ -121,6 +129,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     # Before the run.
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._module = pl_module
         self._trial = bool(trainer.barebones or trainer.fast_dev_run)  # type: ignore[attr-defined]
         self._objective = self._target = self._averager = None
         if self._trial:
@@ -140,7 +149,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
 
     def _find_averager(self, trainer: Trainer) -> Member:
         for callback in callbacks_of(trainer):
-            if isinstance(callback, Member) and type(callback).average is not Member.average:
+            if isinstance(callback, Member) and _is_own(callback, "average"):
                 return callback
         raise ValueError("source must be 'live' where no technique averages weights, got 'average'")
 
@@ -243,12 +252,12 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
 
     def _hold(self, trainer: Trainer, pl_module: LightningModule, former: dict[str, Tensor]) -> None:
         """Remember the weights from which training goes on."""
-        before = [
-            c for c in callbacks_of(trainer) if isinstance(c, Member) and c.finish_order < self.finish_order
-        ]
-        # Who changed weights before us knows the live ones; those that we found are not them then.
-        if all(type(member).finish is Member.finish for member in before):
-            self._former = former
+        members = [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
+        earlier = [m for m in members if m.finish_order < self.finish_order and _is_own(m, "finish")]
+        # Who put an average in knows the live weights; those that we found in their place are not them.
+        if all(_is_own(member, "average") for member in earlier):
+            theirs = {name for member in earlier for name in member.average() or ()}
+            self._former = {name: former[name] for name in former if clean_name(name) not in theirs}
         self.conductor.on_next_fit(partial(self._take_back, trainer, pl_module, former))
 
     def _take_back(self, trainer: Trainer, pl_module: LightningModule, former: Model) -> None:
@@ -281,12 +290,8 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         if self._shelf is not None:
             self._shelf.remember()
 
-    def read_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        entry = checkpoint["callbacks"].get(self.state_key)
-        if entry is not None and trainer.state.fn == "fit" and "former" in entry["state"]:
-            put_(pl_module, entry["state"]["former"])
-
     def restore(self, state: dict[str, Any]) -> None:
         self._resumed = state or None
+        if self._module is not None and "former" in state:
+            # Not when the checkpoint is read, since others who put weights back then know less of them.
+            put_(self._module, state["former"])

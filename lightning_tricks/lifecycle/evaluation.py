@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.progress import _BatchProgress
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torchmetrics import Metric
+
+from lightning_tricks.lifecycle.notice import callbacks_of
 
 __all__ = ["Objective", "logged_by_validation", "objective_of", "undisturbed", "validate_again"]
 
@@ -115,7 +118,13 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         # First in, last out: what is put back after it may itself draw random numbers.
         stack.callback(_set_rng_states, _collect_rng_states())
         for owner, values in (
-            (trainer, {"callbacks": [], "loggers": [DummyLogger() for _ in trainer.loggers]}),
+            (
+                trainer,
+                {
+                    "callbacks": _silent_bars(trainer, stack),
+                    "loggers": [DummyLogger() for _ in trainer.loggers],
+                },
+            ),
             (trainer.state, {"stage": trainer.state.stage}),
             (connector, {"_progress_bar_metrics": {}, "_logged_metrics": {}, "_callback_metrics": {}}),
             (connector, {"_first_loop_iter": None, "_current_fx": None}),
@@ -136,6 +145,19 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
             if loader is not None:
                 stack.enter_context(_kept_place(loader))
         yield
+
+
+def _silent_bars(trainer: Trainer, stack: ExitStack) -> list[Callback]:
+    """Return the progress bars, disabled until ``stack`` closes.
+
+    A bar may draw itself from a thread, and looks for itself among the callbacks when it does.
+    """
+    bars = [callback for callback in callbacks_of(trainer) if isinstance(callback, ProgressBar)]
+    for bar in bars:
+        if getattr(bar, "is_enabled", False):
+            bar.disable()
+            stack.callback(bar.enable)
+    return list(bars)
 
 
 @contextmanager

@@ -146,6 +146,9 @@ class WarmupCosine(Technique):
         self._kept = self._course.kept(self.clock.position)
         scale_rates(trainer, self._factor)
 
+    def outcome(self) -> dict[str, float | int | str]:
+        return {"steps": self.clock.position, "end": self._end or 0, "factor": self._factor}
+
     def saved(self) -> dict[str, Any]:
         return {"kept": self._kept, "end": self._end}
 

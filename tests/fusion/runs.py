@@ -58,6 +58,7 @@ class HalfAverage(Technique):
     start: int = 0
     _mean: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _live: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _over: bool = field(default=False, init=False, repr=False)
     _module: Any = field(default=None, init=False, repr=False)
 
     def claims(self):
@@ -88,9 +89,21 @@ class HalfAverage(Technique):
         self._put(self._live)
 
     def finish(self, trainer, pl_module) -> None:
-        live = {clean_name(n): v.detach().clone() for n, v in pl_module.named_parameters()}
+        self._live = {clean_name(n): v.detach().clone() for n, v in pl_module.named_parameters()}
         self._put(self._mean)
-        self.conductor.on_next_fit(lambda: self._put(live))
+        self._over = True
+        self.conductor.on_next_fit(self._back)
+
+    def _back(self) -> None:
+        self._over = False
+        self._put(self._live)
+
+    def saved(self) -> dict[str, Any]:
+        return {"live": self._live} if self._over else {}
+
+    def read_checkpoint(self, trainer, pl_module, checkpoint) -> None:
+        self._module = pl_module
+        self._put(checkpoint["callbacks"]["HalfAverage"]["state"].get("live", {}))
 
 
 def loaders(*, val: bool = True) -> tuple[Loader, ...]:
@@ -126,3 +139,9 @@ def mean(models: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         else last
         for name, last in models[-1].items()
     }
+
+
+def state_of(runner: Trainer, folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds for the fusion."""
+    runner.save_checkpoint(folder / "state.ckpt")
+    return torch.load(folder / "state.ckpt", weights_only=True)["callbacks"]["WeightFusion"]

@@ -152,13 +152,13 @@ def test_only_weights_only_checkpoints_of_its_trainer_are_edited_before_the_modu
 
 def test_hooks_go_in_any_order_and_leave_what_was_there() -> None:
     module = Own()
-    module.on_save_checkpoint = mine = lambda checkpoint: checkpoint.update(order=["mine"])
+    module.on_save_checkpoint = mine = lambda checkpoint: checkpoint.setdefault("order", []).append("mine")
     module.trainer = runner = trainer()
     first = WeightsOnlyHook(runner, module, edit)
     second = WeightsOnlyHook(runner, module, edit)
     first.remove()
     assert vars(module)["on_save_checkpoint"] is second
-    assert saved(module) == ["mine"]
+    assert saved(module) == ["edit", "mine"]
     second.remove()
     assert saved(module) == ["mine"]
     first.remove()

@@ -68,6 +68,8 @@ def test_the_seed_decides_on_split_and_order():
 
     assert torch.equal(first_batch(0), first_batch(0))
     assert not torch.equal(first_batch(0), first_batch(1))
+    held_out = [ready(seed=seed).val_set.tensors[1] for seed in (0, 1)]
+    assert not torch.equal(*held_out)
 
 
 def test_each_epoch_has_its_order_and_whole_batches():
