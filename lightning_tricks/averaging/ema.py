@@ -165,7 +165,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         if self._second.read(trainer, pl_module, checkpoint):
             # Overwritten by the technique's own state, if the checkpoint holds it.
             steps = averaged_steps(checkpoint) * self.every
-            self._state, self._course = {"progress": {"updates": steps, "seen": steps}}, None
+            self._state = {"progress": {"updates": steps, "seen": steps}}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         buffers = self.buffers == "average"
@@ -181,8 +181,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self._state = state
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        kept = self._course.kept(self.clock.position) if self._course else self._state.get("kept", ())
-        self._course = as_schedule("decay", self.decay).resolve(self.clock.horizon, kept=kept)
+        self._course = self.lay(trainer, "decay", as_schedule("decay", self.decay))
         self._begin_if_due(trainer)
 
     def _begin_if_due(self, trainer: Trainer) -> None:
@@ -267,7 +266,6 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         shadows = self._second.shadows
         return {
             "progress": vars(self._progress).copy(),
-            "kept": self._course.kept(self.clock.position) if self._course else [],
             "wide": {} if shadows is None else shadows.beyond(),
         }
 

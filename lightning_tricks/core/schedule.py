@@ -108,6 +108,11 @@ class Course:
 
     legs: tuple[_Leg, ...]
 
+    @property
+    def end(self) -> int:
+        """The step from which on the value stays as it is."""
+        return self.legs[-1].end
+
     def __call__(self, position: float) -> float:
         """Return the value at optimizer step ``position``; past the end the last value holds."""
         for leg in self.legs:

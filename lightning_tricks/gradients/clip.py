@@ -184,7 +184,7 @@ params=('encoder.*', 'head'), non_finite='skip')
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         limits = {"max_norm": self.max_norm, "max_value": self.max_value}
         self._norm_limit, self._value_limit = (
-            None if limit is None else self.resolve(as_schedule(name, limit))
+            None if limit is None else self.lay(trainer, name, as_schedule(name, limit))
             for name, limit in limits.items()
         )
 

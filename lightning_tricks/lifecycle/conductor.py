@@ -174,8 +174,8 @@ class Conductor(Callback):
             self._hooks.pop().remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clocks."""
-        return self.clock.saved()
+        """Return the clocks; as they were found, if training had nothing left to do."""
+        return self.clock.saved() if self._restored is None else self._restored
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the clocks of a checkpoint until training starts."""

@@ -16,10 +16,10 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.duration import Horizon
 from lightning_tricks.lifecycle.conductor import Conductor, Member
-from lightning_tricks.lifecycle.notice import warn
+from lightning_tricks.lifecycle.notice import say, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
@@ -44,6 +44,8 @@ class Technique(Member):
     _conductor: Conductor | None = field(default=None, init=False, repr=False)
     _fitted: Conductor | None = field(default=None, init=False, repr=False)
     _pending: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    _courses: dict[str, tuple[str, Course]] = field(default_factory=dict, init=False, repr=False)
+    _lengths: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
     _begun: bool = field(default=False, init=False, repr=False)
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
@@ -162,9 +164,35 @@ class Technique(Member):
         pl_module.log_dict(named, on_step=True, on_epoch=False)
 
     @final
-    def resolve(self, schedule: Schedule, *, kept: Sequence[int] = ()) -> Course:
-        """Return ``schedule`` laid over the run (see :meth:`Schedule.resolve`)."""
-        return schedule.resolve(self.clock.horizon if schedule.varies else Horizon(None), kept=kept)
+    def lay(self, trainer: Trainer, name: str, schedule: Schedule, *, total: int | None = None) -> Course:
+        """Return ``schedule`` laid over the run; to be called in ``begin``.
+
+        In a run that goes on, parts that have begun keep their length. The last one stretches to the new
+        end, and a line says so.
+
+        Args:
+            trainer: The Trainer of the run.
+            name: What the schedule drives, as the user calls it.
+            schedule: The schedule.
+            total: Optimizer steps of the run, if the Trainer's own length is not meant.
+        """
+        horizon = self.clock.horizon if schedule.varies else Horizon(None)
+        if total is not None:
+            horizon = dataclasses.replace(horizon, total=total)
+        before = {**self._lengths, **self._laid()}.get(name, {})
+        goes_on = self.clock.position > 0 and before.get("written") == repr(schedule)
+        course = schedule.resolve(horizon, kept=before["kept"] if goes_on else ())
+        if goes_on and before["end"] != course.end:
+            say(trainer, f"{self.state_key}: {name} now ends at step {course.end}, not {before['end']}")
+        self._courses[name] = (repr(schedule), course)
+        return course
+
+    def _laid(self) -> dict[str, dict[str, Any]]:
+        position = self.clock.position
+        return {
+            name: {"written": written, "kept": course.kept(position), "end": course.end}
+            for name, (written, course) in self._courses.items()
+        }
 
     @property
     def metric_prefix(self) -> str:
@@ -199,6 +227,7 @@ class Technique(Member):
         changed = [f"{k} {before[k]} -> {now[k]}" for k in now if before.get(k, now[k]) != now[k]]
         if changed:
             warn(trainer, f"{self.state_key} was resumed with changed settings: {', '.join(changed)}")
+        self._courses, self._lengths = {}, entry["lengths"]
         self.restore(entry["state"])
 
     @final
@@ -208,7 +237,7 @@ class Technique(Member):
         # Through this hook and not through ``state_dict``: Lightning refuses two stateful callbacks of one
         # class before a clearer error can name the remedy.
         if self._begun:
-            entry = {"settings": self.settings(), "state": self.saved()}
+            entry = {"settings": self.settings(), "state": self.saved(), "lengths": self._laid()}
             checkpoint["callbacks"][self.state_key] = entry
             self.edit_checkpoint(trainer, pl_module, checkpoint)
 

@@ -15,7 +15,6 @@ https://arxiv.org/abs/1706.02677.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -24,7 +23,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.duration import as_duration
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.shapes import WARMUP_SHAPES, cosine, warmup
-from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.rates import scale_rates, show_rates
 from lightning_tricks.lifecycle.technique import Technique
 
@@ -87,8 +86,6 @@ class WarmupCosine(Technique):
     final: float = 0.0
     total: int | str | None = None
     _course: Course | None = field(default=None, init=False, repr=False)
-    _kept: list[int] = field(default_factory=list, init=False, repr=False)
-    _end: int | None = field(default=None, init=False, repr=False)
     _factor: float = field(default=1.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -112,17 +109,11 @@ class WarmupCosine(Technique):
         show_rates(trainer)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total, position = self._total(), self.clock.position
-        horizon = dataclasses.replace(self.clock.horizon, total=total)
+        total = self._total()
         schedule = warmup_cosine(self.warmup, shape=self.shape, final=self.final)
-        # Nothing of an earlier run counts in one that starts at its first step.
-        self._course = schedule.resolve(horizon, kept=self._kept if position > 0 else [])
-        warm, decay = self._course.legs
-        if position > 0 and self._end not in (None, decay.end):
-            say(trainer, f"{self.state_key}: the decay now ends at step {decay.end}, not {self._end}")
-        if warm.end > total:
-            warn(trainer, f"warmup should end within the run of {total} steps, got step {warm.end}")
-        self._end = decay.end
+        self._course = self.lay(trainer, "the rate", schedule, total=total)
+        if (end := self._course.legs[0].end) > total:
+            warn(trainer, f"warmup should end within the run of {total} steps, got step {end}")
         self._apply(trainer)
 
     def _total(self) -> int:
@@ -143,14 +134,8 @@ class WarmupCosine(Technique):
     def _apply(self, trainer: Trainer) -> None:
         assert self._course is not None
         self._factor = self._course(self.clock.position)
-        self._kept = self._course.kept(self.clock.position)
         scale_rates(trainer, self._factor)
 
     def outcome(self) -> dict[str, float | int | str]:
-        return {"steps": self.clock.position, "end": self._end or 0, "factor": self._factor}
-
-    def saved(self) -> dict[str, Any]:
-        return {"kept": self._kept, "end": self._end}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._kept, self._end = list(state["kept"]), state["end"]
+        end = self._course.end if self._course else 0
+        return {"steps": self.clock.position, "end": end, "factor": self._factor}

@@ -183,15 +183,6 @@ def test_what_replaces_the_average_after_fit_is_saved_as_held_and_the_average_su
     assert_equal(weights(resumed), average)  # nothing was left to train
 
 
-def test_a_scaled_horizon_keeps_what_is_spent_of_a_schedule(tmp_path: Path) -> None:
-    settings = {"decay": "warmup('40%') >> linear(to=0.5)", "decay_warmup": False}
-    with pytest.raises(StopError):
-        trainer(EMAWeights(**settings), StopAfter(7, tmp_path / "a.ckpt")).fit(Toy(), Loader())
-    ema = EMAWeights(**settings)
-    trainer(ema, max_epochs=6).fit(Toy(), Loader(), ckpt_path=tmp_path / "a.ckpt")
-    assert ema.saved()["kept"][0] == 6  # 40 % of the first run's 15 steps
-
-
 def test_a_finished_run_fitted_again_still_ends_with_the_average(tmp_path: Path) -> None:
     for save in ("average", "live"):
         ema = EMAWeights(decay=0.9, dtype="float64", save=save)

@@ -44,6 +44,46 @@ def test_changed_settings_are_named_on_resume(tmp_path: Path) -> None:
         trainer(GradientClip(max_norm=2.0)).fit(Toy(), Loader(), ckpt_path=saved)
 
 
+def test_any_schedule_keeps_what_is_spent_when_the_run_grows_on_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "a.ckpt"
+    settings = {"max_norm": "warmup('40%') >> linear(to=0.5)", "max_value": "linear(to=0.1)"}
+    with pytest.raises(StopError):
+        trainer(GradientClip(**settings), StopAfter(7, saved)).fit(Toy(), Loader())
+    runner = trainer(GradientClip(**settings), max_epochs=6)
+    runner.fit(Toy(), Loader(), ckpt_path=saved)
+    said = capsys.readouterr().out
+    assert "GradientClip: max_norm now ends at step 30, not 15" in said
+    assert "GradientClip: max_value now ends at step 30, not 15" in said
+    # 40 % of the first run's 15 steps, and then down to 0.5 at 30: at the last step a 24th is left.
+    assert runner.callback_metrics["gradient_clip/threshold"] == pytest.approx(0.5 + 0.5 / 24)
+
+
+def test_another_schedule_on_resume_starts_from_its_own_lengths(tmp_path: Path) -> None:
+    saved, clip = tmp_path / "a.ckpt", GradientClip(max_norm="warmup(4) >> linear(to=0.5)")
+    with pytest.raises(StopError):
+        trainer(GradientClip(max_norm="warmup(9) >> linear(to=0.5)"), StopAfter(7, saved)).fit(
+            Toy(), Loader()
+        )
+    with pytest.warns(UserWarning, match="changed settings"):
+        trainer(clip).fit(Toy(), Loader(), ckpt_path=saved)
+    runner = trainer(clip)
+    runner.fit(Toy(), Loader())
+    assert runner.callback_metrics["gradient_clip/threshold"] == pytest.approx(0.5 + 0.5 / 11)
+
+
+def test_a_resumed_run_with_nothing_left_to_do_keeps_its_clock(tmp_path: Path) -> None:
+    runner = trainer(GradientClip())
+    runner.fit(Toy(), Loader())
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    again = trainer(GradientClip())
+    again.fit(Toy(), Loader(), ckpt_path=tmp_path / "a.ckpt")
+    again.save_checkpoint(tmp_path / "b.ckpt")
+    state = torch.load(tmp_path / "b.ckpt", weights_only=True)["callbacks"]["Conductor"]
+    assert state == {"position": 15, "updates": 15}
+
+
 def test_a_technique_added_on_resume_knows_the_position(tmp_path: Path) -> None:
     saved, clip = tmp_path / "a.ckpt", GradientClip()
     with pytest.raises(StopError):

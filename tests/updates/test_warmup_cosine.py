@@ -162,7 +162,7 @@ def test_with_more_epochs_on_resume_the_decay_stretches_and_a_line_says_so_19865
     trainer(WarmupCosine(warmup="40%"), rates, max_epochs=6).fit(Toy(lr=1.0), Loader(), ckpt_path=saved)
     whole = used(WarmupCosine(warmup=warm), max_epochs=6)
     assert [*rates.seen, rates.after] == whole[stop:]
-    assert "WarmupCosine: the decay now ends at step 30, not 15" in capsys.readouterr().out
+    assert "WarmupCosine: the rate now ends at step 30, not 15" in capsys.readouterr().out
 
 
 def test_a_second_fit_with_more_epochs_goes_on() -> None:
