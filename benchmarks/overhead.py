@@ -28,12 +28,12 @@ from rich.progress import track
 import lightning_tricks as lt
 from benchmarks.machine import machine
 from benchmarks.readme import replace_table
+from lightning_tricks.cli.demo import Demo
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
-from lightning_tricks.recipes.residual import ResidualNet
 from tests.host_reads import HostReads
 
 STEPS, SKIPPED, FEW = 24, 6, 12
-HERE = Path(__file__).parent
+HERE, DEMO = Path(__file__).parent, Demo()
 VARIANTS: dict[str, Callable[[], list[Callback]]] = {
     "plain": list,
     "GradientClip": lambda: [lt.GradientClip()],
@@ -76,7 +76,7 @@ def train(data: DigitsData, callbacks: list[Callback], steps: int = STEPS) -> fl
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(DigitsClassifier(ResidualNet()), data)
+    trainer.fit(DigitsClassifier(DEMO.network(10)), data)
     return clock.step_us()
 
 
@@ -92,7 +92,7 @@ def host_reads(data: DigitsData, callbacks: list[Callback]) -> float:
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
     """Return, for each variant, its step in µs, ratio to plain and extra host reads."""
-    data = DigitsData()
+    data = DEMO.data(1)
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for name in list(VARIANTS):  # the first fit of a process pays for everyone
         train(data, VARIANTS[name]())
