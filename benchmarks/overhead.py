@@ -143,6 +143,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     result = {"machine": machine(), "rounds": rounds, "variants": measure(rounds)}
     path = HERE / "results" / "overhead.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     replace_table(HERE.parent / "README.md", "overhead", table(result))
     print(table(result), f"\nwritten to {path} and the README")
