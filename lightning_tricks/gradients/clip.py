@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = ["GradientClip", "cancel_step_", "clip_", "counts_skipped_steps", "non_finite_names"]
+__all__ = [
+    "GradientClip",
+    "cancel_step_",
+    "clip_",
+    "counts_skipped_steps",
+    "drop_gradients_",
+    "non_finite_names",
+    "within",
+]
 
 _POLICIES = ("skip", "raise", "keep")
 
@@ -46,7 +54,7 @@ def clip_(
     max_norm: float | None,
     max_value: float | None,
     norm_type: float,
-) -> Tensor:
+) -> bool | Tensor:
     """Clip the gradients of ``parameters`` in place, by value first and then by their global norm.
 
     Args:
@@ -59,7 +67,7 @@ def clip_(
     Returns:
         Whether anything was clipped, a 0-d bool tensor.
     """
-    clipped = torch.zeros_like(norm, dtype=torch.bool)
+    clipped: bool | Tensor = False
     if max_value is not None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         clipped = get_total_norm(gradients, math.inf) > max_value
@@ -68,30 +76,37 @@ def clip_(
             norm = get_total_norm(gradients, norm_type)
     if max_norm is not None:
         clip_grads_with_norm_(parameters, max_norm, norm)
-        clipped = clipped | (norm > max_norm)
+        clipped = norm > max_norm if clipped is False else clipped | (norm > max_norm)
     return clipped
 
 
-def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> bool | Tensor:
-    """Make the next step of ``optimizer`` change nothing if ``norm`` is not finite.
+def within(value: float | None, limit: float | None) -> bool:
+    """Return whether a norm known to the host lies under ``limit`` so clearly that clipping is no work.
 
-    A fused optimizer cancels its own step on the device, without a host read. Elsewhere all its gradients
-    are set to ``None``, which every optimizer of torch but LBFGS takes as "leave weights, state and decay
-    alone".
+    By a margin above what rounding could make of torch's own factor, which would else be below 1.
+    """
+    return value is not None and limit is not None and value * (1 + 1e-6) + 1e-6 <= limit
+
+
+def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+    """Let a fused ``optimizer`` cancel its next step on the device if ``norm`` is not finite.
 
     Returns:
-        Whether the step is cancelled; a 0-d bool tensor if only the device knows.
+        Whether it will, a 0-d bool tensor; nothing is read back to the host.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        broken = ~torch.isfinite(norm)
-        optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]  # read by its step
-        return broken
-    if math.isfinite(norm.item()):
-        return False
+    broken = ~torch.isfinite(norm)
+    optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]  # read by its step
+    return broken
+
+
+def drop_gradients_(optimizer: torch.optim.Optimizer) -> None:
+    """Set all gradients of ``optimizer`` to ``None``.
+
+    Every optimizer of torch but LBFGS takes that as "leave weights, state and decay alone".
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    return True
 
 
 def counts_skipped_steps(optimizer: torch.optim.Optimizer) -> bool:
@@ -120,8 +135,9 @@ class GradientClip(Technique):
     * **Logs** ``gradient_clip/norm`` (before clipping), ``/threshold``, ``/clipped`` (share of this run's
       steps), ``/skipped`` (count).
     * **Saves** how many steps it saw, clipped and skipped.
-    * **Cost** one pass to measure and one to scale. ``non_finite="skip"`` reads one number back to the host
-      per step, unless the optimizer is fused; ``"raise"`` always does.
+    * **Cost** one pass to measure and one to scale. ``non_finite="skip"`` reads the norm back to the host
+      at each step, unless the optimizer is fused, ``"raise"`` always; the second pass is then made only
+      where it clips.
     * **Use** for spiking or diverging losses, recurrent networks, long sequences, policy gradients; **not**
       against vanishing gradients or over-fitting. If nearly all steps are clipped, or none, the threshold is
       wrong.
@@ -153,8 +169,8 @@ params=('encoder.*', 'head'), non_finite='skip')
     _norm_limit: Course | None = field(default=None, init=False, repr=False)
     _value_limit: Course | None = field(default=None, init=False, repr=False)
     _steps: int = field(default=0, init=False, repr=False)
-    _clipped: Tensor = field(default_factory=lambda: torch.zeros(()), init=False, repr=False)
-    _skipped: Tensor = field(default_factory=lambda: torch.zeros(()), init=False, repr=False)
+    _clipped: int | Tensor = field(default=0, init=False, repr=False)
+    _skipped: int | Tensor = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_norm is None and self.max_value is None:
@@ -199,14 +215,13 @@ params=('encoder.*', 'head'), non_finite='skip')
         max_value = self._value_limit(position) if self._value_limit else None
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None], self.norm_type)
         # Before clipping, which would spread one bad entry over all gradients.
-        skipped = self._refuse(trainer, optimizer, norm)
-        if skipped is not True:
-            limits = {"max_norm": max_norm, "max_value": max_value}
-            self._clipped = self._clipped.to(norm.device) + clip_(
-                parameters, norm, norm_type=self.norm_type, **limits
+        value, skipped = self._refuse(trainer, optimizer, norm)
+        if skipped is not True and not (max_value is None and within(value, max_norm)):
+            self._clipped = self._clipped + clip_(
+                parameters, norm, max_norm=max_norm, max_value=max_value, norm_type=self.norm_type
             )
         self._steps += 1
-        self._skipped = self._skipped.to(norm.device) + skipped
+        self._skipped = self._skipped + skipped
         if self.reports(trainer):
             limit = max_norm if max_norm is not None else max_value
             share = self._clipped / self._steps
@@ -217,7 +232,7 @@ params=('encoder.*', 'head'), non_finite='skip')
                 norm=norm,
                 threshold=limit,
                 clipped=share,
-                skipped=self._skipped,
+                skipped=1.0 * self._skipped,
             )
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -228,32 +243,30 @@ params=('encoder.*', 'head'), non_finite='skip')
         for optimizer in trainer.optimizers:
             vars(optimizer).pop("found_inf", None)
 
-    def _refuse(self, trainer: Trainer, optimizer: Optimizer, norm: Tensor) -> bool | Tensor:
-        """Apply ``non_finite``; return whether the step is cancelled."""
+    def _refuse(
+        self, trainer: Trainer, optimizer: Optimizer, norm: Tensor
+    ) -> tuple[float | None, bool | Tensor]:
+        """Apply ``non_finite``; return the norm if it had to be read, and whether the step is cancelled."""
         if self.non_finite == "keep" or getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return False
+            return None, False
+        if self.non_finite == "skip" and getattr(optimizer, "_step_supports_amp_scaling", False):
+            return None, cancel_step_(optimizer, norm)
+        value = norm.item()
+        if math.isfinite(value):
+            return value, False
         if self.non_finite == "skip":
-            return cancel_step_(optimizer, norm)
-        if not math.isfinite(norm.item()):
-            names = ", ".join(non_finite_names(self._chosen)[:5]) or "none alone, only their norm"
-            raise FloatingPointError(
-                f"gradients must be finite, got norm {norm.item()} at step {self.clock.position}: {names}"
-            )
-        return False
+            drop_gradients_(optimizer)
+            return value, True
+        names = ", ".join(non_finite_names(self._chosen)[:5]) or "none alone, only their norm"
+        raise FloatingPointError(
+            f"gradients must be finite, got norm {value} at step {self.clock.position}: {names}"
+        )
 
     def outcome(self) -> dict[str, float | int | str]:
         return {"steps": self._steps, "clipped": int(self._clipped), "skipped": int(self._skipped)}
 
     def saved(self) -> dict[str, Any]:
-        return {
-            "steps": self._steps,
-            "clipped": self._clipped.clone(),
-            "skipped": self._skipped.clone(),
-        }
+        return self.outcome()
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._steps, self._clipped, self._skipped = (
-            state["steps"],
-            state["clipped"],
-            state["skipped"],
-        )
+        self._steps, self._clipped, self._skipped = state["steps"], state["clipped"], state["skipped"]

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 from lightning_tricks import ConflictError, GradientClip, linear
-from lightning_tricks.gradients.clip import cancel_step_, clip_, counts_skipped_steps, non_finite_names
+from lightning_tricks.gradients.clip import (
+    cancel_step_,
+    clip_,
+    counts_skipped_steps,
+    drop_gradients_,
+    non_finite_names,
+    within,
+)
 from tests.host_reads import HostReads
 from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
 
@@ -69,16 +76,31 @@ def test_cancelled_step_leaves_weights_momentum_and_decay(kind: str, fused: bool
     ]
     for p in chosen:
         p.grad = torch.full_like(p, math.nan)
-    assert bool(cancel_step_(optimizer, torch.tensor(math.nan))) is True
+    if fused:
+        assert cancel_step_(optimizer, torch.tensor(math.nan))
+    else:
+        drop_gradients_(optimizer)
     optimizer.step()
     assert_equal(before, [p.detach() for p in chosen])
     now = [{k: v for k, v in s.items() if isinstance(v, Tensor)} for s in optimizer.state.values()]
     assert_equal(momenta, now)
     for p in chosen:
         p.grad = torch.ones_like(p)
-    assert bool(cancel_step_(optimizer, torch.tensor(1.0))) is False
+    if fused:
+        assert not cancel_step_(optimizer, torch.tensor(1.0))
     optimizer.step()
     assert not torch.equal(before[0], chosen[0])
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.1, 3.0, 1e-3, 77.7])
+def test_scaling_is_left_out_only_where_torchs_factor_is_one(limit: float) -> None:
+    for scale in (0.5, 1 - 1e-5, 1 - 3e-6, 1 - 1e-6, 1 - 1e-7, 1.0, 1 + 1e-7, 2.0):
+        norm = torch.tensor(limit * scale)
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        assert factor == 1.0 or not within(norm.item(), limit)
+    assert within(0.5 * limit, limit)
+    assert not within(None, limit)
+    assert not within(0.1, None)
 
 
 def test_optimizers_that_count_skipped_steps_are_known() -> None:
