@@ -89,7 +89,7 @@ class _Progress:
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class EMAWeights(Technique):
-    """Average the weights exponentially (equation above) and evaluate the average.
+    """Average the weights exponentially (:func:`live_share`) and evaluate the average.
 
     * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
       and several optimizers in one batch count once. The average begins with the weights that ``start``
@@ -214,7 +214,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def _average(self, shadows: Shadows, applied: bool | Tensor) -> None:
         assert self._course is not None
-        now, decay = self._progress, self._course(self.clock.position)
+        now, decay = self._progress, self._course(self.clock.position - 1)
         share = live_share(now.updates, decay=decay, warmup=self.decay_warmup) * applied
         now.share = joint_share(now.share, share)
         now.updates = now.updates + applied

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_tricks.averaging.shadow import Shadows, as_device
 from lightning_tricks.averaging.slots import Slot, find_slots, same_places
-from lightning_tricks.core.select import Patterns
+from lightning_tricks.core.select import Patterns, clean_name
+from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.checkpoints import (
     WeightsOnlyHook,
     load_average,
@@ -49,6 +50,7 @@ class SecondSet:
         self.shadows: Shadows | None = None
         self._values: dict[str, Tensor] | None = None
         self._loaded = False
+        self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
 
     def read(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> bool:
         """Put the weights of a loaded checkpoint where they belong; return whether ``fit`` loaded it."""
@@ -146,7 +148,19 @@ class SecondSet:
             return
         assert self._conductor is not None
         self.shadows.show(keep=True)
-        self._conductor.on_next_fit(self.shadows.hide)
+        # Whoever puts other weights into the module later may give it other statistics with them.
+        self._buffers = [
+            (child._buffers, key, clean_name(f"{path}.{key}"), buffer.to("cpu", copy=True))
+            for path, child in trainer.lightning_module.named_modules()
+            for key, buffer in child._buffers.items()
+            if buffer is not None and clean_name(f"{path}.{key}") not in self.slots
+        ]
+        self._conductor.on_next_fit(self._go_on)
+
+    def _go_on(self) -> None:
+        if self.shadows is not None:
+            self.shadows.hide()
+        self._buffers = []
 
     def rest(self, trainer: Trainer, who: str) -> None:
         """Hold the average after a fit that had nothing to train, and follow the module to its device."""
@@ -161,11 +175,19 @@ class SecondSet:
         if self.shadows is None:
             yield
             return
+        buffers: list[Tensor] = [owner[key] for owner, key, _, _ in self._buffers]
+        held = [buffer.clone() for buffer in buffers]
         with self.shadows.hidden():
-            yield
+            copy_(buffers, [live for *_, live in self._buffers])
+            try:
+                yield
+            finally:
+                copy_(buffers, held)
 
     def write(self, checkpoint: dict[str, Any]) -> None:
         """Put both sets into a checkpoint, once averaging has begun."""
         if self.shadows is not None:
             live, average = self.shadows.sets(*read_sets(checkpoint))
+            kept = {name: buffer for _, _, name, buffer in self._buffers}
+            live = {key: kept.get(clean_name(key), value) for key, value in live.items()} if kept else live
             write_sets(checkpoint, live=live, average=average, save=self._save)

@@ -200,7 +200,10 @@ def _outcome(technique: Technique, record: Record) -> dict[str, float | int | st
     if isinstance(technique, WarmupCosine):
         rates = next(iter(record.rates.values()))
         return {"first rate": rates[0], "highest": max(rates), "last": rates[-1]}
-    return technique.outcome()
+    done = technique.outcome()
+    if isinstance(technique, WeightFusion):
+        done.pop("kept", None)  # always, here, for the row in the other table
+    return done
 
 
 def _classifier(demo: Demo, classes: int, previous: DigitsClassifier | None) -> DigitsClassifier:

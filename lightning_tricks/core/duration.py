@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_tricks.core import checks
 
@@ -26,10 +26,12 @@ class Duration:
     Attributes:
         amount: How many units, at least 0.
         unit: ``"steps"``, ``"epochs"`` or ``"percent"`` (of the whole run).
+        name: What the user calls it, for errors.
     """
 
     amount: float
     unit: str
+    name: str = field(default="a length", compare=False)
 
     def __str__(self) -> str:
         """Return the duration as it is written."""
@@ -67,7 +69,7 @@ def as_duration(name: str, value: object) -> Duration:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"{name} must be {rule}, got {value!r}")
     if isinstance(value, int):
-        return Duration(checks.whole(name, value), "steps")
+        return Duration(checks.whole(name, value), "steps", name)
     found = _WRITTEN.fullmatch(value)
     if not found:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
@@ -76,7 +78,7 @@ def as_duration(name: str, value: object) -> Duration:
         raise ValueError(f"{name} must be a whole number of steps, got {value!r}")
     if unit == "percent":
         checks.in_range(f"the percentage of {name}", amount, 0.0, 100.0)
-    return Duration(amount, unit)
+    return Duration(amount, unit, name)
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,14 @@ class Horizon:
 
     def step_at(self, epochs: float) -> float:
         """Return the optimizer steps done after ``epochs`` epochs, a fraction of an epoch included."""
-        ends = self._table("a length in epochs")
+        ends = self._table()
         whole = math.floor(epochs)
         start = self._end_of(ends, whole)
         return start + (epochs - whole) * (self._end_of(ends, whole + 1) - start)
 
     def epoch_at(self, step: float) -> float:
         """Return the epochs done after ``step`` optimizer steps: the inverse of :meth:`step_at`."""
-        ends = self._table("a length in epochs")
+        ends = self._table()
         epoch = next((index for index, end in enumerate(ends) if step < end), len(ends))
         if epoch == len(ends) and self._length(ends):
             epoch += int((step - ends[-1]) // self._length(ends))
@@ -121,15 +123,17 @@ class Horizon:
         if length.unit == "percent":
             if self.total is None:
                 raise ValueError(
-                    f"{str(length)!r} needs a run of known length, but {self.unknown}: "
-                    "give steps, or set max_steps"
+                    f"{length.name} must be in steps, or max_steps be set, since {self.unknown}, got "
+                    f"{str(length)!r}"
                 )
             return start + math.floor(length.amount / 100 * self.total + 0.5)
+        if not self.epoch_ends:
+            raise ValueError(f"{length.name} must be in steps, since {self.unknown}, got {str(length)!r}")
         return math.floor(self.step_at(self.epoch_at(start) + length.amount) + 0.5)
 
-    def _table(self, what: str) -> tuple[int, ...]:
+    def _table(self) -> tuple[int, ...]:
         if not self.epoch_ends:
-            raise ValueError(f"{what} needs epochs of known length, but {self.unknown}: give steps")
+            raise ValueError(f"epochs must have a known length, but {self.unknown}: give steps")
         return self.epoch_ends
 
     @staticmethod

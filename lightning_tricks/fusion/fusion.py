@@ -179,12 +179,12 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wanted = [objective for objective in (self._objective, self._target) if objective is not None]
-        if not wanted or trainer.sanity_checking or trainer.state.fn != "fit":
+        if not wanted or trainer.state.fn != "fit":
             return
         logged = logged_by_validation(trainer)
         # All of them, lest the end of the run be the first to find that a metric is not logged.
         scores = [objective.score(logged) for objective in wanted]
-        if self._shelf is not None and self._objective is not None:
+        if self._shelf is not None and self._objective is not None and not trainer.sanity_checking:
             self._shelf.measured(scores[0])
 
     def _collect(self, pl_module: LightningModule) -> None:
@@ -246,7 +246,8 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         assert self._shelf is not None
         path = files.free_path(files.checkpoint_folder(trainer) / "fused.ckpt")
         names = [snapshot.name for snapshot in self._shelf.kept]
-        about = {**self.settings(), **self._outcome, "snapshots": names}
+        by = {} if self._objective is None else {"monitor": self._objective.monitor}
+        about = {**self.settings(), **by, **self._outcome, "snapshots": names}
         files.save_weights(trainer, path, {self.metric_prefix: about})
         return path
 
@@ -269,8 +270,8 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         values = {f"{self.metric_prefix}/{name}": float(value) for name, value in self._outcome.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-        told = ", ".join(f"{name} {value}" for name, value in self._outcome.items())
-        say(trainer, f"{self.metric_prefix}: {told}" + ("" if path is None else f", {path}"))
+        told = ", ".join(f"{k} {v:.4g}" if type(v) is float else f"{k} {v}" for k, v in self._outcome.items())
+        say(trainer, f"{self.state_key}: {told}" + ("" if path is None else f", {path}"))
 
     def outcome(self) -> dict[str, float | int | str]:
         return dict(self._outcome)

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 __all__ = [
     "GradientClip",
     "cancel_step_",
+    "cancels_on_device",
     "clip_",
     "counts_skipped_steps",
     "drop_gradients_",
+    "measured",
     "non_finite_names",
     "within",
 ]
@@ -69,11 +71,11 @@ def clip_(
     """
     clipped: bool | Tensor = False
     if max_value is not None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = measured(parameters)
         clipped = get_total_norm(gradients, math.inf) > max_value
         clip_grad_value_(parameters, max_value)
         if max_norm is not None:
-            norm = get_total_norm(gradients, norm_type)
+            norm = get_total_norm(measured(parameters), norm_type)
     if max_norm is not None:
         clip_grads_with_norm_(parameters, max_norm, norm)
         clipped = norm > max_norm if clipped is False else clipped | (norm > max_norm)
@@ -95,8 +97,32 @@ def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
         Whether it will, a 0-d bool tensor; nothing is read back to the host.
     """
     broken = ~torch.isfinite(norm)
-    optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]  # read by its step
+    mark = broken.to(torch.float32)
+    marked = getattr(optimizer, "found_inf", None)  # for other gradients of the same step
+    optimizer.found_inf = mark if marked is None else torch.maximum(marked, mark)  # type: ignore[attr-defined]
     return broken
+
+
+def cancels_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether :func:`cancel_step_` is right for the next step of ``optimizer``.
+
+    It must be fused, and no momentum be missing yet: torch makes the buffer of a first step without filling
+    it, and leaves it so if that step is cancelled.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    return not any(
+        parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None
+        for group in optimizer.param_groups
+        if group.get("momentum")
+        for parameter in group["params"]
+    )
+
+
+def measured(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients to measure: those in half precision as float32, in which no norm overflows."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [grad.float() if grad.dtype == torch.float16 else grad for grad in gradients]
 
 
 def drop_gradients_(optimizer: torch.optim.Optimizer) -> None:
@@ -147,9 +173,10 @@ class GradientClip(Technique):
         max_value: Largest magnitude of an entry, likewise.
         norm_type: Order of the norm, above 0; infinity for the largest magnitude.
         params: Name patterns of the parameters to clip.
-        non_finite: ``"skip"`` the whole step of the optimizer (counted; weights, momentum and decay stay as
-            they are), ``"raise"`` an error that names the parameters, or ``"keep"`` and step all the same.
-            With a gradient scaler an overflow is left to the scaler, whatever this says.
+        non_finite: What to do where the norm of the gradients that ``params`` matches is not finite:
+            ``"skip"`` the whole step of the optimizer (counted; weights, momentum and decay stay as they
+            are), ``"raise"`` an error that names the parameters, or ``"keep"`` and step all the same. With a
+            gradient scaler an overflow is left to the scaler, whatever this says.
 
     Example:
         >>> GradientClip(max_norm="5 * linear(to=0.2)", params=("encoder.*", "head"))
@@ -189,10 +216,19 @@ params=('encoder.*', 'head'), non_finite='skip')
         if chosen.isdisjoint(stepped):
             raise ValueError(f"params must match a parameter of an optimizer, got {self.params!r}")
         self._members = None if stepped <= chosen else chosen
+        self._check_kinds(pl_module, chosen)
         for optimizer in trainer.optimizers:
             if self.non_finite == "skip" and counts_skipped_steps(optimizer):
                 name = type(optimizer).__name__
                 raise ValueError(f"non_finite must be 'raise' or 'keep' with {name}, got 'skip'")
+
+    def _check_kinds(self, pl_module: LightningModule, chosen: set[nn.Parameter]) -> None:
+        sparse = {layer.weight for layer in pl_module.modules() if getattr(layer, "sparse", False) is True}
+        for name, parameter in self._chosen.items():
+            if parameter in sparse & chosen:
+                raise ValueError(f"params must match parameters with dense gradients, got {name!r}")
+            if parameter.is_complex() and self.max_value is not None:
+                raise ValueError(f"max_value must be None for complex parameters, got {name!r}")
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("clipping", self._chosen)]
@@ -213,7 +249,7 @@ params=('encoder.*', 'head'), non_finite='skip')
         position = self.clock.position
         max_norm = self._norm_limit(position) if self._norm_limit else None
         max_value = self._value_limit(position) if self._value_limit else None
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None], self.norm_type)
+        norm = get_total_norm(measured(parameters), self.norm_type)
         # Before clipping, which would spread one bad entry over all gradients.
         value, skipped = self._refuse(trainer, optimizer, norm)
         if skipped is not True and not (max_value is None and within(value, max_norm)):
@@ -235,21 +271,13 @@ params=('encoder.*', 'head'), non_finite='skip')
                 skipped=1.0 * self._skipped,
             )
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._release(trainer)
-
-    def _release(self, trainer: Trainer) -> None:
-        # A mark left behind would cancel every later step of the optimizer.
-        for optimizer in trainer.optimizers:
-            vars(optimizer).pop("found_inf", None)
-
     def _refuse(
         self, trainer: Trainer, optimizer: Optimizer, norm: Tensor
     ) -> tuple[float | None, bool | Tensor]:
         """Apply ``non_finite``; return the norm if it had to be read, and whether the step is cancelled."""
         if self.non_finite == "keep" or getattr(trainer.precision_plugin, "scaler", None) is not None:
             return None, False
-        if self.non_finite == "skip" and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if self.non_finite == "skip" and cancels_on_device(optimizer):
             return None, cancel_step_(optimizer, norm)
         value = norm.item()
         if math.isfinite(value):

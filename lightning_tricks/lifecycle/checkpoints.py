@@ -45,6 +45,8 @@ def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
 def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Return the averaged weights, as a module's ``load_state_dict`` takes them.
 
+    In a file that was written after weights were fused, these are the fused ones.
+
     Args:
         path: A checkpoint file, loaded onto the CPU.
 
@@ -128,6 +130,11 @@ def _beside(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str)
     return renamed
 
 
+def _full(checkpoint: Mapping[str, Any]) -> bool:
+    # The empty entry is that of a hook before this one.
+    return "callbacks" in checkpoint and not (_AVERAGE in checkpoint and checkpoint["callbacks"] == {})
+
+
 class WeightsOnlyHook:
     """Stands on a module in the place of its ``on_save_checkpoint`` and edits weights-only checkpoints.
 
@@ -149,8 +156,10 @@ class WeightsOnlyHook:
         self._active = True
 
     def __call__(self, checkpoint: dict[str, Any]) -> None:
-        if self._active and "callbacks" not in checkpoint and self._module.trainer is self._trainer:
+        if self._active and not _full(checkpoint) and self._module.trainer is self._trainer:
             self._edit(checkpoint)
+            if _AVERAGE in checkpoint:
+                checkpoint["callbacks"] = {}  # or Lightning would ask no callback when it loads this
         self._own(checkpoint)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What all techniques of a run share, done once: clocks, conflicts, the phases of start and end.
 
-The first technique of a Trainer installs one conductor just before itself in ``trainer.callbacks``; so
-every hook reaches the conductor first. At the start of a run it goes through all techniques phase by
+The first technique of a Trainer installs one conductor at the head of ``trainer.callbacks``, behind tuners;
+so every hook reaches the conductor first. At the start of a run it goes through all techniques phase by
 phase, so that their order in the list does not matter:
 
     on_fit_start     prepare (choose and check) -> conflicts -> regroup (parameter groups)
@@ -13,11 +13,14 @@ What ``finish`` put into the module is taken back, last first, when the same Tra
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -68,25 +71,44 @@ class Member(Callback, ABC):
 class Conductor(Callback):
     """Drives the techniques of one Trainer; added by them, never by a user."""
 
-    def __init__(self) -> None:
-        """Start with clocks at zero."""
+    def __init__(self, trainer: Trainer) -> None:
+        """Start with clocks at zero, for ``trainer`` alone."""
         self.clock = Clock()
+        self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
+        self._scaled = False
         self._hooks: list[Any] = []
         self._take_back: list[Callable[[], None]] = []
         self._restored: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, trainer: Trainer, member: Member) -> Conductor:
-        """Return the conductor of ``trainer``, installed just before ``member`` if there was none."""
+    def of(cls, trainer: Trainer) -> Conductor:
+        """Return the conductor of ``trainer``, installed first of all but tuners if there was none."""
         for callback in callbacks_of(trainer):
-            if isinstance(callback, cls):
+            if isinstance(callback, cls) and callback._serves(trainer):
                 return callback
-        conductor = cls()
-        callbacks = callbacks_of(trainer)
-        at = callbacks.index(member)
+        conductor = cls(trainer)
+        # One that came along with the callbacks of another Trainer would bring that one's clock.
+        others = [callback for callback in callbacks_of(trainer) if not isinstance(callback, cls)]
+        at = sum(isinstance(callback, LearningRateFinder | BatchSizeFinder) for callback in others)
         # A new list, because Lightning is iterating over the old one.
-        vars(trainer)["callbacks"] = [*callbacks[:at], conductor, *callbacks[at:]]
+        vars(trainer)["callbacks"] = [*others[:at], conductor, *others[at:]]
         return conductor
+
+    def _serves(self, trainer: Trainer) -> bool:
+        if self._trainer is None:  # unpickled, together with its Trainer
+            self._trainer = weakref.ref(trainer)
+        return self._trainer() is trainer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the reference to the Trainer, which cannot be pickled."""
+        return {**vars(self), "_trainer": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Conductor:
+        """Copy the reference, so that a copy in the list of another Trainer is known as strange there."""
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        vars(copy).update(deepcopy(self.__getstate__(), memo), _trainer=self._trainer)
+        return copy
 
     def on_next_fit(self, undo: Callable[[], None]) -> None:
         """Call ``undo`` when the same Trainer fits again, before a checkpoint loads; last in, first out."""
@@ -107,6 +129,7 @@ class Conductor(Callback):
         check_order([(m.state_key, m.gradient_stage) for m in members if m.gradient_stage])
         for member in members:
             member.regroup(trainer, pl_module)
+        self._scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._hooks = [opt.register_step_post_hook(self._after_step) for opt in trainer.optimizers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,6 +164,13 @@ class Conductor(Callback):
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.clock.count(step_applied(optimizer))
+        self._unmark(optimizer)
+
+    def _unmark(self, optimizer: Optimizer) -> None:
+        # What cancelled this step of a fused optimizer would cancel the next one too. With a scaler the mark
+        # is the scaler's, which takes it away itself.
+        if not self._scaled:
+            vars(optimizer).pop("found_inf", None)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.clock.end_batch()
@@ -148,15 +178,16 @@ class Conductor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.epoch = trainer.current_epoch + 1
         clock = self.clock
-        if pl_module.automatic_optimization or not clock.horizon_used or not clock.horizon.epoch_ends:
+        if not clock.horizon_used or not clock.horizon.epoch_ends or trainer.should_stop:
             return
         expected = clock.horizon.step_at(clock.epoch)
-        if clock.position < expected:
+        if clock.position != min(expected, clock.horizon.total or expected):
             clock.horizon_used = False  # once is enough
             warn(
                 trainer,
-                f"a training batch was taken for one step, but {clock.position} of {expected:g} stepped: "
-                "give schedules and durations in steps or epochs, since shares of the run come late",
+                f"the run was taken to make {expected:g} steps until now, but made {clock.position}: epochs "
+                "of changing length, or batches that do not step, move the ends of schedules; give lengths "
+                "in steps",
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -164,12 +195,14 @@ class Conductor(Callback):
             member.finish(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._unhook()
+        self._unhook(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unhook()
+        self._unhook(trainer)
 
-    def _unhook(self) -> None:
+    def _unhook(self, trainer: Trainer) -> None:
+        for optimizer in trainer.optimizers:
+            self._unmark(optimizer)
         while self._hooks:
             self._hooks.pop().remove()
 

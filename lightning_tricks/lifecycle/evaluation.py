@@ -100,7 +100,17 @@ def logged_by_validation(trainer: Trainer) -> dict[str, float]:
 
     ``trainer.callback_metrics`` holds those of training and of earlier validations besides.
     """
-    return _agreed(trainer, trainer._logger_connector.metrics["callback"])
+    results = trainer.fit_loop.epoch_loop.val_loop._results
+    current = results.dataloader_idx
+    found: dict[str, Any] = {}
+    try:
+        # Of several loaders, those of one at a time are shown.
+        for index in {value.meta.dataloader_idx for value in results.values()}:
+            results.dataloader_idx = index
+            found.update(results.metrics(on_step=False)["callback"])
+    finally:
+        results.dataloader_idx = current
+    return _agreed(trainer, found)
 
 
 def _agreed(trainer: Trainer, metrics: Mapping[str, Any]) -> dict[str, float]:

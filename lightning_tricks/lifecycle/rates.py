@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,10 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 __all__ = ["RateView", "scale_rates", "show_rates"]
 
 
-class RateView(LRScheduler):
+class RateView:
     """A scheduler that changes nothing: it lets LearningRateMonitor and ``lr_schedulers()`` see the rates.
 
-    Rates follow the clock, in manual optimization too, where Lightning steps no scheduler.
+    Rates follow the clock, in manual optimization too, where Lightning steps no scheduler. No subclass of
+    torch's, or LightningCLI would offer it to users as a scheduler of their own.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -47,8 +48,10 @@ def show_rates(trainer: Trainer) -> None:
     """
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"] = group["lr"].clone()  # it may be the module's own, for a later optimizer too
             group["initial_lr"] = float(group["lr"])
-        config = LRSchedulerConfig(RateView(optimizer), interval="step")
+        config = LRSchedulerConfig(cast(LRScheduler, RateView(optimizer)), interval="step")
         trainer.strategy.lr_scheduler_configs.append(config)
 
 

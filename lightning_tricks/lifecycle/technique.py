@@ -202,7 +202,7 @@ class Technique(Member):
 
     @final
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._conductor = conductor = Conductor.of(trainer, self)
+        self._conductor = conductor = Conductor.of(trainer)
         if stage == "fit" and conductor is not self._fitted:
             self._forget()
             self._conductor = self._fitted = conductor
@@ -240,6 +240,8 @@ class Technique(Member):
             entry = {"settings": self.settings(), "state": self.saved(), "lengths": self._laid()}
             checkpoint["callbacks"][self.state_key] = entry
             self.edit_checkpoint(trainer, pl_module, checkpoint)
+        elif self._pending is not None:  # a resumed run with nothing left to do
+            checkpoint["callbacks"][self.state_key] = self._pending
 
     @final
     def on_load_checkpoint(

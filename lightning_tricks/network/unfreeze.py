@@ -21,6 +21,7 @@ from torch import nn
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger, opening_moments
@@ -119,8 +120,6 @@ norm_stats='frozen')
         else:
             self._moments = opening_moments(self.at, len(self.stages) - 1)
 
-    # The start of a run.
-
     def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._found, self._found_sizes = None, []
 
@@ -200,8 +199,6 @@ norm_stats='frozen')
             return ["start"] + [f"{self.at.monitor} stalls"] * (len(self.stages) - 1)
         return ["start", *map(str, self._moments)]
 
-    # In the run.
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # Here alone, since Lightning skips ``on_train_epoch_start`` when it resumes within an epoch, and
         # puts the modes of layers back after ``on_validation_end``.
@@ -256,11 +253,13 @@ norm_stats='frozen')
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         at = self.at
-        idle = trainer.sanity_checking or trainer.state.fn != "fit" or self._due == len(self.stages)
-        if idle or not isinstance(at, Trigger):
+        # Nor while an opening has yet to act.
+        idle = self._opened < self._due or self._due == len(self.stages) or trainer.sanity_checking
+        if idle or trainer.state.fn != "fit" or not isinstance(at, Trigger):
             return
-        if (value := trainer.callback_metrics.get(at.monitor)) is None:
-            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+        logged = logged_by_validation(trainer)
+        if (value := logged.get(at.monitor)) is None:
+            known = ", ".join(sorted(logged)) or "none"
             raise ValueError(
                 f"monitor must be a metric logged in validation, got {at.monitor!r}; logged: {known}"
             )
@@ -269,8 +268,6 @@ norm_stats='frozen')
         if trainer.strategy.reduce_boolean_decision(at.fires(self._watch), all=False):
             self._watch = at.rest(self._watch)
             self._due += 1
-
-    # The end of a run.
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if closed := [written(patterns) for patterns in self.stages[self._opened :]]:

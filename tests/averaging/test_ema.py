@@ -53,7 +53,7 @@ def test_two_steps_as_one_multiply_their_decays() -> None:
         ({"decay": 0.97, "every": 3}, lambda position: 0.97),
         ({"decay": 0.97, "every": 7, "decay_warmup": False, "start": 20}, lambda position: 0.97),
         ({"decay": 0.9, "start": "1 epoch"}, lambda position: 0.9),
-        ({"decay": "0.8 * linear(to=0.5)"}, lambda position: 0.8 * (1 - 0.5 * position / 100)),
+        ({"decay": "0.8 * linear(to=0.5)"}, lambda position: 0.8 * (1 - 0.5 * (position - 1) / 100)),
     ],
 )
 def test_average_is_the_slow_twins_over_100_steps(settings: dict[str, Any], decay: Any) -> None:

@@ -59,7 +59,7 @@ def test_average_begins_with_the_weights_that_start_finds(start: int | str, firs
 
 def test_a_share_of_an_endless_run_is_refused_before_it_starts() -> None:
     runner = trainer(EMAWeights(start="10%"), max_epochs=-1)
-    with pytest.raises(ValueError, match="'10%' needs a run of known length"):
+    with pytest.raises(ValueError, match="start must be in steps, or max_steps be set, .* got '10%'"):
         runner.fit(Toy(), Loader())
 
 

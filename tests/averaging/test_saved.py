@@ -183,6 +183,21 @@ def test_what_replaces_the_average_after_fit_is_saved_as_held_and_the_average_su
     assert_equal(weights(resumed), average)  # nothing was left to train
 
 
+def test_a_weights_only_file_is_evaluated_with_the_average_also_if_it_saves_the_live_weights(
+    tmp_path: Path,
+) -> None:
+    scores = []
+    for weights_only in (False, True):
+        ema, module = EMAWeights(decay=0.9, save="live"), Toy()
+        runner = trainer(ema)
+        runner.fit(module, Loader())
+        runner.save_checkpoint(tmp_path / "a.ckpt", weights_only=weights_only)
+        scores.append(
+            runner.test(module, Loader(2, fixed=True), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+        )
+    assert scores[0] == scores[1]
+
+
 def test_a_finished_run_fitted_again_still_ends_with_the_average(tmp_path: Path) -> None:
     for save in ("average", "live"):
         ema = EMAWeights(decay=0.9, dtype="float64", save=save)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 
 import lightning_tricks as lt
@@ -86,6 +87,19 @@ def test_fusing_one_average_gives_that_average(tmp_path: Path) -> None:
     plain, _ = held(tmp_path / "d")
     assert_equal(weights(fused), weights(average))
     assert_equal(weights(live), weights(plain))
+
+
+def test_the_live_weights_stay_those_of_training_where_fusion_estimates_statistics(tmp_path: Path) -> None:
+    plain, _ = held(tmp_path / "plain")
+    live, ema = weights(plain), lt.EMAWeights(decay=0.9)
+    fused, runner = held(tmp_path / "fused", ema, lt.WeightFusion(keep="always"))
+    before = weights(fused)
+    assert not torch.equal(before["body.1.running_mean"], live["body.1.running_mean"])
+    runner.save_checkpoint(tmp_path / "after.ckpt")
+    assert_equal(lt.live_state(tmp_path / "after.ckpt"), live)
+    with ema.live_weights():
+        assert_equal(weights(fused), live)
+    assert_equal(weights(fused), before)
 
 
 def test_a_second_fit_goes_on_from_the_live_weights(tmp_path: Path) -> None:

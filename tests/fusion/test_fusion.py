@@ -238,9 +238,9 @@ def test_results_go_to_the_loggers_and_nothing_else_is_seen(tmp_path, capsys):
     assert float(last["weight_fusion/metric_fused"]) == pytest.approx(fusion.outcome()["metric_fused"])
     assert float(last["weight_fusion/kept"]) == float(fusion.outcome()["kept"])
     assert last["step"] == "15"
-    assert "weight_fusion: snapshots 3, metric_before" in capsys.readouterr().out
+    assert "WeightFusion: snapshots 3, metric_before" in capsys.readouterr().out
 
 
 def test_a_label_prefixes_what_it_tells(tmp_path, capsys):
     fit(tmp_path, always(collect=LastEpochs(1), label="mine"))
-    assert "mine/weight_fusion: snapshots 1" in capsys.readouterr().out
+    assert "WeightFusion[mine]: snapshots 1" in capsys.readouterr().out

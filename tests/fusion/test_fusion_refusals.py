@@ -79,12 +79,13 @@ def test_two_fusions_of_one_run_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"monitor": "nrom"}, {"method": GreedySoup("nrom", "min")}])
-def test_a_metric_that_is_not_logged_is_refused_at_the_first_validation(settings, tmp_path):
+@pytest.mark.parametrize(("sanity", "steps"), [(1, 0), (0, 5)])
+def test_a_metric_that_is_not_logged_is_refused_at_the_first_validation(settings, sanity, steps, tmp_path):
     spy = Epochs()
     fusion = WeightFusion(**{"monitor": "norm", "mode": "min", **settings})
     with pytest.raises(ValueError, match="logged by validation, got 'nrom'; it logs 'val_loss', 'norm'"):
-        fit(tmp_path, fusion, spy, module=Normed(), num_sanity_val_steps=1)
-    assert len(spy.steps) == 5
+        fit(tmp_path, fusion, spy, module=Normed(), num_sanity_val_steps=sanity)
+    assert len(spy.steps) == steps
 
 
 @pytest.mark.parametrize("trial", ["fast_dev_run", "barebones"])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     EarlyStopping,
@@ -18,15 +20,37 @@ from lightning_tricks.lifecycle.ownership import foreign_claims
 from tests.toys import Loader, StopAfter, StopError, Toy, TwoOptimizers, trainer
 
 
-def test_one_conductor_stands_just_before_the_first_technique() -> None:
+def test_one_conductor_stands_before_all_but_tuners() -> None:
     stopper = EarlyStopping("train_loss", strict=False, check_on_train_epoch_end=False)
     first, second = GradientClip(), WarmupCosine()
     runner = trainer(stopper, first, second)
     for _ in range(2):
         runner.fit(Toy(), Loader())
     kinds = [type(callback) for callback in runner.callbacks]
-    assert kinds == [EarlyStopping, Conductor, GradientClip, WarmupCosine]
+    assert kinds == [Conductor, EarlyStopping, GradientClip, WarmupCosine]
     assert first.clock is second.clock
+
+
+@pytest.mark.parametrize("take", [list, deepcopy])
+def test_callbacks_of_another_trainer_do_not_bring_its_clock(take: Any) -> None:
+    first = trainer(GradientClip())
+    first.fit(Toy(), Loader())
+    second = trainer(*take(first.callbacks))
+    second.fit(Toy(), Loader())
+    (conductor,) = [callback for callback in second.callbacks if isinstance(callback, Conductor)]
+    assert conductor.clock.position == 15
+    assert next(c for c in second.callbacks if isinstance(c, GradientClip)).outcome()["steps"] == 15
+
+
+def test_a_checkpoint_of_a_callback_listed_first_holds_the_right_position(tmp_path: Path) -> None:
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 7:
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    trainer(Saves(), GradientClip()).fit(Toy(), Loader())
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert state["callbacks"]["Conductor"]["position"] == state["global_step"] == 7
 
 
 def test_without_a_trainer_there_is_no_clock() -> None:
@@ -82,6 +106,8 @@ def test_a_resumed_run_with_nothing_left_to_do_keeps_its_clock(tmp_path: Path) -
     again.save_checkpoint(tmp_path / "b.ckpt")
     state = torch.load(tmp_path / "b.ckpt", weights_only=True)["callbacks"]["Conductor"]
     assert state == {"position": 15, "updates": 15}
+    kept = torch.load(tmp_path / "b.ckpt", weights_only=True)["callbacks"]["GradientClip"]
+    assert kept["state"]["steps"] == 15
 
 
 def test_a_technique_added_on_resume_knows_the_position(tmp_path: Path) -> None:
@@ -160,5 +186,5 @@ def test_manual_steps_that_come_late_are_said() -> None:
             if batch_idx % 2:
                 super().training_step(batch, batch_idx)
 
-    with pytest.warns(UserWarning, match="a training batch was taken for one step, but 2 of 5 stepped"):
+    with pytest.warns(UserWarning, match="the run was taken to make 5 steps until now, but made 2"):
         trainer(WarmupCosine(warmup=1)).fit(EveryOther(), Loader())

@@ -107,7 +107,7 @@ def test_only_validation_within_fit_counts():
 
 def test_metric_must_be_there():
     plateau = Plateau("val_los")
-    with pytest.raises(ValueError, match="monitor must be a metric .*, got 'val_los'; logged: .*, val_loss"):
+    with pytest.raises(ValueError, match="monitor must be a metric .*, got 'val_los'; logged: val_loss"):
         fit(Deep(), ProgressiveUnfreeze(stages=STAGES, at=plateau))
     with pytest.raises(ValueError, match="at needs validation to watch 'val_los', but the run has none"):
         fit(Deep(), ProgressiveUnfreeze(stages=STAGES, at=plateau), limit_val_batches=0)
@@ -115,7 +115,7 @@ def test_metric_must_be_there():
 
 def test_a_share_of_an_endless_run_is_refused_before_the_first_batch():
     module, watch = Deep(), Watch()
-    with pytest.raises(ValueError, match="'50%' needs a run of known length"):
+    with pytest.raises(ValueError, match="must be in steps, or max_steps be set, .* got '50%'"):
         fit(module, ProgressiveUnfreeze(stages=STAGES, at=[1, "50%"]), watch, max_epochs=-1)
     assert watch.open == []
     assert all(p.requires_grad for p in module.parameters())
