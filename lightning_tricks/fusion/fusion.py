@@ -30,7 +30,7 @@ from lightning_tricks.fusion.weights import put_, tensors_of, with_average
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.conductor import Member
 from lightning_tricks.lifecycle.evaluation import Objective, logged_by_validation, objective_of
-from lightning_tricks.lifecycle.notice import callbacks_of, say, warn
+from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say, warn
 from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._module = pl_module
-        self._trial = bool(trainer.barebones or trainer.fast_dev_run)  # type: ignore[attr-defined]
+        self._trial = is_trial(trainer)
         self._objective = self._target = self._averager = None
         if self._trial:
             return

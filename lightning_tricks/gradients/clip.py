@@ -67,7 +67,7 @@ def clip_(
         norm_type: Order of the norm, above 0; infinity for the largest magnitude.
 
     Returns:
-        Whether anything was clipped, a 0-d bool tensor.
+        Whether anything was clipped, a 0-d bool tensor; ``False`` without any limit.
     """
     clipped: bool | Tensor = False
     if max_value is not None:
@@ -99,7 +99,7 @@ def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
     broken = ~torch.isfinite(norm)
     mark = broken.to(torch.float32)
     marked = getattr(optimizer, "found_inf", None)  # for other gradients of the same step
-    optimizer.found_inf = mark if marked is None else torch.maximum(marked, mark)  # type: ignore[attr-defined]
+    vars(optimizer)["found_inf"] = mark if marked is None else torch.maximum(marked, mark)
     return broken
 
 

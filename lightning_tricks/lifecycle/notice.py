@@ -6,7 +6,7 @@ import warnings
 
 from lightning.pytorch import Callback, Trainer
 
-__all__ = ["callbacks_of", "say", "warn"]
+__all__ = ["callbacks_of", "is_trial", "say", "warn"]
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -27,6 +27,10 @@ def say(trainer: Trainer, message: str) -> None:
         print(message)
 
 
+def is_trial(trainer: Trainer) -> bool:
+    """Return whether the run is only tried out (barebones, fast_dev_run)."""
+    return bool(trainer.barebones or vars(trainer)["fast_dev_run"])
+
+
 def _speaks(trainer: Trainer) -> bool:
-    trial = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a connector
-    return trainer.is_global_zero and not trial
+    return trainer.is_global_zero and not is_trial(trainer)

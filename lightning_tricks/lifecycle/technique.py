@@ -158,8 +158,9 @@ class Technique(Member):
         """
         if not self.reports(trainer):
             return
-        several = optimizer is not None and len(trainer.optimizers) > 1
-        suffix = f"/{trainer.optimizers.index(optimizer)}" if several else ""  # type: ignore[arg-type]
+        suffix = ""
+        if optimizer is not None and len(trainer.optimizers) > 1:
+            suffix = f"/{trainer.optimizers.index(optimizer)}"
         named = {f"{self.metric_prefix}/{name}{suffix}": value for name, value in values.items()}
         pl_module.log_dict(named, on_step=True, on_epoch=False)
 
