@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_tricks.core.tensors import with_gradients
+from lightning_tricks.core.tensors import gradients_of
+from lightning_tricks.gradients.norms import total_norm
 
 __all__ = ["Record", "Recorder", "Score", "evaluate"]
 
@@ -133,8 +133,7 @@ class Recorder(Callback):
 
 
 def _norm(optimizer: Optimizer) -> float:
-    gradients = [p.grad for p in with_gradients(optimizer, None) if p.grad is not None]
-    return get_total_norm(gradients).item()
+    return total_norm(gradients_of(optimizer, None), 2.0).item()
 
 
 def _shared_part(names: list[str]) -> str:

@@ -11,24 +11,30 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
-__all__ = ["copy_", "lerp_", "swap_", "weighted_sum", "with_gradients"]
+__all__ = ["by_kind", "copy_", "gradients_of", "lerp_", "swap_", "weighted_sum"]
 
 
-def with_gradients(
-    optimizer: torch.optim.Optimizer, chosen: Container[nn.Parameter] | None
-) -> list[nn.Parameter]:
-    """Return the parameters that the next step of ``optimizer`` would move.
+def gradients_of(optimizer: torch.optim.Optimizer, chosen: Container[nn.Parameter] | None) -> list[Tensor]:
+    """Return the gradients that the next step of ``optimizer`` would use.
 
     Args:
         optimizer: Its groups are read anew, because other code may add to them.
         chosen: The parameters asked for; ``None`` for all.
     """
     return [
-        parameter
+        parameter.grad
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None and (chosen is None or parameter in chosen)
     ]
+
+
+def by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Return ``tensors`` in lists of one type and device each, for which foreach kernels are fast."""
+    kinds: dict[object, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(kinds.values())
 
 
 @torch.no_grad()

@@ -1,9 +1,7 @@
 """Gradient clipping by value, by global norm, or both, and what happens to gradients that are not finite.
 
-    value   g_i <- min(max(g_i, -max_value), max_value)
-    norm    g <- g min(1, max_norm / (||g||_p + 1e-6)),    all chosen gradients as one vector
-
-Thresholds have the unit of a gradient entry and of a gradient norm. The mathematics is torch's own.
+The mathematics is that of :mod:`lightning_tricks.gradients.norms`. Thresholds have the unit of a gradient
+entry and of a gradient norm.
 
 Reference: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013,
 https://arxiv.org/abs/1211.5063.
@@ -18,13 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns, select
-from lightning_tricks.core.tensors import with_gradients
+from lightning_tricks.core.tensors import gradients_of
+from lightning_tricks.gradients.norms import clip_, total_norm, within
 from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:
@@ -37,57 +35,12 @@ __all__ = [
     "GradientClip",
     "cancel_step_",
     "cancels_on_device",
-    "clip_",
     "counts_skipped_steps",
     "drop_gradients_",
-    "measured",
     "non_finite_names",
-    "within",
 ]
 
 _POLICIES = ("skip", "raise", "keep")
-
-
-@torch.no_grad()
-def clip_(
-    parameters: list[nn.Parameter],
-    norm: Tensor,
-    *,
-    max_norm: float | None,
-    max_value: float | None,
-    norm_type: float,
-) -> bool | Tensor:
-    """Clip the gradients of ``parameters`` in place, by value first and then by their global norm.
-
-    Args:
-        parameters: Those with a gradient.
-        norm: The norm of their gradients as they are.
-        max_norm: Largest norm allowed, at least 0; ``None`` to leave norms alone.
-        max_value: Largest magnitude of an entry allowed, at least 0; ``None`` to leave entries alone.
-        norm_type: Order of the norm, above 0; infinity for the largest magnitude.
-
-    Returns:
-        Whether anything was clipped, a 0-d bool tensor; ``False`` without any limit.
-    """
-    clipped: bool | Tensor = False
-    if max_value is not None:
-        gradients = measured(parameters)
-        clipped = get_total_norm(gradients, math.inf) > max_value
-        clip_grad_value_(parameters, max_value)
-        if max_norm is not None:
-            norm = get_total_norm(measured(parameters), norm_type)
-    if max_norm is not None:
-        clip_grads_with_norm_(parameters, max_norm, norm)
-        clipped = norm > max_norm if clipped is False else clipped | (norm > max_norm)
-    return clipped
-
-
-def within(value: float | None, limit: float | None) -> bool:
-    """Return whether a norm known to the host lies under ``limit`` so clearly that clipping is no work.
-
-    By a margin above what rounding could make of torch's own factor, which would else be below 1.
-    """
-    return value is not None and limit is not None and value * (1 + 1e-6) + 1e-6 <= limit
 
 
 def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
@@ -117,12 +70,6 @@ def cancels_on_device(optimizer: torch.optim.Optimizer) -> bool:
         if group.get("momentum")
         for parameter in group["params"]
     )
-
-
-def measured(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Return the gradients to measure: those in half precision as float32, in which no norm overflows."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return [grad.float() if grad.dtype == torch.float16 else grad for grad in gradients]
 
 
 def drop_gradients_(optimizer: torch.optim.Optimizer) -> None:
@@ -243,18 +190,18 @@ params=('encoder.*', 'head'), non_finite='skip')
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        parameters = with_gradients(optimizer, self._members)
-        if not parameters:
+        gradients = gradients_of(optimizer, self._members)
+        if not gradients:
             return
         position = self.clock.position
         max_norm = self._norm_limit(position) if self._norm_limit else None
         max_value = self._value_limit(position) if self._value_limit else None
-        norm = get_total_norm(measured(parameters), self.norm_type)
+        norm = total_norm(gradients, self.norm_type)
         # Before clipping, which would spread one bad entry over all gradients.
         value, skipped = self._refuse(trainer, optimizer, norm)
         if skipped is not True and not (max_value is None and within(value, max_norm)):
             self._clipped = self._clipped + clip_(
-                parameters, norm, max_norm=max_norm, max_value=max_value, norm_type=self.norm_type
+                gradients, norm, max_norm=max_norm, max_value=max_value, norm_type=self.norm_type
             )
         self._steps += 1
         self._skipped = self._skipped + skipped

@@ -8,17 +8,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from lightning_tricks import ConflictError, GradientClip, linear
 from lightning_tricks.gradients.clip import (
     cancel_step_,
-    clip_,
     counts_skipped_steps,
     drop_gradients_,
     non_finite_names,
-    within,
 )
+from lightning_tricks.gradients.norms import clip_, total_norm, within
 from tests.host_reads import HostReads
 from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
 
@@ -32,8 +31,12 @@ def parameters(seed: int = 0) -> list[nn.Parameter]:
     return made
 
 
+def of(chosen: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in chosen if p.grad is not None]
+
+
 def norm_of(chosen: list[nn.Parameter], norm_type: float = 2.0) -> Tensor:
-    return get_total_norm([p.grad for p in chosen], norm_type)
+    return total_norm(of(chosen), norm_type)
 
 
 @pytest.mark.parametrize("norm_type", [0.5, 1.0, 2.0, 3.0, math.inf])
@@ -42,7 +45,7 @@ def test_norm_clipping_is_torchs_to_the_bit(norm_type: float, limit: float) -> N
     ours, theirs = parameters(), parameters()
     expected = clip_grad_norm_(theirs, limit, norm_type)
     norm = norm_of(ours, norm_type)
-    clipped = clip_(ours, norm, max_norm=limit, max_value=None, norm_type=norm_type)
+    clipped = clip_(of(ours), norm, max_norm=limit, max_value=None, norm_type=norm_type)
     assert torch.equal(norm, expected)
     assert_equal([p.grad for p in ours], [p.grad for p in theirs])
     assert bool(clipped) is (limit < 1e9)
@@ -50,7 +53,7 @@ def test_norm_clipping_is_torchs_to_the_bit(norm_type: float, limit: float) -> N
 
 def test_value_first_then_the_norm_of_what_is_left() -> None:
     ours, theirs = parameters(), parameters()
-    clip_(ours, norm_of(ours), max_norm=1.0, max_value=0.5, norm_type=2.0)
+    clip_(of(ours), norm_of(ours), max_norm=1.0, max_value=0.5, norm_type=2.0)
     clip_grad_value_(theirs, 0.5)
     clip_grad_norm_(theirs, 1.0)
     assert_equal([p.grad for p in ours], [p.grad for p in theirs])
@@ -59,7 +62,7 @@ def test_value_first_then_the_norm_of_what_is_left() -> None:
 def test_value_alone_tells_whether_it_acted() -> None:
     for limit, acted in ((0.5, True), (100.0, False)):
         ours = parameters()
-        clipped = clip_(ours, norm_of(ours), max_norm=None, max_value=limit, norm_type=2.0)
+        clipped = clip_(of(ours), norm_of(ours), max_norm=None, max_value=limit, norm_type=2.0)
         assert bool(clipped) is acted
 
 
