@@ -23,6 +23,7 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.replicas import follow_trainable
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger, opening_moments
 from lightning_tricks.network.stage_table import stage_rows, stage_table
@@ -221,6 +222,7 @@ norm_stats='frozen')
         """Bring gradients and the modes of layers in line with how many stages are open."""
         self._fresh |= open_stages_(self._members, open_stages)
         self._opened = open_stages
+        follow_trainable(trainer)
         self._trainable = sum(p.numel() for stage in self._members[:open_stages] for p in stage.values())
         for layer, companions in self._norms.items():
             if not any(parameter.requires_grad for parameter in companions):

@@ -1,0 +1,118 @@
+"""One cell of the matrix: a technique in a way to train in several processes, run and checked there.
+
+    python -m tests.distributed.cells "DDP" FOLDER
+
+runs all cases in turn and writes ``results.json`` and each case's final weights to FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from tests.contract.cases import CASES, Case
+from tests.distributed.worlds import WORLDS, Part, World
+from tests.toys import StopAfter, StopError, Toy, assert_equal, trainer
+
+STOP = ("on_train_batch_end", 9)  # within an epoch, and not within an accumulation
+
+
+class Watch(Callback):
+    """Counts batches, and asserts after each that all processes hold the same weights."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.batches = world, 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.batches += 1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self.world.sharded:
+            assert_same_on_all({name: p.detach() for name, p in pl_module.named_parameters()})
+
+
+def assert_same_on_all(tensors: dict[str, Tensor]) -> None:
+    """Assert that every process holds the same values, to the bit."""
+    for name, value in tensors.items():
+        first = value.clone()
+        dist.broadcast(first, 0)
+        assert torch.equal(first, value), f"{name} differs between processes"
+
+
+def whole_weights(module: LightningModule, world: World) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers, whole."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def fit(
+    world: World, root: Path, *callbacks: Callback, ckpt_path: Path | None = None
+) -> tuple[Toy, Trainer, dict[str, Tensor]]:
+    """Train three epochs with validation; return the module, its Trainer and the whole weights."""
+    module = world.module()
+    settings = {"devices": 2, "strategy": world.strategy(), "default_root_dir": root, **world.settings()}
+    runner = trainer(*callbacks, **settings)
+    runner.fit(module, Part(), Part(2, seed=9, fixed=True), ckpt_path=ckpt_path)
+    return module, runner, whole_weights(module, world)
+
+
+def state_of(runner: Trainer, path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of ``runner`` holds, as this process reads it."""
+    runner.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "callbacks")}
+
+
+def check(case: Case, world: World, plain: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Assert what must hold in a cell; return the final weights of the active setting."""
+    _, _, neutral = fit(world, folder / "neutral", case.neutral(), Watch(world))
+    assert_equal(plain, neutral)
+    _, whole_runner, whole = fit(world, folder / "whole", case.active(), Watch(world))
+    assert any(not torch.equal(plain[name], whole[name]) for name in plain), "the active setting did nothing"
+    saved = folder / "parts" / "stopped.ckpt"
+    try:
+        fit(world, folder / "parts", case.active(), Watch(world), StopAfter(STOP[1], saved, STOP[0]))
+    except StopError:
+        dist.barrier()
+    _, runner, parts = fit(world, folder / "parts", case.active(), Watch(world), ckpt_path=saved)
+    assert_equal(whole, parts)
+    assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
+    return whole
+
+
+def refusal(case: Case, world: World, folder: Path) -> str | None:
+    """Return why the technique refuses to train so, before the first batch; ``None`` if it does not."""
+    watch = Watch(world)
+    try:
+        fit(world, folder / "asked", case.active(), watch)
+    except ValueError as error:
+        if watch.batches:
+            raise
+        return str(error)
+    return None
+
+
+def main(name: str, folder: Path) -> None:
+    """Run every case in the world of this name."""
+    world, results = WORLDS[name], {}
+    _, _, plain = fit(world, folder / "plain", Watch(world))
+    for key, case in CASES.items():
+        reason = refusal(case, world, folder / key)
+        if reason is None:
+            weights = check(case, world, plain, folder / key)
+        if dist.get_rank() == 0:
+            results[key] = {"refused": reason}
+            if reason is None:
+                torch.save(weights, folder / f"{key}.pt")
+            (folder / "results.json").write_text(json.dumps(results))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,60 @@
+"""Every technique in every way to train in several processes is right, or refuses before the first batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contract.cases import CASES
+from tests.distributed.launch import launch
+from tests.distributed.worlds import WORLDS, Part
+from tests.toys import trainer, weights
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that runs a world once and gives the folder of its results."""
+    folders: dict[str, Path] = {}
+
+    def run(world: str) -> Path:
+        if world not in folders:
+            folders[world] = tmp_path_factory.mktemp("world")
+            try:
+                launch("tests.distributed.cells", world, str(folders[world]))
+            except RuntimeError as error:
+                (folders[world] / "error.txt").write_text(str(error))
+        return folders[world]
+
+    return run
+
+
+def alone(technique: str, world: str, folder: Path) -> dict[str, Tensor]:
+    """Return the final weights of the same run in one process, with the same global batches."""
+    module = WORLDS[world].module()
+    settings: dict[str, Any] = dict(WORLDS[world].settings())
+    runner = trainer(CASES[technique].active(), default_root_dir=folder, **settings)
+    runner.fit(module, Part(), Part(2, seed=9, fixed=True))
+    return weights(module)
+
+
+@pytest.mark.parametrize("technique", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_cell(world: str, technique: str, results: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = results(world)
+    found = json.loads((folder / "results.json").read_text())
+    assert technique in found, (folder / "error.txt").read_text()
+    refused = found[technique]["refused"]
+    if refused is not None:
+        pytest.skip(f"refused: {refused}")
+    together = torch.load(folder / f"{technique}.pt", weights_only=True)
+    if WORLDS[world].same_numbers:
+        expected = alone(technique, world, tmp_path)
+        assert expected.keys() == together.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(together[name], value, rtol=0, atol=1e-10)
