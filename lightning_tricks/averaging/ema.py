@@ -245,6 +245,10 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             self._begin_if_due(trainer)
         self._second.rest(trainer, self.state_key)
 
+    @property
+    def evaluates_average(self) -> bool:
+        return self.evaluate
+
     def average(self) -> dict[str, Tensor] | None:
         return None if self._second.shadows is None else self._second.shadows.named()
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_tricks.core.tensors import gradients_of
+from lightning_tricks.core.gradients import gradients_of
 from lightning_tricks.gradients.norms import total_norm
 
 __all__ = ["Record", "Recorder", "Score", "evaluate"]
@@ -133,7 +133,7 @@ class Recorder(Callback):
 
 
 def _norm(optimizer: Optimizer) -> float:
-    return total_norm(gradients_of(optimizer, None), 2.0).item()
+    return total_norm(gradients_of(optimizer), 2.0).item()
 
 
 def _shared_part(names: list[str]) -> str:

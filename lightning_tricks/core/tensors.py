@@ -6,35 +6,19 @@ have equal lengths, and tensors at the same index equal shapes.
 
 from __future__ import annotations
 
-from collections.abc import Container
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-__all__ = ["by_kind", "copy_", "gradients_of", "lerp_", "swap_", "weighted_sum"]
-
-
-def gradients_of(optimizer: torch.optim.Optimizer, chosen: Container[nn.Parameter] | None) -> list[Tensor]:
-    """Return the gradients that the next step of ``optimizer`` would use.
-
-    Args:
-        optimizer: Its groups are read anew, because other code may add to them.
-        chosen: The parameters asked for; ``None`` for all.
-    """
-    return [
-        parameter.grad
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None and (chosen is None or parameter in chosen)
-    ]
+__all__ = ["copy_", "lerp_", "local", "swap_", "weighted_sum"]
 
 
-def by_kind(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Return ``tensors`` in lists of one type and device each, for which foreach kernels are fast."""
-    kinds: dict[object, list[Tensor]] = {}
-    for tensor in tensors:
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    return list(kinds.values())
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of ``tensor`` that this process holds, in the same memory; all of it if not sharded."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    part: Tensor = tensor.to_local()
+    return part
 
 
 @torch.no_grad()

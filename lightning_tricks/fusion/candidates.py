@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lightning_tricks.fusion.methods import Model
+from lightning_tricks.fusion.methods import FusionMethod, Model
+from lightning_tricks.fusion.snapshots import Shelf
 from lightning_tricks.fusion.weights import put_
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
@@ -38,6 +40,21 @@ class Candidates:
         put_(self.pl_module, model)
         if self.update_batchnorm:
             reestimate_batchnorm(self.trainer, self.pl_module)
+
+    def fuse(self, shelf: Shelf, method: FusionMethod, objective: Objective | None) -> None:
+        """Put what ``method`` makes of the snapshots into the module; on all processes the same.
+
+        Args:
+            shelf: The snapshots.
+            method: Gets them oldest first.
+            objective: What it evaluates candidates by, if it evaluates any.
+        """
+        models = [
+            self.trainer.strategy.broadcast(shelf.load(snapshot) if self.trainer.is_global_zero else {})
+            for snapshot in shelf.kept
+        ]
+        evaluate = None if objective is None else partial(self.evaluate, objective)
+        self.settle(method.fuse(models, evaluate))
 
     def measure(self, objective: Objective) -> float:
         """Return the score of what the module holds, higher is better."""

@@ -17,19 +17,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.select import clean_name
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.candidates import Candidates
 from lightning_tricks.fusion.collect import LastEpochs, SnapshotPolicy
-from lightning_tricks.fusion.methods import FusionMethod, Model
+from lightning_tricks.fusion.former import Former
+from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.fusion.snapshots import Shelf
-from lightning_tricks.fusion.weights import put_, tensors_of, with_average
+from lightning_tricks.fusion.source import Source
+from lightning_tricks.fusion.weights import put_
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.conductor import Member
-from lightning_tricks.lifecycle.evaluation import Objective, logged_by_validation, objective_of
+from lightning_tricks.lifecycle.evaluation import (
+    MissingMetricError,
+    Objective,
+    logged_by_module,
+    logged_by_validation,
+    objective_of,
+)
 from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say, warn
 from lightning_tricks.lifecycle.technique import Technique
 
@@ -48,10 +55,6 @@ def not_worse(fused: float, before: float) -> bool:
     return fused >= before or (math.isnan(before) and not math.isnan(fused))
 
 
-def _is_own(member: Member, method: str) -> bool:
-    return getattr(type(member), method) is not getattr(Member, method)
-
-
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class WeightFusion(Technique):
@@ -62,13 +65,14 @@ class WeightFusion(Technique):
     * **Changes** the module's weights at the end of fit: fused, and BatchNorm statistics estimated anew
       over the training data (without loader length: over 200 batches). If the metric is worse than that of
       what the module would else hold, nothing, to the bit. A second ``fit`` starts from the weights before
-      fusion.
+      fusion, unless the module has got others meanwhile.
     * **Logs** once, at the end: ``weight_fusion/snapshots``, ``/metric_before``, ``/metric_fused`` and
       ``/kept`` (1 or 0).
     * **Saves** names, sizes and metrics of the snapshots; after fit also the weights before fusion. The
       snapshots are files in ``snapshots``, in the folder of ModelCheckpoint (else ``checkpoints`` under
-      ``default_root_dir``), and stay as long as the run or its latest checkpoint needs them: delete the
-      folder when the run will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt``
+      ``default_root_dir``), and stay as long as the run or its latest checkpoint needs them; those that it
+      was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
+      will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt``
       (``fused-v1.ckpt`` if there is one), with settings and metrics under ``weight_fusion``.
     * **Cost** one file of the weights per snapshot. At the end a copy of the weights in memory, a pass over
       the training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
@@ -80,9 +84,10 @@ class WeightFusion(Technique):
         method: How to fuse: ``Average()``, ``Interpolate(alpha)``, ``GreedySoup()``. Gets the snapshots
             oldest first.
         collect: Which to fuse: ``LastEpochs(k)``, ``EverySteps(n, k)`` or ``BestK(k)`` by ``monitor``.
-        source: ``"live"`` weights, or the ``"average"`` that an averaging technique keeps and evaluates.
-        monitor: The metric that decides, logged by the module in validation; ``None`` for that of
-            ModelCheckpoint.
+        source: ``"live"`` weights, or the ``"average"`` that averaging techniques keep. For ``BestK``, which
+            of them validation sees.
+        monitor: The metric that decides, logged by the module in validation, not by a callback; ``None`` for
+            that of ModelCheckpoint.
         mode: ``"min"`` or ``"max"``, which way ``monitor`` is better; ``None`` as there.
         update_batchnorm: Whether to estimate BatchNorm statistics anew. It helps averages of weights that
             lie far apart, and can harm those of near ones: ``metric_fused`` tells.
@@ -108,16 +113,19 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     _trial: bool = field(default=False, init=False, repr=False)
     _objective: Objective | None = field(default=None, init=False, repr=False)
     _target: Objective | None = field(default=None, init=False, repr=False)
-    _averager: Member | None = field(default=None, init=False, repr=False)
+    _source: Source | None = field(default=None, init=False, repr=False)
     _shelf: Shelf | None = field(default=None, init=False, repr=False)
     _resumed: dict[str, Any] | None = field(default=None, init=False, repr=False)
-    _former: dict[str, Tensor] | None = field(default=None, init=False, repr=False)
+    _former: Former | None = field(default=None, init=False, repr=False)
     _outcome: dict[str, float | int | str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (("method", FusionMethod), ("collect", SnapshotPolicy)):
+        for name, kind, such in (
+            ("method", FusionMethod, "Average()"),
+            ("collect", SnapshotPolicy, "LastEpochs(5)"),
+        ):
             if not isinstance(value := getattr(self, name), kind):
-                raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+                raise TypeError(f"{name} must be a {kind.__name__} such as {such}, got {value!r}")
         if (count := self.method.count) not in (None, self.collect.k):
             raise ValueError(f"collect must keep {count} snapshots for {self.method!r}, got {self.collect!r}")
         checks.one_of("source", self.source, ("live", "average"))
@@ -131,7 +139,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._module = pl_module
         self._trial = is_trial(trainer)
-        self._objective = self._target = self._averager = None
+        self._objective = self._target = self._source = None
         if self._trial:
             return
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -144,14 +152,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             monitor, mode = self.method.objective
             mode = mode or (self.mode if monitor in (None, self.monitor) else None)
             self._target = resolve(monitor or self.monitor, mode)
-        if self.source == "average":
-            self._averager = self._find_averager(trainer)
-
-    def _find_averager(self, trainer: Trainer) -> Member:
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, Member) and _is_own(callback, "average"):
-                return callback
-        raise ValueError("source must be 'live' where no technique averages weights, got 'average'")
+        self._source = Source.of(trainer, pl_module, self.source, self.collect)
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("fused_weights", None)]
@@ -172,30 +173,27 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     # While it trains.
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._collect(pl_module)
+        self._collect()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._collect(pl_module)
+        self._collect()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wanted = [objective for objective in (self._objective, self._target) if objective is not None]
         if not wanted or trainer.state.fn != "fit":
             return
-        logged = logged_by_validation(trainer)
+        logged = logged_by_module(trainer, pl_module)
+        others = logged_by_validation(trainer)
         # All of them, lest the end of the run be the first to find that a metric is not logged.
-        scores = [objective.score(logged) for objective in wanted]
+        scores = [objective.score(logged, others=others) for objective in wanted]
         if self._shelf is not None and self._objective is not None and not trainer.sanity_checking:
             self._shelf.measured(scores[0])
 
-    def _collect(self, pl_module: LightningModule) -> None:
+    def _collect(self) -> None:
         """Take a snapshot if one is due; called only where no technique has swapped the weights."""
-        if self._shelf is not None:
-            weights = partial(self._weights, pl_module)
-            self._shelf.take(weights, position=self.clock.position, epoch=self.clock.epoch)
-
-    def _weights(self, pl_module: LightningModule) -> Model:
-        live = tensors_of(pl_module)
-        return live if self._averager is None else with_average(live, self._averager.average())
+        if self._shelf is not None and self._source is not None:
+            position, epoch = self.clock.position, self.clock.epoch
+            self._shelf.take(self._source.weights, position=position, epoch=epoch)
 
     # At its end.
 
@@ -209,17 +207,19 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             got = f"{self.collect!r} collected {count} snapshots"
             warn(trainer, f"{self.state_key} left the weights as they are: {got}, but {needed}")
             return
-        former = {name: value.to("cpu", copy=True) for name, value in tensors_of(pl_module).items()}
+        former = Former(pl_module)
+        path = None
         try:
             self._outcome = {"snapshots": count, **self._fuse(trainer, pl_module)}
-            path = self._write(trainer) if self._outcome["kept"] else None
-        except BaseException:
-            put_(pl_module, former)
-            raise
-        if path is None:
-            put_(pl_module, former)
-        else:
-            self._hold(trainer, pl_module, former)
+            if self._outcome["kept"]:
+                path = self._write(trainer)
+                self._hold(trainer, former)
+        except MissingMetricError as error:
+            lacks = "a validation without callbacks lacks its metric"
+            warn(trainer, f"{self.state_key} left the weights as they are, since {lacks}: {error}")
+        finally:
+            if path is None:
+                former.put_back()
         self._tell(trainer, path)
 
     def _fuse(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | int | str]:
@@ -227,12 +227,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         assert self._shelf is not None
         tried = Candidates(trainer, pl_module, self.update_batchnorm, self.metric_prefix)
         before = None if self._objective is None else tried.measure(self._objective)
-        models = [
-            trainer.strategy.broadcast(self._shelf.load(snapshot) if trainer.is_global_zero else {})
-            for snapshot in self._shelf.kept
-        ]
-        evaluate = None if self._target is None else partial(tried.evaluate, self._target)
-        tried.settle(self.method.fuse(models, evaluate))
+        tried.fuse(self._shelf, self.method, self._target)
         if self._objective is None or before is None:
             return {"kept": True}
         fused = tried.measure(self._objective)
@@ -251,20 +246,22 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         files.save_weights(trainer, path, {self.metric_prefix: about})
         return path
 
-    def _hold(self, trainer: Trainer, pl_module: LightningModule, former: dict[str, Tensor]) -> None:
+    def _hold(self, trainer: Trainer, former: Former) -> None:
         """Remember the weights from which training goes on."""
-        members = [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
-        earlier = [m for m in members if m.finish_order < self.finish_order and _is_own(m, "finish")]
-        # Who put an average in knows the live weights; those that we found in their place are not them.
-        if all(_is_own(member, "average") for member in earlier):
-            theirs = {name for member in earlier for name in member.average() or ()}
-            self._former = {name: former[name] for name in former if clean_name(name) not in theirs}
-        self.conductor.on_next_fit(partial(self._take_back, trainer, pl_module, former))
+        members = (callback for callback in callbacks_of(trainer) if isinstance(callback, Member))
+        former.note_replacement(member for member in members if member.finish_order < self.finish_order)
+        self._former = former
+        self.conductor.on_next_fit(partial(self._take_back, trainer, former))
 
-    def _take_back(self, trainer: Trainer, pl_module: LightningModule, former: Model) -> None:
+    def _take_back(self, trainer: Trainer, former: Former) -> None:
         self._former = None
-        if trainer.lightning_module is pl_module:
-            put_(pl_module, former)
+        if trainer.lightning_module is not former.module:
+            return
+        if former.replacement_stands:
+            former.put_back()
+        else:
+            others = "the module holds other weights than the fused ones"
+            say(trainer, f"{self.state_key}: {others}, so it starts from them and not from those of before")
 
     def _tell(self, trainer: Trainer, path: Path | None) -> None:
         values = {f"{self.metric_prefix}/{name}": float(value) for name, value in self._outcome.items()}
@@ -281,9 +278,11 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     def saved(self) -> dict[str, Any]:
         if self._shelf is None:
             return {}
+        state: dict[str, Any] = {"shelf": self._shelf.saved()}
         # With the fused weights in the module, those of before are the ones to go on from.
-        former = {} if self._former is None else {"former": self._former}
-        return {"shelf": self._shelf.saved(), **former}
+        if self._former is not None and self._former.replacement_stands:
+            state["former"] = self._former.live
+        return state
 
     def edit_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

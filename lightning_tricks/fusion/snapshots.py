@@ -1,7 +1,11 @@
 """Snapshots of weights as files: which there are, which are dropped, and how a resumed run finds them.
 
-A file is deleted once neither the collection nor the latest checkpoint of the run names it: a run that is
-resumed from that checkpoint finds every snapshot that it had then. So the kept ones outlive the run too.
+A file is named by its number and the checksum of its content: runs that go on from one checkpoint in one
+folder, one after the other, overwrite nothing.
+
+A run deletes only files that it wrote itself, once neither its collection nor its latest checkpoint names
+them: whoever resumes from that checkpoint, or again from the one that this run was resumed from, finds every
+snapshot that there was then. So the kept ones outlive the run too.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from lightning_tricks.fusion.collect import SnapshotPolicy
 from lightning_tricks.fusion.methods import Model
+from lightning_tricks.fusion.weights import checksum
 from lightning_tricks.lifecycle import files
 
 __all__ = ["Shelf", "Snapshot"]
@@ -30,7 +35,7 @@ class Snapshot:
     """One file.
 
     Attributes:
-        name: Its name, without folder.
+        name: Its name, without folder; on processes that touch no file, its number.
         size: Its size, in bytes.
         score: The metric of its weights, higher is better; ``None`` if none was needed.
     """
@@ -63,6 +68,7 @@ class Shelf:
         self._writes = writes
         self._written = self._taken = self._validations = 0
         self._score: float | None = None
+        self._own: set[str] = set()
         self._dropped: list[str] = []
         self._named: frozenset[str] = frozenset()
 
@@ -92,11 +98,10 @@ class Shelf:
             self._offer(weights, self._score if self._policy.monitored else None)
         for name in [name for name in self._dropped if name not in self._named]:
             self._dropped.remove(name)
-            if self._writes:
-                (self.folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
 
     def _offer(self, weights: Callable[[], Model], score: float | None) -> None:
-        new = Snapshot(f"{self._written + 1:06d}.pt", 0, score)
+        new = Snapshot(f"{self._written + 1:06d}", 0, score)
         kept, dropped = [*self.kept, new], []
         while len(kept) > self._policy.k:
             scores = [-math.inf if snapshot.score is None else snapshot.score for snapshot in kept]
@@ -104,19 +109,34 @@ class Shelf:
         if new in dropped:
             return
         if self._writes:
-            kept[-1] = replace(new, size=files.save(dict(weights()), self.folder / new.name))
+            kept[-1] = self._store(new, weights())
         self.kept, self._written = kept, self._written + 1
-        self._dropped += [snapshot.name for snapshot in dropped]
+        self._dropped += [snapshot.name for snapshot in dropped if snapshot.name in self._own]
+
+    def _store(self, new: Snapshot, model: Model) -> Snapshot:
+        """Write the file of ``new``, unless another run has written the same."""
+        name = f"{new.name}-{checksum(model)}.pt"
+        path = self.folder / name
+        try:
+            found = replace(new, name=name, size=path.stat().st_size)
+            _read(found, self.folder)
+        except (FileNotFoundError, ValueError):
+            self._own.add(name)
+            return replace(new, name=name, size=files.save(dict(model), path))
+        return found
 
     def remember(self) -> None:
         """Take note that a checkpoint is being written, which names the snapshots kept now."""
         self._named = frozenset(snapshot.name for snapshot in self.kept)
 
     def load(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        """Return the tensors of ``snapshot``, read from its file as they are used."""
-        _check(snapshot, self.folder)
-        content: dict[str, Tensor] = files.load(self.folder / snapshot.name)
-        return content
+        """Return the tensors of ``snapshot``, mapped from its file.
+
+        Raises:
+            FileNotFoundError: If the file is missing; names it.
+            ValueError: If it does not hold what was written to it; names it.
+        """
+        return _read(snapshot, self.folder)
 
     def saved(self) -> dict[str, Any]:
         """Return the counts, and the names, sizes and scores of the snapshots, but not their tensors."""
@@ -131,7 +151,8 @@ class Shelf:
         """Take up the counts and the snapshots of a checkpoint again.
 
         The snapshots are looked for beside the checkpoint first, then where this run writes. If they lie
-        elsewhere than this run writes, they are copied, and the other run keeps its own.
+        elsewhere than this run writes, they are copied, and the other run keeps its own; else they stay, for
+        the checkpoint may be resumed from again.
 
         Args:
             state: What :meth:`saved` returned.
@@ -141,28 +162,28 @@ class Shelf:
 
         Raises:
             FileNotFoundError: If one is missing; names it.
-            ValueError: If one has not its full size; names it.
+            ValueError: If one does not hold what was written to it; names it.
         """
         self._written, self._taken, self._validations, self._score = state["counts"]
         if state["policy"] != repr(self._policy):
             self.skip(position=position, epoch=epoch)  # another policy has counted other moments
         self.kept = [Snapshot(**entry) for entry in state["kept"]]
         self.folder = self._base / state["folder"]
-        self.remember()
         if not (self._writes and self.kept):
             return
         places = [self.folder] if beside is None else [beside / state["folder"], self.folder]
         source = next((place for place in places if (place / self.kept[0].name).exists()), places[0])
         for snapshot in self.kept:
-            _check(snapshot, source)
+            _read(snapshot, source)
         if source.resolve() != self.folder.resolve():
             self.folder = files.free_path(self.folder)
             self.folder.mkdir(parents=True)
             for snapshot in self.kept:
                 _copy(source / snapshot.name, self.folder / snapshot.name)
+            self._own = {snapshot.name for snapshot in self.kept}
 
 
-def _check(snapshot: Snapshot, folder: Path) -> None:
+def _read(snapshot: Snapshot, folder: Path) -> dict[str, Tensor]:
     path = folder / snapshot.name
     if not path.exists():
         raise FileNotFoundError(
@@ -171,6 +192,14 @@ def _check(snapshot: Snapshot, folder: Path) -> None:
         )
     if (size := path.stat().st_size) != snapshot.size:
         raise ValueError(f"{path} must have {snapshot.size} bytes, as when it was written, got {size}")
+    content: dict[str, Tensor] = files.load(path)
+    found = checksum(content)
+    if not snapshot.name.endswith(f"-{found}.pt"):
+        raise ValueError(
+            f"{path} must hold the weights that its name stands for, got others (checksum {found}): it is "
+            "damaged; resume from another checkpoint"
+        )
+    return content
 
 
 def _copy(source: Path, target: Path) -> None:

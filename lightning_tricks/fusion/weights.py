@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.fusion.methods import Model
 
-__all__ = ["put_", "tensors_of", "with_average"]
+__all__ = ["checksum", "put_", "tensors_of", "with_average"]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of the module's state dict by name; they share memory with the module."""
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def checksum(model: Model) -> str:
+    """Return the CRC-32 of the names, types, shapes and bytes of ``model``, as eight hexadecimal digits.
+
+    It tells contents apart and finds damage, each with one miss in 4e9; against forgery it is no help.
+
+    Example:
+        >>> checksum({"w": torch.tensor([1.0, 2.0])})
+        '5e507874'
+    """
+    value = 0
+    for name, tensor in model.items():
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        # As bytes first, because numpy does not know all of torch's types.
+        content = tensor.detach().cpu().reshape(-1).view(torch.uint8)
+        value = zlib.crc32(content.numpy().data, value)
+    return f"{value:08x}"
 
 
 def put_(module: nn.Module, model: Model) -> None:

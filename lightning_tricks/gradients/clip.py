@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.gradients import Groups, gradients_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns, select
-from lightning_tricks.core.tensors import gradients_of
+from lightning_tricks.core.tensors import local
 from lightning_tricks.gradients.norms import clip_, total_norm, within
+from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def non_finite_names(parameters: Mapping[str, nn.Parameter]) -> list[str]:
     return [
         name
         for name, parameter in parameters.items()
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        if parameter.grad is not None and not torch.isfinite(local(parameter.grad)).all()
     ]
 
 
@@ -140,6 +142,7 @@ params=('encoder.*', 'head'), non_finite='skip')
     non_finite: Literal["skip", "raise", "keep"] = "skip"
     _chosen: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _members: set[nn.Parameter] | None = field(default=None, init=False, repr=False)
+    _spread: dict[nn.Parameter, Groups] = field(default_factory=dict, init=False, repr=False)
     _norm_limit: Course | None = field(default=None, init=False, repr=False)
     _value_limit: Course | None = field(default=None, init=False, repr=False)
     _steps: int = field(default=0, init=False, repr=False)
@@ -163,6 +166,7 @@ params=('encoder.*', 'head'), non_finite='skip')
         if chosen.isdisjoint(stepped):
             raise ValueError(f"params must match a parameter of an optimizer, got {self.params!r}")
         self._members = None if stepped <= chosen else chosen
+        self._spread = flat_shards(trainer)
         self._check_kinds(pl_module, chosen)
         for optimizer in trainer.optimizers:
             if self.non_finite == "skip" and counts_skipped_steps(optimizer):
@@ -190,7 +194,7 @@ params=('encoder.*', 'head'), non_finite='skip')
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        gradients = gradients_of(optimizer, self._members)
+        gradients = gradients_of(optimizer, self._members, self._spread)
         if not gradients:
             return
         position = self.clock.position

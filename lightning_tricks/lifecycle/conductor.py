@@ -9,15 +9,19 @@ phase, so that their order in the list does not matter:
     on_train_end     finish, in the order of ``finish_order``
 
 What ``finish`` put into the module is taken back, last first, when the same Trainer fits again.
+
+An error from within a technique, in a phase or in a hook of Lightning's, gets a note that names it.
 """
 
-from __future__ import annotations
+# Without postponed annotations: LightningCLI would look names in those of ``Member`` up where its subclasses
+# are defined, and know the type of none of their settings when one is missing there.
 
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any, ClassVar
+from traceback import walk_tb
+from typing import Any, ClassVar, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
@@ -55,6 +59,11 @@ class Member(Callback, ABC):
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, with the run's length known and everything restored."""
 
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether validation within ``fit`` sees its :meth:`average`."""
+        return False
+
     def average(self) -> dict[str, Tensor] | None:
         """Return the averaged weights that evaluation sees instead of the live ones.
 
@@ -81,7 +90,7 @@ class Conductor(Callback):
         self._restored: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, trainer: Trainer) -> Conductor:
+    def of(cls, trainer: Trainer) -> Self:
         """Return the conductor of ``trainer``, installed first of all but tuners if there was none."""
         for callback in callbacks_of(trainer):
             if isinstance(callback, cls) and callback._serves(trainer):
@@ -103,7 +112,7 @@ class Conductor(Callback):
         """Leave out the reference to the Trainer, which cannot be pickled."""
         return {**vars(self), "_trainer": None}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Conductor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the reference, so that a copy in the list of another Trainer is known as strange there."""
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
@@ -199,6 +208,8 @@ class Conductor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._unhook(trainer)
+        if isinstance(exception, Exception):  # nor an interrupt, which is nobody's fault
+            _name_member(exception)
 
     def _unhook(self, trainer: Trainer) -> None:
         for optimizer in trainer.optimizers:
@@ -217,6 +228,13 @@ class Conductor(Callback):
 
 def _members(trainer: Trainer) -> list[Member]:
     return [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
+
+
+def _name_member(error: Exception) -> None:
+    """Note which technique raised ``error``, if one did: of several on the way to it the innermost."""
+    selves = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+    if members := [each for each in selves if isinstance(each, Member)]:
+        error.add_note(f"in {members[-1].state_key}: {members[-1]!r}")
 
 
 def _check_names(members: list[Member]) -> None:

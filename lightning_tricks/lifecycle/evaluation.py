@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -20,11 +20,25 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.progress import _BatchProgress
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
+from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.notice import callbacks_of
 
-__all__ = ["Objective", "logged_by_validation", "objective_of", "undisturbed", "validate_again"]
+__all__ = [
+    "MissingMetricError",
+    "Objective",
+    "logged_by_module",
+    "logged_by_validation",
+    "objective_of",
+    "undisturbed",
+    "validate_again",
+]
+
+
+class MissingMetricError(ValueError):
+    """A validation did not log the metric that a run is measured by."""
 
 
 class Objective(NamedTuple):
@@ -33,16 +47,29 @@ class Objective(NamedTuple):
     monitor: str
     sign: float
 
-    def score(self, metrics: Mapping[str, float]) -> float:
+    def score(self, metrics: Mapping[str, float], *, others: Collection[str] = ()) -> float:
         """Return the metric among ``metrics``, higher is better.
 
+        Args:
+            metrics: What the module logged.
+            others: Names of what callbacks logged.
+
         Raises:
-            ValueError: If it is not among them; names those that are.
+            MissingMetricError: If it is not among ``metrics``; says why, or names the nearest.
         """
-        if self.monitor not in metrics:
-            known = ", ".join(map(repr, metrics)) or "nothing"
-            raise ValueError(f"monitor must be logged by validation, got {self.monitor!r}; it logs {known}")
-        return self.sign * metrics[self.monitor]
+        if self.monitor in metrics:
+            return self.sign * metrics[self.monitor]
+        if self.monitor in others:
+            raise MissingMetricError(
+                f"monitor must be logged by the module in validation, got {self.monitor!r}, which a callback "
+                "logs: callbacks take no part in the passes at the end of fit, so log it in the module"
+            )
+        known = ", ".join(map(repr, metrics)) or "nothing"
+        close = checks.nearest(self.monitor, metrics, count=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise MissingMetricError(
+            f"monitor must be logged by validation, got {self.monitor!r}; it logs {known}{meant}"
+        )
 
     def metric(self, score: float) -> float:
         """Return the metric that has ``score``."""
@@ -100,17 +127,27 @@ def logged_by_validation(trainer: Trainer) -> dict[str, float]:
 
     ``trainer.callback_metrics`` holds those of training and of earlier validations besides.
     """
-    results = trainer.fit_loop.epoch_loop.val_loop._results
-    current = results.dataloader_idx
-    found: dict[str, Any] = {}
-    try:
-        # Of several loaders, those of one at a time are shown.
-        for index in {value.meta.dataloader_idx for value in results.values()}:
-            results.dataloader_idx = index
-            found.update(results.metrics(on_step=False)["callback"])
-    finally:
-        results.dataloader_idx = current
-    return _agreed(trainer, found)
+    return _agreed(trainer, {name: value for _, name, value in _logged(trainer)})
+
+
+def logged_by_module(trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    """Return those that were logged in hooks of the module, as :func:`validate_again` would find them.
+
+    A callback that logs in a hook which the module has too cannot be told from the module.
+    """
+    own = {name: value for hook, name, value in _logged(trainer) if is_overridden(hook, pl_module)}
+    return _agreed(trainer, own)
+
+
+def _logged(trainer: Trainer) -> Iterator[tuple[str, str, Any]]:
+    """Yield hook, name and value of each metric of the validation that just ended."""
+    for key, value in trainer.fit_loop.epoch_loop.val_loop._results.items():
+        # By itself, because a collection shows the metrics of one loader at a time, and hides the hooks.
+        single = _ResultCollection(training=False)
+        single[key], single.dataloader_idx = value, value.meta.dataloader_idx
+        hook = value.meta.fx.partition(".")[0]  # the index of the loader follows
+        for name, metric in single.metrics(on_step=False)["callback"].items():
+            yield hook, name, metric
 
 
 def _agreed(trainer: Trainer, metrics: Mapping[str, Any]) -> dict[str, float]:

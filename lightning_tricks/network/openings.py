@@ -9,17 +9,19 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import Duration, as_duration
+from lightning_tricks.lifecycle.evaluation import MissingMetricError, Objective
 
-__all__ = ["Plateau", "Trigger", "opening_moments"]
+__all__ = ["Plateau", "Trigger", "opening_moments", "watched"]
 
 
 def opening_moments(at: int | str | Sequence[int | str], later: int) -> tuple[Duration, ...]:
@@ -52,6 +54,31 @@ def opening_moments(at: int | str | Sequence[int | str], later: int) -> tuple[Du
     if distance.unit == "percent" and distance.amount * later > 100.0:
         raise ValueError(f"at must leave room for {later} openings within 100%, got {at!r}")
     return tuple(Duration(distance.amount * k, distance.unit) for k in range(1, later + 1))
+
+
+def watched(monitor: str, logged: Mapping[str, float], *, sanity: bool) -> float | None:
+    """Return the metric ``monitor`` of a validation that logged ``logged``.
+
+    Args:
+        monitor: Its name.
+        logged: The metrics by name.
+        sanity: Whether it was a sanity check. That may leave out what a few batches cannot give, so there
+            only a name that is nearly one of ``logged`` is taken for a slip.
+
+    Returns:
+        Its value; ``None`` if a later validation may yet log it.
+
+    Raises:
+        MissingMetricError: If it is missing; gives the nearest name.
+    """
+    try:
+        return Objective(monitor, 1.0).score(logged)
+    except MissingMetricError as error:
+        if sanity and not difflib.get_close_matches(monitor, logged, n=1, cutoff=0.85):
+            return None
+        if sanity:
+            error.add_note("if only later validations log it, set num_sanity_val_steps=0")
+        raise
 
 
 class Trigger(ABC):
@@ -87,7 +114,9 @@ class Plateau(Trigger):
     The best value is kept when it fires: the next stage has to beat it.
 
     Attributes:
-        monitor: Name of the metric, as it is logged in validation.
+        monitor: Name of the metric, as the module or a callback logs it in validation. One that is missing is
+            an error at the first validation, and at the sanity check if it is nearly the name of one that is
+            logged; else a warning there, because a few batches may not give it.
         patience: Validations in a row without improvement after which it fires, at least 1.
         min_delta: By how much a value must beat the best, at least 0; just as good is no improvement.
         mode: ``"min"`` where lower is better, else ``"max"``.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ __all__ = [
     "partition",
     "propose_stages",
     "split_groups_",
-    "statistics_modules",
     "written",
 ]
 
@@ -89,19 +88,20 @@ def partition(module: nn.Module, stages: Sequence[Patterns]) -> list[dict[str, n
         ValueError: If a pattern matches nothing, or a parameter is in two stages or in none.
     """
     parts = [select(module, patterns, name=f"stages[{index}]") for index, patterns in enumerate(stages)]
-    owner: dict[nn.Parameter, int] = {}
-    for index, part in enumerate(parts):
-        for name, parameter in part.items():
-            if (first := owner.setdefault(parameter, index)) != index:
-                raise ValueError(
-                    f"each parameter must be in one stage, got {name!r} in stages[{first}] "
-                    f"({written(stages[first])}) and stages[{index}] ({written(stages[index])}); "
-                    "parameters that are tied count under all their names"
-                )
+    for (i, first), (k, second) in combinations(enumerate(parts), 2):
+        if both := [name for name in second if name in first]:
+            raise ValueError(
+                f"each parameter must be in one stage, got {listed(both)} in stages[{i}] "
+                f"({written(stages[i])}) and stages[{k}] ({written(stages[k])}): narrow the patterns of one "
+                "of them; parameters that are tied count under all their names"
+            )
+    held = {name for part in parts for name in part}
     everything = select(module, "*", name="the module")
-    left = [name for name, p in everything.items() if p.requires_grad and p not in owner]
-    if left:
-        raise ValueError(f"each parameter must be in a stage, got none for {listed(left)}")
+    if left := [name for name, p in everything.items() if p.requires_grad and name not in held]:
+        raise ValueError(
+            f"each parameter must be in a stage, got none for {listed(left)}: add a last stage with patterns "
+            "for them, or name them in one, or freeze them with requires_grad_(False)"
+        )
     return parts
 
 
@@ -224,37 +224,6 @@ def _parts(
             part["lr"] = part["lr"] * factor**depth
         part["initial_lr"] = float(part["lr"])
         yield part
-
-
-def statistics_modules(module: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
-    """Return the modules that keep running statistics, each with the parameters that it goes with.
-
-    These are its own. A layer without any goes with the module that has parameters and comes just before
-    it in the closest part of the network that holds both, else with the first after it.
-
-    Running statistics are buffers whose names begin with ``running_``, as in every normalisation layer of
-    torch that keeps any.
-    """
-    order = list(module.named_modules())
-    own = [list(part.parameters(recurse=False)) for _, part in order]
-    return {
-        part: own[index] or _companions(order, own, index)
-        for index, (_, part) in enumerate(order)
-        if any(name.startswith("running_") for name, _ in part.named_buffers(recurse=False))
-    }
-
-
-def _companions(
-    order: list[tuple[str, nn.Module]], own: list[list[nn.Parameter]], index: int
-) -> list[nn.Parameter]:
-    around = order[index][0]
-    while around:
-        around = around.rpartition(".")[0]
-        prefix = f"{around}." if around else ""
-        inside = [i for i, (path, _) in enumerate(order) if own[i] and f"{path}.".startswith(prefix)]
-        if inside:
-            return own[max((i for i in inside if i < index), default=inside[0])]
-    return []
 
 
 def written(patterns: Patterns) -> str:

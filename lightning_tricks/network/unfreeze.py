@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from torch import nn
@@ -23,9 +24,9 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
-from lightning_tricks.lifecycle.replicas import follow_trainable
+from lightning_tricks.lifecycle.strategies import BeforeLoad, follow_trainable
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.network.openings import Trigger, opening_moments
+from lightning_tricks.network.openings import Trigger, opening_moments, watched
 from lightning_tricks.network.stage_table import stage_rows, stage_table
 from lightning_tricks.network.stages import (
     check_optimizers,
@@ -34,9 +35,9 @@ from lightning_tricks.network.stages import (
     open_stages_,
     partition,
     split_groups_,
-    statistics_modules,
     written,
 )
+from lightning_tricks.network.statistics import FrozenStatistics
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -96,12 +97,12 @@ norm_stats='frozen')
     _found_sizes: list[list[int]] = field(default_factory=list, init=False, repr=False)
     _module: nn.Module | None = field(default=None, init=False, repr=False)
     _before: dict[nn.Parameter, bool] = field(default_factory=dict, init=False, repr=False)
-    _norms: dict[nn.Module, list[nn.Parameter]] = field(default_factory=dict, init=False, repr=False)
-    _held: dict[nn.Module, bool] = field(default_factory=dict, init=False, repr=False)
+    _statistics: FrozenStatistics = field(default_factory=FrozenStatistics, init=False, repr=False)
     _fresh: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _due: int = field(default=1, init=False, repr=False)
     _opened: int = field(default=1, init=False, repr=False)
     _trainable: int = field(default=0, init=False, repr=False)
+    _before_load: BeforeLoad | None = field(default=None, init=False, repr=False)
     _between_steps: bool = field(default=True, init=False, repr=False)
     _watch: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
@@ -111,9 +112,7 @@ norm_stats='frozen')
         for index, patterns in enumerate(self.stages):
             as_patterns(f"stages[{index}]", patterns)
         # YAML has no tuples; settings that mean the same are to be written the same.
-        self.stages = [
-            tuple(patterns) if isinstance(patterns, list) else patterns for patterns in self.stages
-        ]
+        self.stages = [tuple(each) if isinstance(each, list) else each for each in self.stages]
         checks.in_range("lr_factor", self.lr_factor, 0.0, open_low=True, open_high=True)
         checks.one_of("norm_stats", self.norm_stats, _POLICIES)
         if isinstance(self.at, Trigger):
@@ -164,6 +163,13 @@ norm_stats='frozen')
         self._module = pl_module
         self._before = {parameter: parameter.requires_grad for parameter in self._chosen.values()}
         open_stages_(self._members, self._due)
+        self._before_load = BeforeLoad(trainer.strategy, partial(self._foresee, trainer, pl_module))
+
+    def _foresee(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Open what was open when ``checkpoint`` was written: only so do its optimizers fit."""
+        self.read_checkpoint(trainer, pl_module, checkpoint)
+        if self._found is not None:
+            open_stages_(self._members, self._found["applied"])
 
     def _split(self, trainer: Trainer) -> None:
         depths = {p: depth for depth, stage in enumerate(self._members) for p in stage.values()}
@@ -187,7 +193,7 @@ norm_stats='frozen')
         for moment in self._moments:
             self.clock.reached(moment)  # says now, and not in some later epoch, what cannot be reckoned
         if self.norm_stats == "frozen":
-            self._norms = statistics_modules(pl_module)
+            self._statistics = FrozenStatistics(pl_module)
         self._between_steps = True
         self._count_due()
         self._apply(trainer, pl_module, self._due)
@@ -207,9 +213,7 @@ norm_stats='frozen')
             self._count_due()
             if self._due > self._opened:
                 self._apply(trainer, pl_module, self._due)
-        for layer in self._held:
-            if layer.training:
-                layer.training = False
+        self._statistics.hold()
         self.report(trainer, pl_module, stage=self._opened, trainable=self._trainable)
 
     def _count_due(self) -> None:
@@ -224,13 +228,7 @@ norm_stats='frozen')
         self._opened = open_stages
         follow_trainable(trainer)
         self._trainable = sum(p.numel() for stage in self._members[:open_stages] for p in stage.values())
-        for layer, companions in self._norms.items():
-            if not any(parameter.requires_grad for parameter in companions):
-                self._held.setdefault(layer, layer.training)
-                # The layer alone: what it holds within may drop out or act as it did.
-                layer.training = False
-            elif layer in self._held:
-                layer.training = self._held.pop(layer)
+        self._statistics.update()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fresh:
@@ -255,17 +253,18 @@ norm_stats='frozen')
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         at = self.at
-        # Nor while an opening has yet to act.
-        idle = self._opened < self._due or self._due == len(self.stages) or trainer.sanity_checking
-        if idle or trainer.state.fn != "fit" or not isinstance(at, Trigger):
+        if not isinstance(at, Trigger) or trainer.state.fn != "fit" or self._due == len(self.stages):
             return
         logged = logged_by_validation(trainer)
-        if (value := logged.get(at.monitor)) is None:
-            known = ", ".join(sorted(logged)) or "none"
-            raise ValueError(
-                f"monitor must be a metric logged in validation, got {at.monitor!r}; logged: {known}"
+        value = watched(at.monitor, logged, sanity=trainer.sanity_checking)
+        if value is None:
+            seen = f"watches {at.monitor!r}, but the sanity check logged {listed(list(logged)) or 'nothing'}"
+            warn(
+                trainer, f"{self.state_key} {seen}: if the first validation lacks it too, the run stops there"
             )
-        self._watch = at.observe(self._watch, float(value))
+        if value is None or trainer.sanity_checking or self._opened < self._due:  # one has yet to act
+            return
+        self._watch = at.observe(self._watch, value)
         # One decision for all processes, or their trainable parameters would differ.
         if trainer.strategy.reduce_boolean_decision(at.fires(self._watch), all=False):
             self._watch = at.rest(self._watch)
@@ -273,18 +272,17 @@ norm_stats='frozen')
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if closed := [written(patterns) for patterns in self.stages[self._opened :]]:
-            warn(
-                trainer,
-                f"each stage should open in the run, but {len(closed)} never did: {'; '.join(closed)}",
-            )
+            never = f"{len(closed)} never did: {'; '.join(closed)}"
+            warn(trainer, f"each stage should open in the run, but {never}")
 
     def undo(self) -> None:
+        if self._before_load is not None:
+            self._before_load.remove()
         for parameter, flag in self._before.items():
             parameter.requires_grad_(flag)
-        for layer, mode in self._held.items():
-            # After an error in validation the whole network is left in its evaluation mode.
-            layer.training = mode and self._module is not None and self._module.training
-        self._module, self._before, self._norms, self._held, self._fresh = None, {}, {}, {}, {}
+        # After an error in validation the whole network is left in its evaluation mode.
+        self._statistics.release(training=self._module is not None and self._module.training)
+        self._module, self._before, self._fresh = None, {}, {}
 
     def outcome(self) -> dict[str, float | int | str]:
         return {"stages": len(self.stages), "opened": self._opened, "trainable": self._trainable}
@@ -292,6 +290,7 @@ norm_stats='frozen')
     def saved(self) -> dict[str, Any]:
         return {
             "opened": self._due,
+            "applied": self._opened,
             "watch": dict(self._watch),
             "stages": [list(stage) for stage in self._members],
             "lr_factor": self.lr_factor,

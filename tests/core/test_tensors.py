@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_tricks.core.tensors import by_kind, copy_, gradients_of, lerp_, swap_, weighted_sum
+from lightning_tricks.core.tensors import copy_, lerp_, swap_, weighted_sum
 
 
 def test_lerp_promotes_a_narrower_source() -> None:
@@ -35,18 +35,3 @@ def test_weighted_sum_of_halves_is_computed_wide() -> None:
     tensors = [torch.tensor([256.0], dtype=torch.bfloat16)]
     tensors += [torch.tensor([1.0], dtype=torch.bfloat16)] * 8
     assert weighted_sum(tensors, [1.0] * 9).item() == 264.0
-
-
-def test_gradients_are_read_from_the_groups_anew() -> None:
-    one, two, three = (torch.zeros(1, requires_grad=True) for _ in range(3))
-    optimizer = torch.optim.SGD([one, two], lr=0.1)
-    one.grad, three.grad = torch.full((1,), 1.0), torch.full((1,), 3.0)
-    assert gradients_of(optimizer, None) == [1.0]
-    optimizer.add_param_group({"params": [three]})
-    assert gradients_of(optimizer, None) == [1.0, 3.0]
-    assert gradients_of(optimizer, {three}) == [3.0]
-
-
-def test_tensors_are_listed_by_type_in_their_order() -> None:
-    a, b, c = torch.zeros(1), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(3)
-    assert [[len(t) for t in group] for group in by_kind([a, b, c])] == [[1, 3], [2]]

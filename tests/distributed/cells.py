@@ -15,8 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
+from lightning_tricks.core.select import clean_name
 from tests.contract.cases import CASES, Case
 from tests.distributed.worlds import WORLDS, Part, World
 from tests.toys import StopAfter, StopError, Toy, assert_equal, trainer
@@ -46,9 +50,15 @@ def assert_same_on_all(tensors: dict[str, Tensor]) -> None:
         assert torch.equal(first, value), f"{name} differs between processes"
 
 
-def whole_weights(module: LightningModule, world: World) -> dict[str, Tensor]:
-    """Return copies of all parameters and buffers, whole."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers, whole, by their names in one process."""
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        return {clean_name(name): whole(value).detach().clone() for name, value in model.state_dict().items()}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor of which each process may hold a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def fit(
@@ -59,31 +69,38 @@ def fit(
     settings = {"devices": 2, "strategy": world.strategy(), "default_root_dir": root, **world.settings()}
     runner = trainer(*callbacks, **settings)
     runner.fit(module, Part(), Part(2, seed=9, fixed=True), ckpt_path=ckpt_path)
-    return module, runner, whole_weights(module, world)
+    wrapped = isinstance(runner.strategy.model, FullyShardedDataParallel)
+    return module, runner, whole_weights(runner.strategy.model if wrapped else module)
 
 
 def state_of(runner: Trainer, path: Path) -> dict[str, Any]:
-    """Return what a checkpoint of ``runner`` holds, as this process reads it."""
+    """Return what a checkpoint of ``runner`` holds, weights and optimizers whole."""
     runner.save_checkpoint(path)
-    checkpoint = torch.load(path, weights_only=True)
-    return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "callbacks")}
+    if path.is_dir():
+        checkpoint = torch.load(path / "meta.pt", weights_only=True)
+        dcp_to_torch_save(path, path / f"whole-{dist.get_rank()}.pt")
+        checkpoint |= torch.load(path / f"whole-{dist.get_rank()}.pt", weights_only=True)
+    else:
+        checkpoint = torch.load(path, weights_only=True)
+    wanted = ("state_dict", "model", "callbacks")
+    return {k: v for k, v in checkpoint.items() if k in wanted or k.startswith("optimizer")}
 
 
 def check(case: Case, world: World, plain: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Assert what must hold in a cell; return the final weights of the active setting."""
     _, _, neutral = fit(world, folder / "neutral", case.neutral(), Watch(world))
     assert_equal(plain, neutral)
-    _, whole_runner, whole = fit(world, folder / "whole", case.active(), Watch(world))
-    assert any(not torch.equal(plain[name], whole[name]) for name in plain), "the active setting did nothing"
+    _, whole_runner, final = fit(world, folder / "whole", case.active(), Watch(world))
+    assert any(not torch.equal(plain[name], final[name]) for name in plain), "the active setting did nothing"
     saved = folder / "parts" / "stopped.ckpt"
     try:
         fit(world, folder / "parts", case.active(), Watch(world), StopAfter(STOP[1], saved, STOP[0]))
     except StopError:
         dist.barrier()
     _, runner, parts = fit(world, folder / "parts", case.active(), Watch(world), ckpt_path=saved)
-    assert_equal(whole, parts)
+    assert_equal(final, parts)
     assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
-    return whole
+    return final
 
 
 def refusal(case: Case, world: World, folder: Path) -> str | None:
@@ -105,7 +122,11 @@ def main(name: str, folder: Path) -> None:
     for key, case in CASES.items():
         reason = refusal(case, world, folder / key)
         if reason is None:
-            weights = check(case, world, plain, folder / key)
+            try:
+                weights = check(case, world, plain, folder / key)
+            except Exception as error:
+                error.add_note(f"in the case of {key}")
+                raise
         if dist.get_rank() == 0:
             results[key] = {"refused": reason}
             if reason is None:

@@ -46,10 +46,9 @@ def launch(module: str, *arguments: str, processes: int = 2, timeout: float = 30
         )
         for rank in range(processes)
     ]
-    outputs = []
+    outputs: list[str] = []
     try:
-        for process in running:
-            outputs.append(process.communicate(timeout=timeout)[0])
+        outputs += (process.communicate(timeout=timeout)[0] for process in running)
     except subprocess.TimeoutExpired:
         outputs.append(f"no end within {timeout:g} seconds")
     finally:

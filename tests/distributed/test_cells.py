@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def alone(technique: str, world: str, folder: Path) -> dict[str, Tensor]:
     """Return the final weights of the same run in one process, with the same global batches."""
     module = WORLDS[world].module()
-    settings: dict[str, Any] = dict(WORLDS[world].settings())
+    settings = {k: v for k, v in WORLDS[world].settings().items() if k != "plugins"}
     runner = trainer(CASES[technique].active(), default_root_dir=folder, **settings)
     runner.fit(module, Part(), Part(2, seed=9, fixed=True))
     return weights(module)

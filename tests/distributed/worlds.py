@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.plugins import DoublePrecision, FSDPPrecision
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecision, fully_shard
 
 from tests.toys import Loader, Toy
 
@@ -23,6 +26,16 @@ class Shared(Toy):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("val_loss", self.loss(batch), sync_dist=True)
+
+
+class Sharded(Shared):
+    """Body and head each sharded over all processes by FSDP2."""
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not isinstance(self.head, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            fully_shard(self.body, mesh=mesh)
+            fully_shard(self.head, mesh=mesh)
 
 
 class Part(Loader):
@@ -58,7 +71,47 @@ def ddp() -> DDPStrategy:
     return DDPStrategy(process_group_backend="gloo")
 
 
+class Double(FSDPPrecision):
+    """Leaves a module in double precision as it is, which FSDP1 would turn into single."""
+
+    def __init__(self) -> None:
+        super().__init__("32-true")
+        self._desired_input_dtype = torch.float64
+
+
+class OnCPU(FSDPStrategy):
+    """FSDP1 on CPUs, which Lightning does not offer: it names no device for them."""
+
+    def __init__(self) -> None:
+        double = MixedPrecision(torch.float64, torch.float64, torch.float64)
+        super().__init__(
+            process_group_backend="gloo",
+            state_dict_type="sharded",  # torch crashes when it gathers a whole state dict on CPUs
+            mixed_precision=double,
+            auto_wrap_policy={nn.Sequential},
+        )
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        whole = {"mixed_precision": self.mixed_precision_config, "sharding_strategy": self.sharding_strategy}
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **whole, **self.kwargs)
+
+
+def fsdp2(*, distributed: bool) -> Callable[[], ModelParallelStrategy]:
+    """Return what builds FSDP2's strategy, with checkpoints of one file or ``distributed`` over several."""
+    return lambda: ModelParallelStrategy(
+        data_parallel_size=2,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=distributed,
+        process_group_backend="gloo",
+    )
+
+
 WORLDS: dict[str, World] = {
     "DDP": World(ddp),
     "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}),
+    "FSDP2": World(fsdp2(distributed=False), Sharded, lambda: {"plugins": [DoublePrecision()]}, sharded=True),
+    "FSDP2, distributed checkpoints": World(
+        fsdp2(distributed=True), Sharded, lambda: {"plugins": [DoublePrecision()]}, sharded=True
+    ),
+    "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True),
 }

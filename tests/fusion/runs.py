@@ -56,6 +56,7 @@ class HalfAverage(Technique):
     """Averages half and half after each step, shows it in validation and leaves it in the module."""
 
     start: int = 0
+    evaluate: bool = True
     _mean: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _live: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _over: bool = field(default=False, init=False, repr=False)
@@ -73,6 +74,10 @@ class HalfAverage(Technique):
                 mean = self._mean.setdefault(clean_name(name), value.detach().clone())
                 mean.lerp_(value.detach(), 0.5)
 
+    @property
+    def evaluates_average(self) -> bool:
+        return self.evaluate
+
     def average(self) -> dict[str, Tensor] | None:
         return self._mean or None
 
@@ -83,7 +88,8 @@ class HalfAverage(Technique):
 
     def on_validation_start(self, trainer, pl_module) -> None:
         self._live = {clean_name(n): v.detach().clone() for n, v in pl_module.named_parameters()}
-        self._put(self._mean)
+        if self.evaluate:
+            self._put(self._mean)
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self._put(self._live)

@@ -117,7 +117,7 @@ def test_fused_ckpt_is_an_ordinary_checkpoint_of_weights(tmp_path):
     content = torch.load(path, weights_only=True)
     assert "optimizer_states" not in content
     about = content["weight_fusion"]
-    assert about["snapshots"] == ["000002.pt", "000003.pt"]
+    assert about["snapshots"] == sorted(file.name for file in path.with_name("snapshots").iterdir())
     assert about["method"] == "Average(weights=None)" and about["collect"] == "LastEpochs(k=2)"
     assert about["metric_fused"] == fusion.outcome()["metric_fused"] and about["kept"] is True
     (result,) = trainer().validate(Named(), Loader(2, seed=9, fixed=True), ckpt_path=path, verbose=False)
@@ -127,9 +127,9 @@ def test_fused_ckpt_is_an_ordinary_checkpoint_of_weights(tmp_path):
 def test_snapshots_hold_tensors_only(tmp_path):
     spy = Epochs()
     fit(tmp_path, spy, always(collect=LastEpochs(2)))
-    for name, wanted in (("000002", spy.ends[1]), ("000003", spy.ends[2])):
-        content = load(tmp_path / "checkpoints" / "snapshots" / f"{name}.pt")
-        assert_equal(content, wanted)
+    paths = sorted((tmp_path / "checkpoints" / "snapshots").iterdir())
+    for path, wanted in zip(paths, spy.ends[1:], strict=True):
+        assert_equal(load(path), wanted)
 
 
 def test_the_fused_file_leaves_out_what_the_modules_own_hook_leaves_out(tmp_path):
@@ -141,3 +141,54 @@ def test_the_fused_file_leaves_out_what_the_modules_own_hook_leaves_out(tmp_path
     module, _ = fit(tmp_path, always(collect=LastEpochs(2)), module=Slim())
     content = load(tmp_path / "checkpoints" / "fused.ckpt")
     assert_equal(content["state_dict"], {k: v for k, v in weights(module).items() if "head" in k})
+
+
+def user_weights(module: Toy) -> dict[str, torch.Tensor]:
+    """Put other weights into ``module``, as a user does between two fits, and return them."""
+    with torch.no_grad():
+        other = {name: value + 1 for name, value in weights(module).items()}
+    module.load_state_dict(other)
+    return other
+
+
+class AtStart(Epochs):
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.ends.append(weights(pl_module))
+
+
+def test_weights_that_the_user_loads_between_two_fits_are_not_overwritten(tmp_path, capsys):
+    spy = AtStart()
+    module, runner = fit(tmp_path, always(collect=LastEpochs(2)), max_epochs=2)
+    other = user_weights(module)
+    runner.callbacks.append(spy)
+    runner.fit_loop.max_epochs = 3
+    capsys.readouterr()
+    runner.fit(module, *loaders())
+    assert_equal(spy.ends[0], other)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "other weights" in line]
+    assert lines == [
+        "WeightFusion: the module holds other weights than the fused ones, so it starts from them "
+        "and not from those of before"
+    ]
+
+
+def test_buffers_that_the_user_changes_between_two_fits_do_not_count(tmp_path, capsys):
+    spy, plain = AtStart(), Epochs()
+    fit(tmp_path / "plain", plain, max_epochs=2)
+    module, runner = fit(tmp_path, always(collect=LastEpochs(2)), max_epochs=2)
+    module.body[1].running_mean.zero_()
+    runner.callbacks.append(spy)
+    runner.fit_loop.max_epochs = 3
+    runner.fit(module, *loaders())
+    assert_equal(spy.ends[0], plain.ends[-1])
+    assert "other weights" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_weights_that_the_user_has_loaded_goes_on_from_them(tmp_path):
+    spy = AtStart()
+    module, runner = fit(tmp_path, always(collect=LastEpochs(2)), max_epochs=2)
+    other = user_weights(module)
+    runner.save_checkpoint(tmp_path / "after.ckpt")
+    again = always(collect=LastEpochs(2))
+    fit(tmp_path, again, spy, ckpt_path=tmp_path / "after.ckpt")
+    assert_equal(spy.ends[0], other)

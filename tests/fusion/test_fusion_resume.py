@@ -90,13 +90,13 @@ def test_a_damaged_snapshot_is_named_before_the_first_batch(damage, tmp_path):
     path = tmp_path / "a.ckpt"
     with pytest.raises(StopError):
         fit(tmp_path, always(collect=LastEpochs(5)), StopAfter(12, path))
-    victim = tmp_path / "checkpoints" / "snapshots" / "000002.pt"
+    (victim,) = (tmp_path / "checkpoints" / "snapshots").glob("000002-*.pt")
     data = victim.read_bytes()
     victim.unlink()
     if damage == "truncated":
         victim.write_bytes(data[:-1])
     spy = Epochs()
-    with pytest.raises((FileNotFoundError, ValueError), match=r"000002\.pt must"):
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"{victim.name} must"):
         fit(tmp_path, always(collect=LastEpochs(5)), spy, ckpt_path=path)
     assert spy.steps == []
 

@@ -13,11 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_tricks.lifecycle.evaluation import (
-    logged_by_validation,
-    undisturbed,
-    validate_again,
-)
+from lightning_tricks.lifecycle.evaluation import undisturbed, validate_again
 from tests.lifecycle.passes import AtEnd, fixed, run
 from tests.toys import Loader, StopError, Toy, assert_equal, trainer
 
@@ -240,23 +236,3 @@ def test_without_validation_it_says_so():
             validate_again(trainer, pl_module)
 
     run(Toy(), refused, limit_val_batches=0)
-
-
-def test_logged_by_validation_is_what_this_validation_logged():
-    class Listen(Callback):
-        heard: list[set[str]] = []  # noqa: RUF012
-
-        def on_validation_end(self, trainer, pl_module):
-            self.heard.append(set(logged_by_validation(trainer)))
-            assert {"train_loss"} <= set(trainer.callback_metrics)
-
-    class Logs(Toy):
-        def training_step(self, batch, batch_idx):
-            self.log("train_loss", 1.0)
-            return super().training_step(batch, batch_idx)
-
-        def on_validation_epoch_end(self):
-            self.log("val_epoch", 2.0)
-
-    trainer(Listen()).fit(Logs(), Loader(), Loader(2, seed=9))
-    assert Listen.heard == [{"val_loss", "val_epoch"}] * 3

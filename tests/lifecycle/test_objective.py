@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_tricks.lifecycle.evaluation import Objective, objective_of
+from lightning_tricks.lifecycle.evaluation import MissingMetricError, Objective, objective_of
 from tests.toys import Loader, Toy, trainer
 
 
@@ -67,3 +67,16 @@ def test_a_score_is_higher_where_the_metric_is_better():
         low.score({"a": 1.0, "b": 2.0})
     with pytest.raises(ValueError, match="it logs nothing"):
         low.score({})
+
+
+def test_the_nearest_metric_is_shown():
+    with pytest.raises(MissingMetricError, match="it logs 'acc', 'val_loss'; did you mean 'val_loss'"):
+        Objective("loss_val", 1.0).score({"acc": 1.0, "val_loss": 1.0})
+
+
+def test_a_metric_that_only_others_log_is_told_apart():
+    with pytest.raises(
+        MissingMetricError, match="must be logged by the module .*, got 'a', which a callback"
+    ):
+        Objective("a", 1.0).score({"b": 1.0}, others={"a"})
+    assert Objective("a", 1.0).score({"a": 2.0}, others={"a"}) == 2.0

@@ -25,6 +25,18 @@ class Deep(Toy):
         return cross_entropy(self.head(self.mid(self.body(batch[0]))), batch[1])
 
 
+class Graded(Deep):
+    """Logs given values as its validation metric, one per validation; nothing in a sanity check."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values = list(values)
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.log("grade", self.values.pop(0))
+
+
 class Watch(Callback):
     """Notes for each batch which stages learn, and the weights before and after it."""
 

@@ -1,4 +1,4 @@
-"""Stages of a network: proposals, partition, parameter groups, layers with statistics."""
+"""Stages of a network: proposals, partition, parameter groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from lightning_tricks.network.stages import (
     partition,
     propose_stages,
     split_groups_,
-    statistics_modules,
 )
 
 
@@ -87,10 +86,26 @@ def test_pattern_without_match_is_an_error():
         partition(Net(), ["layer", "hed"])
 
 
-def test_parameter_in_two_stages_is_an_error():
-    expected = r"one stage, got 'head.weight' in stages\[0\] \(head\) and stages\[1\] \(\*\)"
+def test_parameters_in_two_stages_are_an_error_that_says_what_to_do():
+    expected = (
+        r"one stage, got 'head.weight', 'head.bias' in stages\[0\] \(head\) and stages\[1\] \(\*\): "
+        "narrow the patterns of one of them"
+    )
     with pytest.raises(ValueError, match=expected):
         partition(Net(), ["head", "*"])
+
+
+def test_of_many_parameters_in_two_stages_five_are_named():
+    expected = r"got 'token', 'layer.0.weight', .*, 'layer.1.bias' and 22 more in stages\[0\]"
+    with pytest.raises(ValueError, match=expected) as caught:
+        partition(Net(), ["*", "*", "head"])
+    assert str(caught.value).count("'") == 2 * 5
+
+
+def test_the_first_two_stages_that_overlap_are_shown():
+    expected = r"got 'head.weight', 'head.bias' in stages\[0\] \(head\) and stages\[2\] \(head\)"
+    with pytest.raises(ValueError, match=expected):
+        partition(Net(), ["head", "norm", "head", "norm"])
 
 
 def test_tied_parameter_is_in_the_stages_of_all_its_names():
@@ -102,13 +117,23 @@ def test_tied_parameter_is_in_the_stages_of_all_its_names():
 
 def test_parameter_in_no_stage_is_an_error_unless_frozen():
     module = Net()
-    with pytest.raises(
-        ValueError, match="must be in a stage, got none for 'token', 'norm.weight', 'norm.bias'"
-    ):
+    expected = (
+        "must be in a stage, got none for 'token', 'norm.weight', 'norm.bias': "
+        "add a last stage with patterns for them, or name them in one, or freeze them"
+    )
+    with pytest.raises(ValueError, match=expected):
         partition(module, ["head", "layer"])
     module.token.requires_grad_(False)
     module.norm.requires_grad_(False)
     assert len(partition(module, ["head", "layer"])) == 2
+
+
+def test_of_many_parameters_in_no_stage_five_are_named():
+    with pytest.raises(
+        ValueError, match="got none for 'token', .*, 'layer.1.bias' and 20 more: add"
+    ) as caught:
+        partition(Net(), ["head"])
+    assert str(caught.value).count("'") == 2 * 5
 
 
 def test_types_and_predicates_select():
@@ -196,27 +221,6 @@ def test_split_is_refused_where_groups_cannot_differ():
         ValueError, match="lr_factor must be 1 for groups without a rate, got 0.5 for lr=None"
     ):
         split_groups_(optimizer, depths, 0.5)
-
-
-def test_layers_with_statistics_and_what_they_go_with():
-    module = nn.Sequential(
-        nn.BatchNorm1d(2, affine=False),
-        nn.Linear(2, 2),
-        nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)),
-        nn.Sequential(nn.ReLU(), nn.BatchNorm1d(2, affine=False)),
-        nn.BatchNorm1d(2),
-        nn.InstanceNorm1d(2, track_running_stats=True),
-        nn.BatchNorm1d(2, track_running_stats=False),
-        nn.LayerNorm(2),
-    )
-    found = {layer: companions[0] for layer, companions in statistics_modules(module).items()}
-    assert found == {
-        module[0]: module[1].weight,  # nothing before it
-        module[2][2]: module[2][0].weight,  # a sibling
-        module[3][1]: module[2][0].weight,  # none around it: the last before it
-        module[4]: module[4].weight,  # its own
-        module[5]: module[4].weight,
-    }
 
 
 def test_same_stages_are_required():

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
-from tests.network.deep import STAGES, Deep, Watch, fit
+from tests.network.deep import STAGES, Deep, Graded, Watch, fit
 from tests.toys import Loader, StopError, Toy, TwoOptimizers, scaler_plugin, trainer
 
 
@@ -62,23 +62,11 @@ def test_repr_pickle_and_yaml_rebuild_it(settings):
     assert repr(next(c for c in cli.trainer.callbacks if isinstance(c, ProgressiveUnfreeze))) == repr(first)
 
 
-class Graded(Deep):
-    """Logs given values as its validation metric, one per validation."""
-
-    def __init__(self, *values):
-        super().__init__()
-        self.values = list(values)
-
-    def on_validation_epoch_end(self):
-        if not self.trainer.sanity_checking:
-            self.log("grade", self.values.pop(0))
-
-
 def test_stages_open_when_a_metric_stalls():
     watch = Watch()
     unfreeze = ProgressiveUnfreeze(stages=STAGES, at=Plateau("grade", patience=2, mode="max"))
     module = Graded(0.5, 0.5, 0.4, 0.6, 0.6, float("nan"), 0.5, 0.5, 0.5)
-    fit(module, unfreeze, watch, max_epochs=9, num_sanity_val_steps=2)
+    fit(module, unfreeze, watch, max_epochs=9)
     assert watch.open == ["h"] * 15 + ["hm"] * 15 + ["hmb"] * 15
     assert watch.modes == [[False, False]] * 15 + [[False, True]] * 15 + [[True, True]] * 15
     assert unfreeze.saved()["opened"] == unfreeze.outcome()["opened"] == 3
@@ -103,14 +91,6 @@ def test_only_validation_within_fit_counts():
         runner.validate(module, Loader(2), verbose=False)
     assert unfreeze.saved()["watch"]["bad"] == 0
     assert unfreeze.saved()["opened"] == 1
-
-
-def test_metric_must_be_there():
-    plateau = Plateau("val_los")
-    with pytest.raises(ValueError, match="monitor must be a metric .*, got 'val_los'; logged: val_loss"):
-        fit(Deep(), ProgressiveUnfreeze(stages=STAGES, at=plateau))
-    with pytest.raises(ValueError, match="at needs validation to watch 'val_los', but the run has none"):
-        fit(Deep(), ProgressiveUnfreeze(stages=STAGES, at=plateau), limit_val_batches=0)
 
 
 def test_a_share_of_an_endless_run_is_refused_before_the_first_batch():

@@ -1,0 +1,71 @@
+"""The gradients that a step uses, in lists that torch's foreach kernels handle at once."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.optim import Optimizer
+
+__all__ = ["Gradients", "Groups", "gradients_of"]
+
+Groups = tuple["ProcessGroup", ...]
+
+
+class Gradients(NamedTuple):
+    """Gradients of one type and device.
+
+    Attributes:
+        tensors: What this process holds of each, sharing its memory.
+        groups: The process groups over which each is spread, so that only together they hold all of it;
+            none where each process holds the whole.
+    """
+
+    tensors: list[Tensor]
+    groups: Groups
+
+
+def gradients_of(
+    optimizer: Optimizer,
+    chosen: Container[nn.Parameter] | None = None,
+    spread: Mapping[nn.Parameter, Groups] | None = None,
+) -> list[Gradients]:
+    """Return the gradients that the next step of ``optimizer`` would use; nothing if there are none.
+
+    Args:
+        optimizer: Its groups are read anew, because other code may add to them.
+        chosen: The parameters asked for; ``None`` for all.
+        spread: Parameters that are spread over processes in a way that their tensors do not tell. Where
+            this process holds nothing of a gradient, an empty one stands for it, because the others wait
+            for this one in the same groups.
+    """
+    found: dict[object, Gradients] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if chosen is not None and parameter not in chosen:
+                continue
+            groups = spread.get(parameter, ()) if spread else ()
+            gradient = parameter.grad
+            if gradient is None:
+                if not (groups and parameter.requires_grad):
+                    continue
+                gradient = parameter.new_zeros(0)  # another process may hold some of it
+            if isinstance(gradient, DTensor):
+                groups, gradient = _groups_of(gradient), gradient.to_local()
+            kind = gradient.device, gradient.dtype, groups
+            found.setdefault(kind, Gradients([], groups)).tensors.append(gradient)
+    return list(found.values())
+
+
+def _groups_of(tensor: DTensor) -> Groups:
+    mesh = tensor.device_mesh
+    return tuple(
+        mesh.get_group(dim)
+        for dim, placement in enumerate(tensor.placements)
+        if isinstance(placement, Shard) and mesh.size(dim) > 1
+    )

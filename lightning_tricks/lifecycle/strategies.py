@@ -1,0 +1,98 @@
+"""How strategies lay weights out over processes: copies of all by DDP, parts by FSDP of either generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_tricks.core.gradients import Groups
+
+__all__ = ["BeforeLoad", "flat_shards", "flat_units", "follow_trainable", "groups_of", "reshard"]
+
+
+def follow_trainable(trainer: Trainer) -> None:
+    """Let the strategy reduce the gradients of exactly the parameters that are trainable now.
+
+    DistributedDataParallel looks once, when it wraps the module: what is opened later it never averages
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/20340), and what is frozen later it waits for.
+    So the module is wrapped again. FSDP2 looks when it gathers weights, which it keeps after an evaluation.
+    To be called by all processes, between two optimizer steps.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel):
+        strategy.model = strategy.model.module
+        strategy.configure_ddp()
+    reshard(trainer)
+
+
+def reshard(trainer: Trainer) -> None:
+    """Give up the whole weights that FSDP may still hold after an evaluation, and hold parts again.
+
+    Else what is done to the parts would not be seen, or be done to the whole weights.
+    """
+    model = trainer.strategy.model
+    for part in () if model is None else model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    for unit in flat_units(trainer):
+        if unit._handle is not None and hasattr(unit._handle.flat_param, "_local_shard"):  # it has run
+            unit._handle.reshard(True)
+
+
+def flat_units(trainer: Trainer) -> list[FullyShardedDataParallel]:
+    """Return the modules of FSDP1, outer ones first."""
+    model = trainer.strategy.model
+    return [] if model is None else FullyShardedDataParallel.fsdp_modules(model)
+
+
+def groups_of(unit: FullyShardedDataParallel) -> Groups:
+    """Return the processes over which ``unit`` spreads its parameters; none if each holds them whole."""
+    whole = unit.process_group is None or unit.sharding_strategy is ShardingStrategy.NO_SHARD
+    groups: Any = () if whole else (unit.process_group,)
+    return tuple(groups)
+
+
+def flat_shards(trainer: Trainer) -> dict[nn.Parameter, Groups]:
+    """Return the parameters that FSDP1 holds in flat pieces, with the processes among which.
+
+    Unlike the tensors of FSDP2, these do not tell.
+    """
+    spread: dict[nn.Parameter, Groups] = {}
+    for unit in flat_units(trainer):
+        # Outer ones come first; what an inner one holds is not the outer one's.
+        spread |= dict.fromkeys(unit.parameters(), groups_of(unit))
+    return spread
+
+
+class BeforeLoad:
+    """Shows what a checkpoint holds besides tensors of weights, before a strategy loads it into shards.
+
+    Such a strategy loads weights and optimizers at once, after ``on_fit_start``, and shows callbacks the
+    rest only then; but it asks of optimizer states that they fit the parameters that are trainable.
+    Stands on the strategy in the place of its ``load_checkpoint`` until it is removed.
+    """
+
+    def __init__(self, strategy: Strategy, look: Callable[[dict[str, Any]], None]) -> None:
+        """Take the place; ``look`` is called with the rest of the checkpoint."""
+        self._strategy, self._look = strategy, look
+        if strategy.restore_checkpoint_after_setup:
+            vars(strategy)["load_checkpoint"] = self
+
+    def __call__(self, checkpoint_path: str | Path, **options: Any) -> dict[str, Any]:
+        path = Path(checkpoint_path)
+        rest = path / "meta.pt" if path.is_dir() else path
+        self._look(torch.load(rest, map_location="cpu", mmap=True, weights_only=True))
+        return type(self._strategy).load_checkpoint(self._strategy, checkpoint_path, **options)
+
+    def remove(self) -> None:
+        """Give the place back."""
+        if vars(self._strategy).get("load_checkpoint") is self:
+            del vars(self._strategy)["load_checkpoint"]
