@@ -1,4 +1,4 @@
-"""The Trainer that LightningCLI makes of a configuration."""
+"""The Trainer that LightningCLI makes of a configuration or of a command line."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from lightning.pytorch.cli import LightningCLI
 __all__ = ["yaml_trainer"]
 
 
-def yaml_trainer(config: dict[str, Any], *classes: type) -> Trainer:
-    """Return the Trainer of ``config``, as YAML would hold it, for the classes of module and data."""
+def yaml_trainer(config: dict[str, Any] | list[str], *classes: type) -> Trainer:
+    """Return the Trainer of ``config``, for the classes of module and data.
+
+    Args:
+        config: As YAML would hold it, or the words of a command line.
+        classes: Of the module, and of the data if there are any.
+    """
     with warnings.catch_warnings(), patch.object(sys, "argv", ["train"]):
         # Lightning's own: what it calls of jsonargparse is deprecated, and no seed is given here.
         warnings.simplefilter("ignore")

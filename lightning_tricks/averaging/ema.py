@@ -174,7 +174,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         )
 
     def claims(self) -> Iterable[Claim]:
-        chosen = {name: slot.tensor for name, slot in self._second.slots.items()}
+        chosen = {name: slot.held for name, slot in self._second.slots.items()}
         return [self.claim("eval_weights", chosen)]
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_tricks.averaging.slots import Slot
 from lightning_tricks.core.select import clean_name
-from lightning_tricks.core.tensors import copy_, lerp_, swap_
+from lightning_tricks.core.tensors import copy_, lerp_, local, swap_
 
 __all__ = ["Shadows", "as_device", "shadow_dtype"]
 
@@ -76,6 +76,7 @@ class Shadows:
         dtype: torch.dtype | None,
         device: torch.device | None,
         values: Mapping[str, Tensor] | None = None,
+        agree: Callable[[list[bool]], list[bool]] = list,
     ) -> None:
         """Begin with ``values``, and where there is none, with the live tensors.
 
@@ -86,7 +87,9 @@ class Shadows:
             dtype: As :func:`shadow_dtype` takes it.
             device: Where to keep shadows; ``None`` for each beside its live tensor.
             values: Earlier shadows, by any of their names.
+            agree: Returns of each answer whether it is yes in any of the processes that hold parts.
         """
+        self._agree = agree
         self.shown = False
         self.fresh: list[str] = []
         self._dtype, self._device = dtype, device
@@ -96,19 +99,25 @@ class Shadows:
         self._groups: list[_Group] | None = None
         self._stash: dict[int, Tensor] = {}
         self._exchanged: list[int] = []
-        for name, slot in slots.items():
-            value = next((values[alias] for alias in slot.names if alias in values), None) if values else None
-            if slot.moves or (value is not None and not torch.equal(value.to(slot.tensor), slot.tensor)):
+        known = values or {}
+        found = [
+            next((known[alias] for alias in slot.names if alias in known), None) for slot in slots.values()
+        ]
+        others = [
+            v is not None and _differ(v, slot.tensor) for slot, v in zip(slots.values(), found, strict=True)
+        ]
+        for (name, slot), value, other in zip(slots.items(), found, agree(others), strict=True):
+            if slot.moves or other:
                 self._add(slot, value)
                 self.fresh += [name] if value is None else []
             else:
-                self._frozen.append((slot.tensor, slot))
+                self._frozen.append((slot.held, slot))
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def _add(self, slot: Slot, value: Tensor | None) -> None:
-        live = slot.tensor.detach()
+        live = slot.tensor
         dtype = shadow_dtype(live.dtype, self._dtype)
         shadow = torch.empty_like(live, dtype=dtype, device=self._device or live.device)
         self._shadows.append(shadow.copy_(live if value is None else value))
@@ -133,7 +142,7 @@ class Shadows:
     def lerp_(self, share: float | Tensor) -> None:
         """Move all shadows towards the live tensors by ``share`` of the way; a tensor stays on its device."""
         for group in self._grouped():
-            live = [slot.owner[slot.key] for slot in group.slots]
+            live = [local(slot.owner[slot.key]) for slot in group.slots]
             if group.apart:
                 live = [tensor.to(group.shadows[0].device) for tensor in live]
             lerp_(group.shadows, live, share)
@@ -159,9 +168,7 @@ class Shadows:
             keep: Whether the shadows stay as they are and the live values are kept on the CPU. Else the two
                 change places where they have one type and device, which needs no memory.
         """
-        pairs = [
-            (slot.tensor.detach(), shadow) for slot, shadow in zip(self._slots, self._shadows, strict=True)
-        ]
+        pairs = [(slot.tensor, shadow) for slot, shadow in zip(self._slots, self._shadows, strict=True)]
         self._stash = {
             index: live.to("cpu" if keep else live.device, copy=True)
             for index, (live, shadow) in enumerate(pairs)
@@ -181,8 +188,8 @@ class Shadows:
         # Backwards, because tensors that share memory were shown one after the other.
         while self._exchanged:
             index = self._exchanged.pop()
-            swap_([self._slots[index].tensor.detach()], [self._shadows[index]])
-        copy_([self._slots[index].tensor.detach() for index in self._stash], [*self._stash.values()])
+            swap_([self._slots[index].tensor], [self._shadows[index]])
+        copy_([self._slots[index].tensor for index in self._stash], [*self._stash.values()])
         self._stash, self.shown = {}, False
 
     @contextmanager
@@ -191,14 +198,14 @@ class Shadows:
         if not self.shown:
             yield
             return
-        held = [slot.tensor.detach().clone() for slot in self._slots]
+        held = [slot.tensor.clone() for slot in self._slots]
         keep = len(self._stash) == len(self)
         self.hide()
         try:
             yield
         finally:
             self.show(keep=keep)
-            copy_([slot.tensor.detach() for slot in self._slots], held)
+            copy_([slot.tensor for slot in self._slots], held)
 
     def sets(
         self, live: dict[str, Tensor], average: dict[str, Tensor]
@@ -238,9 +245,15 @@ class Shadows:
         They are those of another type than their tensor, and those in whose place the module holds
         something else by now.
         """
-        return {
-            slot.names[0]: shadow
-            for index, (slot, shadow) in enumerate(zip(self._slots, self._shadows, strict=True))
-            if shadow.dtype != slot.tensor.dtype
-            or (index in self._stash and not torch.equal(shadow.cpu(), slot.tensor.cpu()))
-        }
+        pairs = list(zip(self._slots, self._shadows, strict=True))
+        beyond = self._agree(
+            [
+                shadow.dtype != slot.tensor.dtype or (index in self._stash and _differ(shadow, slot.tensor))
+                for index, (slot, shadow) in enumerate(pairs)
+            ]
+        )
+        return {slot.names[0]: shadow for (slot, shadow), wanted in zip(pairs, beyond, strict=True) if wanted}
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    return not torch.equal(first.to(second), second)

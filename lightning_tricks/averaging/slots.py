@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core.select import Pattern, Patterns, as_patterns, clean_name, matches, select
+from lightning_tricks.core.tensors import local
 
 __all__ = ["Slot", "find_slots", "same_places"]
 
@@ -28,15 +29,20 @@ class Slot:
     names: list[str]
 
     @property
+    def held(self) -> Tensor:
+        """What the module holds."""
+        held: Tensor = self.owner[self.key]
+        return held
+
+    @property
     def tensor(self) -> Tensor:
-        """The live tensor."""
-        tensor: Tensor = self.owner[self.key]
-        return tensor
+        """The values that this process holds of it, in the same memory."""
+        return local(self.owner[self.key]).detach()
 
     @property
     def moves(self) -> bool:
         """Whether training changes it, as far as can be known: it is no frozen parameter."""
-        return self.tensor.requires_grad or not isinstance(self.tensor, nn.Parameter)
+        return self.held.requires_grad or not isinstance(self.held, nn.Parameter)
 
 
 def find_slots(module: nn.Module, patterns: Patterns, *, buffers: bool) -> dict[str, Slot]:
@@ -75,15 +81,15 @@ def _note(slots: dict[int, Slot], owner: dict[str, Any], key: str, path: str) ->
 
 
 def _can_be_averaged(slot: Slot) -> bool:
-    if is_lazy(slot.tensor):
+    if is_lazy(slot.held):
         raise ValueError(
             f"params must be initialised before training, got the lazy {slot.names[0]!r}: "
             "run one batch through the module first"
         )
-    if not (slot.tensor.is_floating_point() or slot.tensor.is_complex()):
+    if not (slot.held.is_floating_point() or slot.held.is_complex()):
         return False
     # The difference of two infinities, in a mask, is none.
-    return isinstance(slot.tensor, nn.Parameter) or bool(slot.tensor.isfinite().all())
+    return isinstance(slot.held, nn.Parameter) or bool(slot.tensor.isfinite().all())
 
 
 def _covers(pattern: Pattern, module: nn.Module, path: str, key: str, buffer: Tensor) -> bool:

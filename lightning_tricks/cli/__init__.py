@@ -6,12 +6,14 @@ Exit codes: 0 done, 2 a mistake in the call (one line on standard error), 130 in
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_tricks import __version__
+from lightning_tricks.core import checks
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -21,7 +23,7 @@ __all__ = ["main"]
 _EXAMPLES = """\
 examples:
   lightning-tricks demo                     a minute: tables, a figure, two runs in Weights & Biases
-  lightning-tricks demo --quick             the same in seconds, with a network too small to learn much
+  lightning-tricks demo --quick             the same in seconds, but too short for techniques to pay off
   lightning-tricks demo --seed 1 --output results
 """
 
@@ -29,18 +31,18 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (by default the process's arguments) names; return the exit code."""
     try:
-        return _main(argv)
+        return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("lightning-tricks: interrupted", file=sys.stderr)
         return 130
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: list[str]) -> int:
     try:
         run = _command(argv)
     except SystemExit:  # --help and --version have printed what they were asked for
         return 0
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         return _refuse(error)
     try:
         run()
@@ -54,13 +56,33 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _command(argv: Sequence[str] | None) -> Callable[[], None]:
+def _command(argv: list[str]) -> Callable[[], None]:
     """Return what ``argv`` asks for, with its settings checked."""
     parser = _parser("Training techniques for PyTorch Lightning.", epilog=_EXAMPLES, version=__version__)
-    commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("demo", _demo_parser(), help="train a small model with and without techniques")
-    config = parser.parse_args(argv)
+    demo = _demo_parser()
+    # Not required, because the error below says more.
+    commands = parser.add_subcommands(dest="command", required=False, metavar="COMMAND", title="commands")
+    commands.add_subcommand("demo", demo, help="train a small model with and without techniques")
+    see = f"see lightning-tricks {'demo ' if argv[:1] == ['demo'] else ''}--help"
+    try:
+        config = parser.parse_args(argv)
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise ValueError(f"{_explained(str(error), demo._option_string_actions)} {see}") from None
+    if config.command is None:
+        raise ValueError(f"a command must be given, such as demo; {see}")
     return _demo(config.demo.as_dict())
+
+
+def _explained(message: str, options: Iterable[str]) -> str:
+    """Return a parser's ``message`` as a user wants it, with the nearest of ``options`` to a misspelt one."""
+    message = " ".join(message.split())
+    if wrong := re.search(r"Parser key \"(\w+)\": Expected a <class 'int'>. Got value: (.*)", message):
+        return f"--{wrong[1]} must be a whole number, got {wrong[2]};"
+    if unknown := re.search(r"nrecognized arguments: (--\w+)", message):
+        close = checks.nearest(unknown[1], options, count=1)
+        if close and close[0] != unknown[1]:
+            return f"{message}; did you mean {close[0]}?"
+    return f"{message.removesuffix('.')};"
 
 
 def _parser(description: str, **options: Any) -> ArgumentParser:
@@ -83,8 +105,9 @@ def _parser(description: str, **options: Any) -> ArgumentParser:
 def _demo_parser() -> ArgumentParser:
     parser = _parser(
         "Train a small residual network on scikit-learn's digits, plainly and with five techniques, and\n"
-        "compare. Weights & Biases gets both runs: online if an account is configured, offline otherwise,\n"
-        "as WANDB_MODE says if that is set."
+        "compare. Weights & Biases gets both runs: online if an account is configured, else offline.\n"
+        "WANDB_MODE, if set, decides instead: online, offline or disabled.",
+        usage="lightning-tricks demo [options]",
     )
     parser.add_argument(
         "--output", type=str, default="demo_output", help="folder for the figure and the runs"
@@ -92,14 +115,25 @@ def _demo_parser() -> ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, help="of data, weights and order; same seed, same table"
     )
-    parser.add_argument("--epochs", type=int, default=None, help="of each phase: 10, or 3 if quick")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: little is learned")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="of each of the two phases (default: 10, or 3 if quick)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="seconds instead of a minute, to see that everything runs; a network too small and a training "
+        "too short for the techniques to pay off: the plain run may win",
+    )
     return parser
 
 
 def _demo(settings: dict[str, Any]) -> Callable[[], None]:
     from lightning_tricks.cli.demo import Demo, run_demo
+    from lightning_tricks.cli.demo_wandb import check_mode
 
-    given = {name: value for name, value in settings.items() if value is not None}
-    build = Demo.quick if given.pop("quick") else Demo
-    return partial(run_demo, build(**given))
+    check_mode()
+    build = Demo.quick if settings.pop("quick") else Demo
+    return partial(run_demo, build(**settings))

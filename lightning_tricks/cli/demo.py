@@ -55,7 +55,7 @@ class Demo:
 
     Args:
         output: Folder for the figure and for runs that are logged offline; made if need be.
-        seed: Of data, weights and order, at least 0.
+        seed: Of data, weights and order, in [0, 2**32 - 1].
         epochs: Of each of the two phases, at least 1.
         widths: Channels of each group of residual blocks.
         blocks: Residual blocks per group.
@@ -79,6 +79,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         checks.whole("seed", self.seed)
+        checks.in_range("seed", self.seed, 0, 2**32 - 1)  # scikit-learn's
         checks.whole("epochs", self.epochs, 1)
 
     @classmethod
@@ -98,6 +99,15 @@ class Demo:
             batch_size=self.batch_size,
             label_noise=self.label_noise,
             seed=self.seed,
+        )
+
+    def caution(self, steps: int) -> str:
+        """Return what must be said of the result after so many ``steps``, if this demo is too small a one."""
+        if self.epochs >= type(self).epochs and self.widths == type(self).widths:
+            return ""
+        return (
+            f"Too small for a comparison: within {steps} steps the techniques may cost more than they give. "
+            "It shows that everything runs; leave out --quick and --epochs to compare."
         )
 
     def techniques(self, phase: int) -> list[Technique]:
@@ -145,7 +155,8 @@ def run_demo(demo: Demo) -> None:
                     for name, plan in plans.items()
                 ]
             plain, arm = arms
-            console.print(_setting(demo, data[-1]), score_table(arms, PHASES), deed_table(arm))
+            note = demo.caution(sum(record.steps for record in arm.records))
+            console.print(_setting(demo, data[-1]), score_table(arms, PHASES, note=note), deed_table(arm))
             console.print(verdict(plain, arm, len(data[-1].val_set)))
             draw(plain, arm, PHASES, folder / "demo.png")
             tracked.finish(folder / "demo.png", {each.name: each.summary() for each in arms})

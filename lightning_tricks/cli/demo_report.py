@@ -71,9 +71,16 @@ class Arm:
         }
 
 
-def score_table(arms: Sequence[Arm], phases: Sequence[str]) -> Table:
-    """Return the table of accuracies, losses and times: a row for each set of weights of each arm."""
+def score_table(arms: Sequence[Arm], phases: Sequence[str], *, note: str = "") -> Table:
+    """Return the table of accuracies, losses and times: a row for each set of weights of each arm.
+
+    Args:
+        arms: Of the comparison.
+        phases: Their names.
+        note: Stands under the table.
+    """
     table = _table("Validation after each phase")
+    table.caption, table.caption_justify, table.caption_style = note and f"{note}\n", "left", "bold"
     for heading in ("\nrun", "\nweights"):
         table.add_column(heading)
     for phase in phases:
@@ -205,7 +212,7 @@ def _draw_norms(panel: Axes, arm: Arm) -> None:
         panel.plot(steps, record.norms, color=_ORANGE, linewidth=0.8, label=labels[0])
         panel.plot(steps, record.clipped_norms, color=_BLUE, linewidth=0.8, label=labels[1])
     panel.set_ylim(bottom=0)
-    panel.legend(loc="upper right")
+    panel.legend(loc="best")
 
 
 def _draw_trainable(panel: Axes, plain: Arm, arm: Arm) -> None:

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_tricks.core import checks
 from lightning_tricks.recipes.extras import extra
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from wandb import Run
 
-__all__ = ["Tracking", "tracking"]
+__all__ = ["Tracking", "check_mode", "tracking"]
 
 PROJECT = "lightning-tricks-demo"
+_MODES = ("online", "offline", "disabled")
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Tracking:
 
     Attributes:
         runs: One per arm of the comparison.
-        mode: ``"online"``, ``"offline"`` or another mode of W&B's.
+        mode: ``"online"``, ``"offline"`` or ``"disabled"``.
         why_offline: What kept an online run from starting; empty if nothing did.
     """
 
@@ -63,6 +65,16 @@ class Tracking:
             f"Both runs were logged offline{reason}; upload them with",
             shlex.join(["wandb", "sync", *paths]),
         ]
+
+
+def check_mode() -> None:
+    """Accept the environment variable ``WANDB_MODE``, if it is set.
+
+    Raises:
+        ValueError: If the demo cannot log in this mode.
+    """
+    if (mode := os.environ.get("WANDB_MODE")) is not None:
+        checks.one_of("WANDB_MODE", mode, _MODES)
 
 
 @contextmanager

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.optim import Optimizer
+from torch.optim import Optimizer
 
 __all__ = ["Gradients", "Groups", "gradients_of"]
 
-Groups = tuple["ProcessGroup", ...]
+Groups = tuple[ProcessGroup, ...]
 
 
 class Gradients(NamedTuple):

@@ -17,7 +17,8 @@ def local(tensor: Tensor) -> Tensor:
     """Return the part of ``tensor`` that this process holds, in the same memory; all of it if not sharded."""
     if not isinstance(tensor, DTensor):
         return tensor
-    part: Tensor = tensor.to_local()
+    with torch.no_grad():  # else this would be a step of the graph
+        part: Tensor = tensor.to_local()
     return part
 
 

@@ -81,6 +81,14 @@ def test_the_tables_name_all_weights_and_techniques(done):
     assert len(re.findall(r"\d+\.\d%  *\d\.\d{3}", shown)) == 7
 
 
+def test_a_demo_too_small_to_compare_says_so(done):
+    shown = " ".join(done[0].stdout.split())
+    assert "Too small for a comparison: within 72 steps the techniques may cost more than they give." in shown
+    assert demo_module.Demo().caution(360) == demo_module.Demo(epochs=11, seed=1).caution(360) == ""
+    for small in ({"epochs": 9}, {"widths": (4, 8)}):
+        assert "to compare" in demo_module.Demo(**small).caution(360)
+
+
 def test_the_same_seed_gives_the_same_table(done, tmp_path, capsys):
     assert main([*ARGV, str(tmp_path / "again")]) == 0
     assert table(capsys.readouterr().out) == table(done[0].stdout) != ""

@@ -54,6 +54,12 @@ def lines(table, width=100):
     return [" ".join(line.split()) for line in captured.get().splitlines()]
 
 
+def test_a_note_stands_under_the_table(plain, arm):
+    with_note = lines(score_table([plain, arm], PHASES, note="Too short."))
+    assert with_note[-2:] == ["Too short.", ""]
+    assert "Too short." not in lines(score_table([plain, arm], PHASES))
+
+
 def test_the_table_has_a_row_for_each_set_of_weights(plain, arm):
     assert lines(score_table([plain, arm], PHASES))[-5:-1] == [
         "plain raw 60.0% 1.000 12.0 ms 50.0% 1.250 12.0 ms",

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import wandb
 
 from lightning_tricks import __version__
 from lightning_tricks.cli import demo as demo_module
@@ -26,8 +27,13 @@ def test_help_shows_the_commands_and_examples(capsys):
 def test_help_of_a_command_shows_its_options(capsys):
     assert main(["demo", "--help"]) == 0
     shown = capsys.readouterr().out
+    assert shown.startswith("usage: lightning-tricks demo [options]\n")
     for option in ("--output", "--seed", "--epochs", "--quick", "WANDB_MODE"):
         assert option in shown
+    assert "null" not in shown  # as jsonargparse writes None
+    words = " ".join(shown.split())
+    assert "(default: 10, or 3 if quick)" in words
+    assert "too short for the techniques to pay off: the plain run may win" in words
 
 
 def test_version(capsys):
@@ -38,12 +44,20 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "expected"),
-        (["dmeo"], "invalid choice: 'dmeo'"),
-        (["demo", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
-        (["demo", "--epochs", "three"], "epochs"),
+        ([], "a command must be given, such as demo; see lightning-tricks --help"),
+        (["dmeo"], "invalid choice: 'dmeo' (choose from 'demo'); see lightning-tricks --help"),
+        (["--quick"], "nrecognized arguments: --quick; see lightning-tricks --help"),
+        (["demo", "extra"], "nrecognized arguments: extra; see lightning-tricks demo --help"),
+        (
+            ["demo", "--epoch", "3"],
+            "nrecognized arguments: --epoch 3; did you mean --epochs? see lightning-tricks demo --help",
+        ),
+        (["demo", "--epochs", "three"], "--epochs must be a whole number, got three; see"),
+        (["demo", "--seed", "1.5"], "--seed must be a whole number, got 1.5; see"),
+        (["demo", "--output"], "expected one argument; see"),
         (["demo", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["demo", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["demo", "--seed", "4294967296"], "seed must lie in [0, 4294967295], got 4294967296"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(argv, message, calls, capsys):
@@ -54,6 +68,30 @@ def test_a_mistake_is_one_line_and_code_2(argv, message, calls, capsys):
     assert shown.err.count("\n") == 1
     assert message in shown.err
     assert calls == []
+
+
+@pytest.mark.parametrize("mode", ["ofline", "Offline", "", "dryrun"])
+def test_an_unknown_wandb_mode_is_refused_before_anything_is_done(mode, calls, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert main(["demo"]) == 2
+    shown = capsys.readouterr().err
+    assert "WANDB_MODE must be one of 'online', 'offline', 'disabled', got " + repr(mode) in shown
+    assert ("did you mean 'offline'?" in shown) == (mode in {"ofline", "Offline"})
+    assert calls == []
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_the_modes_that_are_named_are_modes_of_wandb(mode, calls, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert main(["demo"]) == 0
+    assert len(calls) == 1
+    assert wandb.Settings(mode=mode).mode == mode
+
+
+def test_without_a_wandb_mode_nothing_is_refused(calls, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert main(["demo"]) == 0
+    assert len(calls) == 1
 
 
 def test_options_arrive(calls):

@@ -1,0 +1,33 @@
+"""LightningCLI knows the type of every setting, so that words of a command line become values of it."""
+
+from __future__ import annotations
+
+from dataclasses import is_dataclass
+
+import jsonargparse
+import pytest
+
+import lightning_tricks
+
+BUILT = [name for name in lightning_tricks.__all__ if is_dataclass(getattr(lightning_tricks, name))]
+
+
+def types_of(kind: type) -> dict[str, str]:
+    """Return how the parser writes the types of the settings of ``kind``."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "it")
+    found = {action.dest: str(getattr(action, "_typehint", "")) for action in parser._actions}
+    return {name: written for name, written in found.items() if name.startswith("it.")}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_types_of_settings_are_known(name: str) -> None:
+    # One name that cannot be looked up where a subclass is defined, in an annotation of any of its bases,
+    # and the parser takes every setting of the class for anything.
+    types = types_of(getattr(lightning_tricks, name))
+    assert {setting: written for setting, written in types.items() if "Unvalidated" in written} == {}
+
+
+def test_the_list_of_classes_is_no_empty_one() -> None:
+    assert {"ProgressiveUnfreeze", "GradientClip", "Plateau"} <= set(BUILT)
+    assert types_of(lightning_tricks.Plateau)["it.patience"] == "<class 'int'>"
