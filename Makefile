@@ -1,18 +1,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types bench notebooks clean
+.PHONY: help demo test test-oldest lint types bench matrix soak notebooks clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: .venv/.stamp ## train a small model with and without techniques, and compare
 	$(BIN)/lightning-tricks demo
 
 # The tests' models are tiny and some tests run two processes: more threads only wait for one another.
-test: export OMP_NUM_THREADS ?= 1
+test test-oldest: export OMP_NUM_THREADS ?= 1
 test: lint types ## run every check: style, types, tests, doctests
 	$(BIN)/python -m pytest
+
+test-oldest: .venv-oldest/.stamp ## run the tests with the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest
 
 lint: .venv/.stamp ## check the style
 	$(BIN)/ruff check
@@ -24,19 +27,34 @@ types: .venv/.stamp ## check the types of the package
 bench: .venv/.stamp ## measure what the techniques cost
 	$(BIN)/python -m benchmarks.overhead
 
+matrix: export OMP_NUM_THREADS ?= 1
+matrix: .venv/.stamp ## write the table of techniques and regimes into the README, from the tests
+	$(BIN)/python -m pytest tests/contract tests/distributed --matrix
+
+soak: export OMP_NUM_THREADS ?= 1
+soak: .venv/.stamp ## break runs off at 50 random points and resume them
+	$(BIN)/python -m pytest tests/soak --points 50
+
 notebooks: .venv/.stamp ## run the notebooks from the start and keep their outputs
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks/*.ipynb
 
 clean: ## remove what was built or written here, the environment included
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \
+	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \
 		checkpoints wandb demo_output
 	find lightning_tricks tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp: constraints.txt
+.venv/.stamp: EXTRAS := plots,demo,notebooks,dev
+.venv-oldest/.stamp: constraints-oldest.txt
+.venv-oldest/.stamp: EXTRAS := plots,demo,dev
+# The oldest Python, too; later ones find no wheels of these versions.
+.venv-oldest/.stamp: PYTHON := python3.11
+
+.venv/.stamp .venv-oldest/.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 		"Python 3.11 or later is needed, but $(PYTHON) is %s.%s: make PYTHON=..." % sys.version_info[:2])'
-	rm -rf .venv
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[plots,demo,notebooks,dev]"
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
 	touch $@

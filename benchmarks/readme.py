@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["replace_table"]
+__all__ = ["replace_table", "table_of"]
 
 
 def replace_table(readme: Path, name: str, table: str) -> None:
@@ -15,7 +15,22 @@ def replace_table(readme: Path, name: str, table: str) -> None:
         ValueError: If the marks are missing.
     """
     text = readme.read_text()
-    marks = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-    if not marks.search(text):
-        raise ValueError(f"{readme.name} must hold the marks <!-- {name} --> and <!-- /{name} -->")
-    readme.write_text(marks.sub(lambda found: found[1] + table + found[2], text))
+    begin, end = _place(text, readme.name, name)
+    readme.write_text(f"{text[:begin]}{table}{text[end:]}")
+
+
+def table_of(readme: Path, name: str) -> str:
+    """Return the table between the marks of ``name``.
+
+    Raises:
+        ValueError: If the marks are missing.
+    """
+    text = readme.read_text()
+    return text[slice(*_place(text, readme.name, name))]
+
+
+def _place(text: str, file: str, name: str) -> tuple[int, int]:
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"{file} must hold the marks <!-- {name} --> and <!-- /{name} -->")
+    return found.span(1)

@@ -15,6 +15,7 @@ from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.gradients.clip import GradientClip
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
+from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
@@ -26,6 +27,7 @@ __all__ = [
     "ConflictError",
     "EMAWeights",
     "EverySteps",
+    "ExactResume",
     "GradientClip",
     "GreedySoup",
     "Interpolate",

@@ -7,8 +7,20 @@ import lightning.pytorch  # noqa: F401  # sets its own level when it is imported
 import pytest
 import torch
 
+from tests.matrix import Matrix
+
 # Lightning's tips and device tables would bury what a failing test has to say.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="write technique x regime into the README")
+    parser.addoption("--points", type=int, default=5, help="how many runs to break off (default: 5)")
+    parser.addoption("--seed", type=int, default=0, help="which runs to break off (default: 0)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.averaging.second_set import SecondSet
-from lightning_tricks.averaging.shadow import Shadows, as_device
+from lightning_tricks.averaging.storage import as_device, as_dtype, require_device
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import as_duration
 from lightning_tricks.core.notation import as_schedule
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from lightning_tricks.core.conflicts import Claim
 
 __all__ = ["EMAWeights", "joint_share", "live_share"]
-
-_DTYPES = ("float32", "float64")
 
 
 def live_share(updates: int | Tensor, *, decay: float, warmup: bool) -> float | Tensor:
@@ -96,7 +94,8 @@ class EMAWeights(Technique):
       finds.
     * **Changes** what the module holds: the average in sanity check and validation, the live weights again
       after it, also after an error; the average once ``fit`` is over, and so in test and predict. The next
-      ``fit`` of the Trainer takes the live weights back. Callbacks listed before it see the live weights in
+      ``fit`` of the Trainer takes the live weights back; if other weights have been put in since, it leaves
+      them and averages anew, and says so. Callbacks listed before it see the live weights in
       ``on_validation_start``, and those after it in ``on_validation_end``. The training itself stays as
       it is.
     * **Logs** ``ema_weights/decay``, the product of the decays since the average last moved.
@@ -154,8 +153,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         as_patterns("params", self.params)
         checks.one_of("buffers", self.buffers, ("copy", "average"))
         as_device("device", self.device)
-        if self.dtype is not None:
-            self.dtype = checks.one_of("dtype", str(self.dtype).removeprefix("torch."), _DTYPES)
+        self.dtype = as_dtype("dtype", self.dtype)
         checks.flag("evaluate", self.evaluate)
         checks.one_of("save", self.save, ("average", "live"))
 
@@ -168,6 +166,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             self._state = {"progress": {"updates": steps, "seen": steps}}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require_device("device", self.device)
         buffers = self.buffers == "average"
         self._second.prepare(
             trainer, pl_module, self.conductor, params=self.params, buffers=buffers, save=self.save
@@ -182,6 +181,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "decay", as_schedule("decay", self.decay))
+        self._second.tell(trainer, self.state_key)
         self._begin_if_due(trainer)
 
     def _begin_if_due(self, trainer: Trainer) -> None:
@@ -201,18 +201,17 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._second.shadows is not None:
-            self._second.shadows.join_opened()
+        self._second.join_opened()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._second.shadows is None:
             self._begin_if_due(trainer)
         elif self.clock.applied is not False:
-            self._average(self._second.shadows, self.clock.applied)
+            self._average(self.clock.applied)
             if self._decay is not None:
                 self.report(trainer, pl_module, decay=self._decay)
 
-    def _average(self, shadows: Shadows, applied: bool | Tensor) -> None:
+    def _average(self, applied: bool | Tensor) -> None:
         assert self._course is not None
         now, decay = self._progress, self._course(self.clock.position - 1)
         share = live_share(now.updates, decay=decay, warmup=self.decay_warmup) * applied
@@ -220,7 +219,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         now.updates = now.updates + applied
         now.seen += 1
         if now.seen % self.every == 0:
-            shadows.lerp_(now.share)
+            self._second.lerp_(now.share)
             self._decay, now.share = 1.0 - now.share, 0.0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,6 +254,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
     def live_weights(self) -> AbstractContextManager[None]:
         """Return a context within which the module holds its live weights, where it holds the average.
 
+        It is for evaluations: a fit within is refused by a RuntimeError.
+
         Raises:
             RuntimeError: If no Trainer has ever used this technique.
         """
@@ -267,11 +268,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self._second.write(checkpoint)
 
     def saved(self) -> dict[str, Any]:
-        shadows = self._second.shadows
-        return {
-            "progress": vars(self._progress).copy(),
-            "wide": {} if shadows is None else shadows.beyond(),
-        }
+        return {"progress": vars(self._progress).copy(), "wide": self._second.beyond()}
 
     def outcome(self) -> dict[str, float | int | str]:
         last = {} if self._decay is None else {"decay": float(self._decay)}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from lightning_tricks.averaging.shadow import Shadows, as_device
-from lightning_tricks.averaging.slots import Slot, find_slots, same_places
+from lightning_tricks.averaging.no_fit import NoFit
+from lightning_tricks.averaging.shadow import Shadows
+from lightning_tricks.averaging.slots import Slot, find_slots, same_places, stand_in
+from lightning_tricks.averaging.storage import as_device
 from lightning_tricks.core.select import Patterns, clean_name
 from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.checkpoints import (
@@ -20,7 +24,9 @@ from lightning_tricks.lifecycle.checkpoints import (
     take_sets,
     write_sets,
 )
+from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, module_parts, parts_of, wholes_of
 from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.strategies import any_of, check_parts, reshard
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -42,6 +48,7 @@ class SecondSet:
         """Know of no run."""
         self.slots: dict[str, Slot] = {}
         self._conductor: Conductor | None = None
+        self._layouts: Layouts = {}
         self._evaluating = False
         self._save = "average"
         self._forget()
@@ -50,15 +57,17 @@ class SecondSet:
         self.shadows: Shadows | None = None
         self._values: dict[str, Tensor] | None = None
         self._loaded = False
+        self._left: LightningModule | None = None
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
 
     def read(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> bool:
         """Put the weights of a loaded checkpoint where they belong; return whether ``fit`` loaded it."""
+        layouts = layouts_of(trainer, pl_module)
         if trainer.state.fn != "fit":
-            load_average(pl_module, checkpoint)
+            load_average(pl_module, checkpoint, layouts)
             return False
         self._forget()
-        self._loaded, self._values = True, take_sets(pl_module, checkpoint)
+        self._loaded, self._values = True, take_sets(pl_module, checkpoint, layouts)
         return True
 
     def prepare(
@@ -74,11 +83,10 @@ class SecondSet:
         """Find the tensors, and edit weights-only checkpoints too from here on.
 
         Raises:
-            ValueError: If the weights are sharded, or ``params`` matches none that can be averaged.
+            ValueError: If the strategy hides the weights, or ``params`` matches none that can be averaged.
         """
-        if trainer.strategy.restore_checkpoint_after_setup:
-            name = type(trainer.strategy).__name__
-            raise ValueError(f"averaged weights must be whole in each process, got {name}")
+        check_parts(trainer)
+        self._layouts = layouts_of(trainer, pl_module)
         slots = find_slots(pl_module, params, buffers=buffers)
         if self.shadows is not None and same_places(slots, self.slots):
             self.shadows.place()
@@ -112,11 +120,13 @@ class SecondSet:
             wide: Unrounded values that the checkpoint holds beside.
             known: Whether the average, or that there is none, is what ``who`` has saved itself.
         """
+        self._reshard()
         self.shadows = Shadows(
             self.slots,
             dtype=None if dtype is None else getattr(torch, str(dtype)),
             device=as_device("device", device),
-            values=None if self._values is None else {**self._values, **(wide or {})},
+            values=None if self._values is None else {**self._values, **parts_of(wide or {}, self._layouts)},
+            agree=partial(any_of, trainer) if self._layouts else list,
         )
         if self._loaded and self._values is None and not known:
             say(trainer, f"{who}: the checkpoint holds no average, so it begins with the weights as they are")
@@ -128,15 +138,34 @@ class SecondSet:
         self._loaded, self._values = False, None
         return self.shadows
 
+    def _reshard(self) -> None:
+        """Let the module hold parts, which an evaluation or a step may have left whole."""
+        if self._layouts and self._conductor is not None:
+            reshard(self._conductor.trainer)
+
+    def join_opened(self) -> None:
+        """Begin shadows of what was frozen and is open now; to be called before it moves."""
+        if self.shadows is not None:
+            self._reshard()
+            self.shadows.join_opened()
+
+    def lerp_(self, share: float | Tensor) -> None:
+        """Move the average towards the live weights by ``share`` of the way."""
+        assert self.shadows is not None
+        self._reshard()
+        self.shadows.lerp_(share)
+
     def show(self, trainer: Trainer) -> None:
         """Put the average into the module for an evaluation within ``fit``, if it is not there."""
         if trainer.state.fn == "fit" and self.shadows is not None and not self.shadows.shown:
             self._evaluating = True
+            self._reshard()
             self.shadows.show()
 
     def hide(self) -> None:
         """Take it out again, if it is in for an evaluation."""
         if self._evaluating and self.shadows is not None:
+            self._reshard()
             self.shadows.hide()
         self._evaluating = False
 
@@ -147,6 +176,7 @@ class SecondSet:
             warn(trainer, f"{who} averaged nothing, since {reason}: the module keeps its live weights")
             return
         assert self._conductor is not None
+        self._reshard()
         self.shadows.show(keep=True)
         # Whoever puts other weights into the module later may give it other statistics with them.
         self._buffers = [
@@ -155,15 +185,31 @@ class SecondSet:
             for key, buffer in child._buffers.items()
             if buffer is not None and clean_name(f"{path}.{key}") not in self.slots
         ]
-        self._conductor.on_next_fit(self._go_on)
+        self._conductor.on_next_fit(partial(self._go_on, trainer, trainer.lightning_module))
 
-    def _go_on(self) -> None:
-        if self.shadows is not None:
+    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the module its live weights back, but leave it others that were put in since."""
+        assert self.shadows is not None
+        self._reshard()
+        untouched = stand_in(self.slots, pl_module) and self.shadows.untouched()
+        # Lightning gives all processes the weights of the first, so they may have been put in there alone.
+        if trainer.strategy.reduce_boolean_decision(untouched):
             self.shadows.hide()
-        self._buffers = []
+            self._buffers = []
+        else:
+            self._forget()
+            self._left = pl_module  # a checkpoint may yet take their place
+
+    def tell(self, trainer: Trainer, who: str) -> None:
+        """Say that averaging begins anew, if it does; called when no checkpoint is to be loaded any more."""
+        if self._left is trainer.lightning_module:
+            others = "the module holds other weights than the average"
+            say(trainer, f"{who}: {others}, so training goes on from them and averaging begins anew")
+        self._left = None
 
     def rest(self, trainer: Trainer, who: str) -> None:
         """Hold the average after a fit that had nothing to train, and follow the module to its device."""
+        self.tell(trainer, who)
         if self.shadows is not None:
             if not self.shadows.shown:
                 self.finish(trainer, who)
@@ -171,23 +217,82 @@ class SecondSet:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Give the module its live weights within the context, and then again what it held."""
+        """Give the module its live weights within the context, and then again what it held.
+
+        A fit within is refused, for the old average would come over what it has trained.
+        """
         if self.shadows is None:
             yield
             return
         buffers: list[Tensor] = [owner[key] for owner, key, _, _ in self._buffers]
         held = [buffer.clone() for buffer in buffers]
-        with self.shadows.hidden():
+        rests = self.shadows.shown and not self._evaluating
+        self._reshard()
+        with NoFit(self._conductor if rests else None), self.shadows.hidden():
             copy_(buffers, [live for *_, live in self._buffers])
             try:
                 yield
             finally:
                 copy_(buffers, held)
+                self._reshard()
 
     def write(self, checkpoint: dict[str, Any]) -> None:
-        """Put both sets into a checkpoint, once averaging has begun."""
-        if self.shadows is not None:
-            live, average = self.shadows.sets(*read_sets(checkpoint))
-            kept = {name: buffer for _, _, name, buffer in self._buffers}
-            live = {key: kept.get(clean_name(key), value) for key, value in live.items()} if kept else live
-            write_sets(checkpoint, live=live, average=average, save=self._save)
+        """Put both sets into a checkpoint, once averaging has begun; called by all processes."""
+        if self.shadows is None:
+            return
+        if self._layouts:
+            self._write_parts(checkpoint)
+            return
+        live, average = self.shadows.sets(*read_sets(checkpoint))
+        write_sets(checkpoint, live=self._with_buffers(live), average=average, save=self._save)
+
+    def _with_buffers(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = {name: buffer for _, _, name, buffer in self._buffers}
+        return {key: kept.get(clean_name(key), value) for key, value in live.items()} if kept else live
+
+    def _write_parts(self, checkpoint: dict[str, Any]) -> None:
+        """Write one set as the strategy does, and the other whole, by the first process."""
+        assert self.shadows is not None and self._conductor is not None
+        trainer = self._conductor.trainer
+        self._reshard()
+        parts = module_parts(trainer.lightning_module)
+        live, average = self.shadows.sets(parts, parts)
+        beside = self._with_buffers(live) if self._save == "average" else average
+        keys = {clean_name(key): key for key in checkpoint["state_dict"]}
+        wholes = wholes_of(beside, self._layouts, keep=trainer.is_global_zero)
+        whole = {keys.get(name, name): value for name, value in wholes.items()}
+        first = checkpoint["state_dict"]
+        if self.shadows.shown != (self._save == "average"):
+            with self._exchanged():
+                first = {
+                    key: value if isinstance(value, ShardedTensor) else value.clone()
+                    for key, value in trainer.strategy.lightning_module_state_dict().items()
+                }
+        sets = (
+            {"live": whole, "average": first}
+            if self._save == "average"
+            else {"live": first, "average": whole}
+        )
+        write_sets(checkpoint, **sets, save=self._save)
+
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        """Let the module hold the other set within the context."""
+        assert self.shadows is not None
+        if self.shadows.shown:
+            with self.live():
+                yield
+            return
+        self.shadows.show()
+        try:
+            yield
+        finally:
+            self._reshard()
+            self.shadows.hide()
+
+    def beyond(self) -> dict[str, Tensor]:
+        """Return the averages that a state dict does not hold to the bit, whole; called by all processes."""
+        return {} if self.shadows is None else self._wholes(self.shadows.beyond())
+
+    def _wholes(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return wholes_of(parts, self._layouts) if self._layouts else parts

@@ -8,45 +8,14 @@ from copy import copy
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_tricks.averaging.slots import Slot
+from lightning_tricks.averaging.storage import shadow_dtype
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import copy_, lerp_, local, swap_
 
-__all__ = ["Shadows", "as_device", "shadow_dtype"]
-
-
-def shadow_dtype(dtype: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
-    """Return the type of a shadow of a tensor of ``dtype``.
-
-    Args:
-        dtype: A floating or complex type.
-        asked: The real type to use; ``None`` for ``dtype``, but at least 32 bits.
-
-    Example:
-        >>> shadow_dtype(torch.bfloat16, None), shadow_dtype(torch.complex64, torch.float64)
-        (torch.float32, torch.complex128)
-    """
-    if asked is None:
-        return torch.promote_types(dtype, torch.float32)
-    return asked.to_complex() if dtype.is_complex else asked
-
-
-def as_device(name: str, value: str | None) -> torch.device | None:
-    """Return the device that ``value`` names; ``None`` stays.
-
-    Args:
-        name: What the user calls the value.
-        value: Such as ``"cpu"`` or ``"cuda:1"``.
-
-    Raises:
-        ValueError: If torch knows no such device.
-    """
-    try:
-        return None if value is None else torch.device(value)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"{name} must name a device of torch, such as 'cpu', got {value!r}") from None
+__all__ = ["Shadows"]
 
 
 class _Group(NamedTuple):
@@ -84,7 +53,7 @@ class Shadows:
 
         Args:
             slots: What to shadow.
-            dtype: As :func:`shadow_dtype` takes it.
+            dtype: As :func:`~lightning_tricks.averaging.storage.shadow_dtype` takes it.
             device: Where to keep shadows; ``None`` for each beside its live tensor.
             values: Earlier shadows, by any of their names.
             agree: Returns of each answer whether it is yes in any of the processes that hold parts.
@@ -192,6 +161,13 @@ class Shadows:
         copy_([self._slots[index].tensor for index in self._stash], [*self._stash.values()])
         self._stash, self.shown = {}, False
 
+    def untouched(self) -> bool:
+        """Return whether the parameters hold what ``show(keep=True)`` put in; buffers may hold anything."""
+        return all(
+            _holds(self._slots[index], self._shadows[index].to(live.dtype))
+            for index, live in self._stash.items()
+        )
+
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Give the live values back within the context, and then again whatever the module held."""
@@ -257,3 +233,13 @@ class Shadows:
 
 def _differ(first: Tensor, second: Tensor) -> bool:
     return not torch.equal(first.to(second), second)
+
+
+def _holds(slot: Slot, value: Tensor) -> bool:
+    held = slot.owner.get(slot.key)
+    if held is None or local(held).shape != value.shape:
+        return False
+    if not isinstance(held, nn.Parameter):
+        return True
+    # Not ``torch.equal``, because an average that has diverged holds NaN.
+    return torch.allclose(slot.tensor, value.to(slot.tensor), rtol=0.0, atol=0.0, equal_nan=True)

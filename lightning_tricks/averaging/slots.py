@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from lightning_tricks.core.select import Pattern, Patterns, as_patterns, clean_name, matches, select
 from lightning_tricks.core.tensors import local
 
-__all__ = ["Slot", "find_slots", "same_places"]
+__all__ = ["Slot", "find_slots", "same_places", "stand_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,3 +105,9 @@ def same_places(first: dict[str, Slot], second: dict[str, Slot]) -> bool:
     """Return whether two searches found the same tensors of the same module."""
     places = ({name: id(slot.owner) for name, slot in slots.items()} for slots in (first, second))
     return next(places) == next(places)
+
+
+def stand_in(slots: dict[str, Slot], module: nn.Module) -> bool:
+    """Return whether ``module`` still has all of ``slots``; a layer that was replaced took its own away."""
+    owners = {id(owner) for child in module.modules() for owner in (child._parameters, child._buffers)}
+    return all(id(slot.owner) in owners for slot in slots.values())

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from torch import nn
-
 from lightning_tricks.core import checks
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.candidates import Candidates
@@ -27,7 +25,7 @@ from lightning_tricks.fusion.former import Former
 from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.fusion.snapshots import Shelf
 from lightning_tricks.fusion.source import Source
-from lightning_tricks.fusion.weights import put_
+from lightning_tricks.fusion.weights import Weights
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.conductor import Member
 from lightning_tricks.lifecycle.evaluation import (
@@ -38,6 +36,8 @@ from lightning_tricks.lifecycle.evaluation import (
     objective_of,
 )
 from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say, warn
+from lightning_tricks.lifecycle.processes import in_first
+from lightning_tricks.lifecycle.strategies import check_parts
 from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class WeightFusion(Technique):
       the training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
       2 N - 1 more of each.
     * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
-      that all snapshots are nearly the same, nor over shards (refused).
+      that all snapshots are nearly the same.
 
     Args:
         method: How to fuse: ``Average()``, ``Interpolate(alpha)``, ``GreedySoup()``. Gets the snapshots
@@ -109,7 +109,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     mode: Literal["min", "max"] | None = None
     update_batchnorm: bool = True
     keep: Literal["better", "always"] = "better"
-    _module: nn.Module | None = field(default=None, init=False, repr=False)
+    _weights: Weights | None = field(default=None, init=False, repr=False)
     _trial: bool = field(default=False, init=False, repr=False)
     _objective: Objective | None = field(default=None, init=False, repr=False)
     _target: Objective | None = field(default=None, init=False, repr=False)
@@ -137,14 +137,14 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     # Before the run.
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._module = pl_module
+        check_parts(trainer)
+        self._weights = Weights(trainer, pl_module)
         self._trial = is_trial(trainer)
         self._objective = self._target = self._source = None
         if self._trial:
             return
-        if trainer.strategy.restore_checkpoint_after_setup:
-            kind = type(trainer.strategy).__name__
-            raise ValueError(f"{self.state_key} needs all weights in each process, which {kind} has not")
+        if self._weights.sharded and not self.method.entrywise:
+            raise ValueError(f"method must be entrywise where weights are sharded, got {self.method!r}")
         resolve = partial(objective_of, trainer, otherwise=_OTHERWISE)
         if self.keep == "better" or self.collect.monitored or self.monitor is not None:
             self._objective = resolve(self.monitor, self.mode)
@@ -152,7 +152,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             monitor, mode = self.method.objective
             mode = mode or (self.mode if monitor in (None, self.monitor) else None)
             self._target = resolve(monitor or self.monitor, mode)
-        self._source = Source.of(trainer, pl_module, self.source, self.collect)
+        self._source = Source.of(trainer, self._weights, self.source, self.collect)
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("fused_weights", None)]
@@ -164,7 +164,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         now = {"position": self.clock.position, "epoch": self.clock.epoch}
         if self._shelf is None or state is not None:
             folder = files.checkpoint_folder(trainer)
-            self._shelf = Shelf(self.collect, folder, writes=trainer.is_global_zero)
+            self._shelf = Shelf(self.collect, folder, partial(in_first, trainer))
             self._shelf.skip(**now)  # added on a resume, it begins with what is to come
         if state is not None:
             at = getattr(trainer, "ckpt_path", None)
@@ -193,7 +193,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         """Take a snapshot if one is due; called only where no technique has swapped the weights."""
         if self._shelf is not None and self._source is not None:
             position, epoch = self.clock.position, self.clock.epoch
-            self._shelf.take(self._source.weights, position=position, epoch=epoch)
+            self._shelf.take(self._source.whole, position=position, epoch=epoch)
 
     # At its end.
 
@@ -207,12 +207,13 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             got = f"{self.collect!r} collected {count} snapshots"
             warn(trainer, f"{self.state_key} left the weights as they are: {got}, but {needed}")
             return
-        former = Former(pl_module)
+        assert self._weights is not None
+        former = Former(self._weights)
         path = None
         try:
-            self._outcome = {"snapshots": count, **self._fuse(trainer, pl_module)}
+            self._outcome = {"snapshots": count, **self._fuse(self._weights)}
             if self._outcome["kept"]:
-                path = self._write(trainer)
+                path = self._write(self._weights)
                 self._hold(trainer, former)
         except MissingMetricError as error:
             lacks = "a validation without callbacks lacks its metric"
@@ -222,10 +223,10 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
                 former.put_back()
         self._tell(trainer, path)
 
-    def _fuse(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float | int | str]:
+    def _fuse(self, weights: Weights) -> dict[str, float | int | str]:
         """Put the fused weights into the module; return how good they are and whether to keep them."""
         assert self._shelf is not None
-        tried = Candidates(trainer, pl_module, self.update_batchnorm, self.metric_prefix)
+        tried = Candidates(weights, self.update_batchnorm, self.metric_prefix)
         before = None if self._objective is None else tried.measure(self._objective)
         tried.fuse(self._shelf, self.method, self._target)
         if self._objective is None or before is None:
@@ -237,14 +238,14 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             "kept": self.keep == "always" or not_worse(fused, before),
         }
 
-    def _write(self, trainer: Trainer) -> Path:
+    def _write(self, weights: Weights) -> Path:
         assert self._shelf is not None
-        path = files.free_path(files.checkpoint_folder(trainer) / "fused.ckpt")
+        path = files.checkpoint_folder(weights.trainer) / "fused.ckpt"
         names = [snapshot.name for snapshot in self._shelf.kept]
         by = {} if self._objective is None else {"monitor": self._objective.monitor}
-        about = {**self.settings(), **by, **self._outcome, "snapshots": names}
-        files.save_weights(trainer, path, {self.metric_prefix: about})
-        return path
+        about: dict[str, Any] = {**self.settings(), **by, **self._outcome, "snapshots": names}
+        about = {self.metric_prefix: about}
+        return files.save_weights(weights.trainer, path, lambda: weights.gather(weights.tensors()), about)
 
     def _hold(self, trainer: Trainer, former: Former) -> None:
         """Remember the weights from which training goes on."""
@@ -255,9 +256,9 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
 
     def _take_back(self, trainer: Trainer, former: Former) -> None:
         self._former = None
-        if trainer.lightning_module is not former.module:
+        if trainer.lightning_module is not former.weights.module:
             return
-        if former.replacement_stands:
+        if former.replacement_stands():
             former.put_back()
         else:
             others = "the module holds other weights than the fused ones"
@@ -280,8 +281,8 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             return {}
         state: dict[str, Any] = {"shelf": self._shelf.saved()}
         # With the fused weights in the module, those of before are the ones to go on from.
-        if self._former is not None and self._former.replacement_stands:
-            state["former"] = self._former.live
+        if self._former is not None and self._former.replacement_stands():
+            state["former"] = dict(self._former.weights.gather(self._former.live))
         return state
 
     def edit_checkpoint(
@@ -292,6 +293,6 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
 
     def restore(self, state: dict[str, Any]) -> None:
         self._resumed = state or None
-        if self._module is not None and "former" in state:
+        if self._weights is not None and "former" in state:
             # Not when the checkpoint is read, since others who put weights back then know less of them.
-            put_(self._module, state["former"])
+            self._weights.put(self._weights.spread(lambda: state["former"]))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Evaluate", "FusionMethod", "Model", "check_alike", "fuse_tensors"]
+__all__ = ["Evaluate", "FusionMethod", "Model", "check_alike", "check_finite", "fuse_tensors"]
 
 Model = Mapping[str, Tensor]
 Evaluate = Callable[[Model], float]
@@ -36,6 +36,14 @@ class FusionMethod(ABC):
         A metric of ``None`` is that of the technique which uses it.
         """
         return None
+
+    @property
+    def entrywise(self) -> bool:
+        """Whether an entry of the result depends on no other entries, except through what is evaluated.
+
+        Then processes that hold parts of the weights each fuse their own.
+        """
+        return True
 
     @abstractmethod
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
@@ -79,16 +87,37 @@ def fuse_tensors(models: Sequence[Model], combine: Callable[[list[Tensor]], Tens
 
 
 def _fuse(name: str, tensors: list[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    if not _mixes(tensors):
+        return tensors[-1].clone()
+    _check_finite(name, tensors)
+    return combine(tensors)
+
+
+def _mixes(tensors: list[Tensor]) -> bool:
     last = tensors[-1]
-    # Before the check, because a mask may well hold infinities, the same in all models.
-    if all(torch.equal(tensor, last) for tensor in tensors):
-        return last.clone()
     if not (last.is_floating_point() or last.is_complex()):
-        return last.clone()
+        return False
+    return not all(torch.equal(tensor, last) for tensor in tensors)
+
+
+def _check_finite(name: str, tensors: list[Tensor]) -> None:
     for index, tensor in enumerate(tensors):
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} must be finite in every model, but is not in model {index}")
-    return combine(tensors)
+
+
+def check_finite(models: Sequence[Model]) -> None:
+    """Accept only models that :func:`fuse_tensors` can combine; a mask may hold infinities, if all have it.
+
+    Raises:
+        ValueError: If the models do not fit one another, or what would be combined is not finite; names the
+            tensor.
+    """
+    check_alike(models)
+    for name in models[0]:
+        tensors = [model[name] for model in models]
+        if _mixes(tensors):
+            _check_finite(name, tensors)
 
 
 def check_alike(models: Sequence[Model]) -> None:

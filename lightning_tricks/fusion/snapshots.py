@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ __all__ = ["Shelf", "Snapshot"]
 
 FOLDER = "snapshots"
 
+First = Callable[[Callable[[], Any]], Any]
+
 
 @dataclass(frozen=True)
 class Snapshot:
     """One file.
 
     Attributes:
-        name: Its name, without folder; on processes that touch no file, its number.
+        name: Its name, without folder.
         size: Its size, in bytes.
         score: The metric of its weights, higher is better; ``None`` if none was needed.
     """
@@ -46,26 +49,26 @@ class Snapshot:
 
 
 class Shelf:
-    """The snapshots of one run, and when the next is due.
+    """The snapshots of one run, and when the next is due; in every process the same.
 
     Attributes:
         kept: Oldest first.
         folder: Where they lie; made when the first is written.
     """
 
-    def __init__(self, policy: SnapshotPolicy, base: Path, *, writes: bool) -> None:
+    def __init__(self, policy: SnapshotPolicy, base: Path, first: First) -> None:
         """Start without any, in a folder of ``base`` that no other run has used.
 
         Args:
             policy: Says when one is due, and which are kept.
             base: The folder of the checkpoints.
-            writes: Whether this process is the one that touches files; all others only keep count.
+            first: Calls a function in the one process that touches files, and returns its result in all.
         """
         self.kept: list[Snapshot] = []
-        self.folder = files.free_path(base / FOLDER)
+        self.folder: Path = first(partial(files.free_path, base / FOLDER))
         self._policy = policy
         self._base = base
-        self._writes = writes
+        self._first = first
         self._written = self._taken = self._validations = 0
         self._score: float | None = None
         self._own: set[str] = set()
@@ -85,10 +88,10 @@ class Shelf:
     def take(self, weights: Callable[[], Model], *, position: int, epoch: int) -> None:
         """Take a snapshot if one is due, and drop what is too many or no longer needed.
 
-        Not to be called while a checkpoint is being written.
+        To be called by all processes together, and not while a checkpoint is being written.
 
         Args:
-            weights: Gives the tensors; asked only if they are kept.
+            weights: Gives the tensors, where files are written; asked only if they are kept.
             position: Optimizer steps done.
             epoch: Epochs done.
         """
@@ -96,9 +99,9 @@ class Shelf:
         self.skip(position=position, epoch=epoch)
         if self._taken > before:
             self._offer(weights, self._score if self._policy.monitored else None)
-        for name in [name for name in self._dropped if name not in self._named]:
-            self._dropped.remove(name)
-            (self.folder / name).unlink(missing_ok=True)
+        if gone := [name for name in self._dropped if name not in self._named]:
+            self._dropped = [name for name in self._dropped if name in self._named]
+            self._first(partial(_delete, self.folder, gone))
 
     def _offer(self, weights: Callable[[], Model], score: float | None) -> None:
         new = Snapshot(f"{self._written + 1:06d}", 0, score)
@@ -108,22 +111,23 @@ class Shelf:
             dropped.append(kept.pop(self._policy.surplus(scores)))
         if new in dropped:
             return
-        if self._writes:
-            kept[-1] = self._store(new, weights())
+        model = weights()
+        kept[-1], written = self._first(lambda: self._store(new, model))
+        if written:
+            self._own.add(kept[-1].name)
         self.kept, self._written = kept, self._written + 1
         self._dropped += [snapshot.name for snapshot in dropped if snapshot.name in self._own]
 
-    def _store(self, new: Snapshot, model: Model) -> Snapshot:
-        """Write the file of ``new``, unless another run has written the same."""
+    def _store(self, new: Snapshot, model: Model) -> tuple[Snapshot, bool]:
+        """Write the file of ``new``, unless another run has written the same; return whether it did."""
         name = f"{new.name}-{checksum(model)}.pt"
         path = self.folder / name
         try:
             found = replace(new, name=name, size=path.stat().st_size)
             _read(found, self.folder)
         except (FileNotFoundError, ValueError):
-            self._own.add(name)
-            return replace(new, name=name, size=files.save(dict(model), path))
-        return found
+            return replace(new, name=name, size=files.save(dict(model), path)), True
+        return found, False
 
     def remember(self) -> None:
         """Take note that a checkpoint is being written, which names the snapshots kept now."""
@@ -168,19 +172,25 @@ class Shelf:
         if state["policy"] != repr(self._policy):
             self.skip(position=position, epoch=epoch)  # another policy has counted other moments
         self.kept = [Snapshot(**entry) for entry in state["kept"]]
-        self.folder = self._base / state["folder"]
-        if not (self._writes and self.kept):
-            return
-        places = [self.folder] if beside is None else [beside / state["folder"], self.folder]
+        if self.kept:
+            self.folder, copied = self._first(lambda: self._find(self._base / state["folder"], beside))
+            self._own = {snapshot.name for snapshot in self.kept} if copied else set()
+        else:
+            self.folder = self._base / state["folder"]
+
+    def _find(self, folder: Path, beside: Path | None) -> tuple[Path, bool]:
+        """Return the folder in which the snapshots are that were in ``folder``; whether as copies."""
+        places = [folder] if beside is None else [beside / folder.name, folder]
         source = next((place for place in places if (place / self.kept[0].name).exists()), places[0])
         for snapshot in self.kept:
             _read(snapshot, source)
-        if source.resolve() != self.folder.resolve():
-            self.folder = files.free_path(self.folder)
-            self.folder.mkdir(parents=True)
-            for snapshot in self.kept:
-                _copy(source / snapshot.name, self.folder / snapshot.name)
-            self._own = {snapshot.name for snapshot in self.kept}
+        if source.resolve() == folder.resolve():
+            return folder, False
+        folder = files.free_path(folder)
+        folder.mkdir(parents=True)
+        for snapshot in self.kept:
+            _copy(source / snapshot.name, folder / snapshot.name)
+        return folder, True
 
 
 def _read(snapshot: Snapshot, folder: Path) -> dict[str, Tensor]:
@@ -200,6 +210,11 @@ def _read(snapshot: Snapshot, folder: Path) -> dict[str, Tensor]:
             "damaged; resume from another checkpoint"
         )
     return content
+
+
+def _delete(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

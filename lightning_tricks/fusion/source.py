@@ -7,30 +7,30 @@ from typing import TYPE_CHECKING, Self
 
 from lightning_tricks.fusion.collect import SnapshotPolicy
 from lightning_tricks.fusion.methods import Model
-from lightning_tricks.fusion.weights import tensors_of, with_average
+from lightning_tricks.fusion.weights import Weights, with_average
 from lightning_tricks.lifecycle.conductor import Member
 from lightning_tricks.lifecycle.notice import callbacks_of
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
 __all__ = ["Source"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Gives the weights of a module.
+    """Gives the weights that are collected.
 
     Attributes:
-        pl_module: The module.
+        live: The live ones.
         averagers: The techniques whose averages stand in place of its live weights; none for live weights.
     """
 
-    pl_module: LightningModule
+    live: Weights
     averagers: list[Member]
 
     @classmethod
-    def of(cls, trainer: Trainer, pl_module: LightningModule, kind: str, collect: SnapshotPolicy) -> Self:
+    def of(cls, trainer: Trainer, live: Weights, kind: str, collect: SnapshotPolicy) -> Self:
         """Return what gives ``"live"`` or ``"average"`` weights to ``collect``.
 
         Raises:
@@ -49,11 +49,14 @@ class Source:
                     f"source must be {wanted!r} for {collect!r} where validation {sees} the average of "
                     f"{member.state_key}, got {kind!r}: write source={wanted!r}, or collect without a metric"
                 )
-        return cls(pl_module, averagers if kind == "average" else [])
+        return cls(live, averagers if kind == "average" else [])
 
-    def weights(self) -> Model:
-        """Return the tensors of now; called only where no technique has swapped the weights."""
-        model: Model = tensors_of(self.pl_module)
+    def whole(self) -> Model:
+        """Return the whole tensors of now, in the first process; to be called by all together.
+
+        Called only where no technique has swapped the weights.
+        """
+        model: Model = self.live.tensors()
         for member in self.averagers:
             model = with_average(model, member.average())
-        return model
+        return self.live.gather(model)

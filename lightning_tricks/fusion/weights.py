@@ -1,22 +1,108 @@
-"""Between a module and a model, which is a mapping from names to tensors."""
+"""Between a module and a model, which is a mapping from names to tensors; over processes too.
+
+Where a strategy spreads weights over processes, each has a part of every tensor, and a model of parts. Whole
+models are in files and, while these are written or read, in the first process.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
+from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.fusion.methods import Model
+from lightning_tricks.lifecycle.layouts import layouts_of, module_parts, wholes_of
+from lightning_tricks.lifecycle.processes import in_first
+from lightning_tricks.lifecycle.strategies import flat_units, reshard
 
-__all__ = ["checksum", "put_", "tensors_of", "with_average"]
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+__all__ = ["Weights", "checksum", "with_average"]
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the module's state dict by name; they share memory with the module."""
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+class Weights:
+    """The tensors of a module's state dict, or this process's parts of them.
+
+    Attributes:
+        trainer: The Trainer of the run.
+        module: Its module.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        """Look how the strategy has laid the weights out; to be called by all processes together."""
+        self.trainer, self.module = trainer, module
+        self._layouts = layouts_of(trainer, module)
+        self._direct = bool(self._layouts or flat_units(trainer))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold parts of some tensors."""
+        return bool(self._layouts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors, or parts, by name; they share memory with the module."""
+        reshard(self.trainer)
+        if self._direct:  # the state dict of FSDP1 would gather all weights in each process
+            return module_parts(self.module)
+        return {name: value for name, value in self.module.state_dict().items() if isinstance(value, Tensor)}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the parameters, or parts, likewise."""
+        reshard(self.trainer)
+        return {name: local(value).detach() for name, value in self.module.named_parameters()}
+
+    def put(self, model: Model) -> None:
+        """Copy the tensors of ``model``, or parts, into the module; what it does not name stays.
+
+        Raises:
+            ValueError: If the module has no tensor of a name.
+        """
+        own = self.tensors()
+        for name in model:
+            if name not in own:
+                kind = type(self.module).__name__
+                raise ValueError(f"{name} must be in the state dict of {kind}, but it is not")
+        if self._direct:
+            copy_([own[name] for name in model], list(model.values()))
+        else:
+            # Not strict, because a module's state dict may leave out what it never trains.
+            self.module.load_state_dict({**self.module.state_dict(), **model}, strict=False)
+
+    def gather(self, model: Model) -> Model:
+        """Return the whole tensors of which the processes hold parts in ``model``: in the first process.
+
+        To be called by all processes together. All see one tensor after the other; the first collects them
+        on the CPU, the others get nothing. What each process holds whole is that of the first.
+        """
+        first = self.trainer.is_global_zero
+        if not self._layouts:
+            return model if first else {}
+        return wholes_of(model, self._layouts, keep=first)
+
+    def spread(self, read: Callable[[], Model]) -> dict[str, Tensor]:
+        """Return this process's parts, on the CPU, of the whole tensors that the first gets from ``read``.
+
+        To be called by all processes together; they see one tensor after the other.
+        """
+        whole: dict[str, Tensor] = {}
+
+        def names() -> list[str]:
+            whole.update(read())
+            return list(whole)
+
+        parts: dict[str, Tensor] = {}
+        for name in in_first(self.trainer, names):
+            tensor = self.trainer.strategy.broadcast(whole.get(name))
+            assert tensor is not None
+            layout = self._layouts.get(clean_name(name))
+            parts[name] = tensor if layout is None else layout.part(tensor).cpu()
+        return parts
 
 
 def checksum(model: Model) -> str:
@@ -37,26 +123,12 @@ def checksum(model: Model) -> str:
     return f"{value:08x}"
 
 
-def put_(module: nn.Module, model: Model) -> None:
-    """Copy the tensors of ``model`` into ``module``; what it does not name stays.
-
-    Raises:
-        ValueError: If ``module`` has no tensor of a name.
-    """
-    own = module.state_dict()
-    for name in model:
-        if name not in own:
-            raise ValueError(f"{name} must be in the state dict of {type(module).__name__}, but it is not")
-    # Not strict, because a module's state dict may leave out what it never trains.
-    module.load_state_dict({**own, **model}, strict=False)
-
-
 def with_average(live: Model, average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Return ``live`` with averaged tensors in place of those that they average, in their types.
 
     Args:
-        live: Tensors by their names in a state dict.
-        average: Tensors by the same names without those of wrappers; ``None`` if there are none yet.
+        live: Tensors, or parts, by their names in a state dict.
+        average: Likewise, by the same names without those of wrappers; ``None`` if there are none yet.
 
     Raises:
         ValueError: If an averaged tensor has no counterpart.
@@ -66,5 +138,5 @@ def with_average(live: Model, average: Mapping[str, Tensor] | None) -> dict[str,
     for name, value in (average or {}).items():
         if name not in names:
             raise ValueError(f"every averaged tensor must be in the module's state dict, got {name}")
-        model[names[name]] = value.to(live[names[name]].dtype)
+        model[names[name]] = local(value).to(live[names[name]].dtype)
     return model

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.gradients import Groups, gradients_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
@@ -106,7 +107,9 @@ class GradientClip(Technique):
     * **When** just before each optimizer step, on unscaled and accumulated gradients, in automatic and in
       manual optimization; only those that this optimizer steps.
     * **Changes** the gradients of the parameters that ``params`` matches, in place. A step whose gradient
-      norm is not finite does not happen at all (``non_finite="skip"``).
+      norm is not finite does not happen at all (``non_finite="skip"``). Over shards the norm is that of all
+      processes. DeepSpeed clips by itself: a number for ``max_norm`` with ``non_finite="keep"`` becomes its
+      ``gradient_clipping``, and all else is refused.
     * **Logs** ``gradient_clip/norm`` (before clipping), ``/threshold``, ``/clipped`` (share of this run's
       steps), ``/skipped`` (count).
     * **Saves** how many steps it saw, clipped and skipped.
@@ -145,6 +148,7 @@ params=('encoder.*', 'head'), non_finite='skip')
     _spread: dict[nn.Parameter, Groups] = field(default_factory=dict, init=False, repr=False)
     _norm_limit: Course | None = field(default=None, init=False, repr=False)
     _value_limit: Course | None = field(default=None, init=False, repr=False)
+    _handed_over: bool = field(default=False, init=False, repr=False)
     _steps: int = field(default=0, init=False, repr=False)
     _clipped: int | Tensor = field(default=0, init=False, repr=False)
     _skipped: int | Tensor = field(default=0, init=False, repr=False)
@@ -158,6 +162,21 @@ params=('encoder.*', 'head'), non_finite='skip')
         checks.in_range("norm_type", self.norm_type, 0.0, open_low=True)
         as_patterns("params", self.params)
         checks.one_of("non_finite", self.non_finite, _POLICIES)
+
+    def hand_over(self, config: dict[str, Any]) -> None:
+        wanted = {"max_value": None, "norm_type": 2.0, "params": "*", "non_finite": "keep"}
+        for name, value in wanted.items():
+            if (got := getattr(self, name)) != value:
+                raise ValueError(
+                    f"{name} must be {value!r} under DeepSpeed, which clips by itself, got {got!r}"
+                )
+        if isinstance(self.max_norm, bool) or not isinstance(self.max_norm, int | float):
+            raise ValueError(f"max_norm must be a number under DeepSpeed, got {self.max_norm!r}")
+        if config.get("gradient_clipping", self.max_norm) != self.max_norm:
+            other = config["gradient_clipping"]
+            raise ConflictError(f"gradient_clipping of DeepSpeed's config must be left out, got {other!r}")
+        config["gradient_clipping"] = float(self.max_norm)
+        self._handed_over = True
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._chosen = select(pl_module, self.params)
@@ -194,7 +213,7 @@ params=('encoder.*', 'head'), non_finite='skip')
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        gradients = gradients_of(optimizer, self._members, self._spread)
+        gradients = [] if self._handed_over else gradients_of(optimizer, self._members, self._spread)
         if not gradients:
             return
         position = self.clock.position

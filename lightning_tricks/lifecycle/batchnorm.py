@@ -27,12 +27,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.call import _call_lightning_module_hook
+from lightning.pytorch.trainer.call import _call_lightning_module_hook, _call_strategy_hook
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
-from lightning_tricks.core.tensors import copy_
+from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.evaluation import undisturbed
+from lightning_tricks.lifecycle.strategies import reshard
 
 __all__ = ["Moments", "learning_batchnorms", "reestimate_batchnorm"]
 
@@ -88,8 +90,13 @@ def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule) -> int:
 
     To be called in ``on_train_end``, while modules are still in the modes of training. The layers use batch
     statistics during the pass, as in training; all other modules are in eval mode, so nothing drops out. A
-    layer that sees no data keeps its statistics; ``num_batches_tracked`` becomes the number of batches. On
-    several processes the statistics are those of all their data.
+    layer that sees no data keeps its statistics; ``num_batches_tracked`` becomes the number of batches.
+
+    On several processes each goes through its own batches, of which a layer takes its batch statistics, as
+    in training (SyncBatchNorm those of all processes' batches together). What it sees in all of them makes
+    one set of statistics, the same everywhere, and ``num_batches_tracked`` counts those of the first. So the
+    first layer gets what one process with the whole batches would give it; one behind another BatchNorm what
+    one process would that takes the processes' batches one after the other.
 
     Returns:
         The number of layers concerned; 0 if there are none, and then there is no pass.
@@ -97,17 +104,19 @@ def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule) -> int:
     layers = learning_batchnorms(pl_module)
     if not layers:
         return 0
+    reshard(trainer)
     statistics = {id(value) for layer in layers for value in layer.buffers(recurse=False)}
     everything = [*pl_module.parameters(), *pl_module.buffers()]
-    copies = [value.detach().clone() for value in everything]
+    copies = [local(value).detach().clone() for value in everything]
     try:
         seen, batches = _look(trainer, pl_module, layers)
     except BaseException as error:
-        copy_([value.detach() for value in everything], copies)
+        copy_([local(value).detach() for value in everything], copies)
         error.add_note("raised while BatchNorm was re-estimated by training_step, all else in eval mode")
         raise
     rest = [index for index, value in enumerate(everything) if id(value) not in statistics]
-    copy_([everything[index].detach() for index in rest], [copies[index] for index in rest])
+    copy_([local(everything[index]).detach() for index in rest], [copies[index] for index in rest])
+    batches = trainer.strategy.broadcast(batches)
     for layer, moments in zip(layers, seen, strict=True):
         _set_statistics(trainer, layer, moments, batches)
     return len(layers)
@@ -122,6 +131,7 @@ def _look(
     with ExitStack() as stack:
         stack.enter_context(undisturbed(trainer, pl_module))
         stack.enter_context(_idle_optimization(pl_module))
+        stack.callback(reshard, trainer)
         # Compiled code looks for hooks when it is compiled, not when it runs.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for layer, moments in zip(layers, seen, strict=True):
@@ -132,9 +142,12 @@ def _look(
         for steps, batch in enumerate(_batches(trainer, pl_module)):
             arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, steps)
             trainer._logger_connector.on_batch_start(batch)
-            with trainer.precision_plugin.train_step_context():
-                # Not through the strategy: a DDP wrapper would wait for a backward pass.
-                _call_lightning_module_hook(trainer, "training_step", *arguments.values())
+            if isinstance(trainer.strategy.model, DistributedDataParallel):
+                # Not through the wrapper, which would wait for a backward pass.
+                with trainer.precision_plugin.train_step_context():
+                    _call_lightning_module_hook(trainer, "training_step", *arguments.values())
+            else:
+                _call_strategy_hook(trainer, "training_step", *arguments.values())
     return seen, steps + 1
 
 

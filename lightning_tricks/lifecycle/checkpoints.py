@@ -11,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_tricks.core.select import clean_name
+from lightning_tricks.lifecycle.layouts import Layouts, module_parts, parts_of
 
 __all__ = [
     "WeightsOnlyHook",
@@ -37,7 +41,8 @@ def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Return the weights that training went on from, as a module's ``load_state_dict`` takes them.
 
     Args:
-        path: A checkpoint file, with averaged weights or without; loaded onto the CPU.
+        path: A checkpoint, with averaged weights or without; loaded onto the CPU. The folder of a
+            distributed one is gathered in this process, and is trusted as torch trusts it.
     """
     return read_sets(_load(path))[0]
 
@@ -48,7 +53,7 @@ def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
     In a file that was written after weights were fused, these are the fused ones.
 
     Args:
-        path: A checkpoint file, loaded onto the CPU.
+        path: A checkpoint, as in :func:`live_state`.
 
     Raises:
         ValueError: If the file holds no average.
@@ -60,8 +65,15 @@ def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
 
 
 def _load(path: str | PathLike[str]) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint
+    if not Path(path).is_dir():
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return checkpoint
+    with TemporaryDirectory() as scratch:
+        file = Path(scratch) / "weights.pt"
+        dcp_to_torch_save(path, file)
+        parts = torch.load(file, map_location="cpu", weights_only=True)
+    rest = torch.load(Path(path) / "meta.pt", map_location="cpu", weights_only=True)
+    return {**rest, "state_dict": parts.get("state_dict", parts.get("model"))}  # FSDP2 and FSDP1
 
 
 def averaged_steps(checkpoint: Mapping[str, Any]) -> int:
@@ -91,36 +103,56 @@ def write_sets(
     checkpoint["state_dict"], checkpoint[key] = first, second
 
 
-def take_sets(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
+def take_sets(
+    pl_module: LightningModule, checkpoint: Mapping[str, Any], layouts: Layouts
+) -> dict[str, Tensor] | None:
     """Put the live weights of a loaded checkpoint into ``pl_module`` and return the average.
 
     Args:
-        pl_module: Holds what ``checkpoint`` has under ``state_dict``.
-        checkpoint: As it was loaded.
+        pl_module: Holds what the checkpoint has under ``state_dict``.
+        checkpoint: As it was loaded; a strategy that loads parts takes ``state_dict`` out.
+        layouts: Of the weights that are not whole in each process.
 
     Returns:
-        The average by clean names; ``None`` if the checkpoint holds none.
+        This process's parts of the average by clean names; ``None`` if the checkpoint holds none.
     """
-    average = checkpoint["state_dict"]
+    average: Mapping[str, Tensor] = checkpoint.get("state_dict") or module_parts(pl_module)
     if _LIVE in checkpoint:
-        live = _beside(pl_module, checkpoint, _LIVE)
-        pl_module.load_state_dict(live, strict=pl_module.strict_loading)
+        average = {name: value.clone() for name, value in average.items()}
+        _put(pl_module, checkpoint, _LIVE, layouts)
     elif _AVERAGE in checkpoint:
-        average = _beside(pl_module, checkpoint, _AVERAGE)
+        average = parts_of(_beside(pl_module, checkpoint, _AVERAGE), layouts)
     if not _holds_average(checkpoint):
         return None
     return {clean_name(key): value for key, value in average.items()}
 
 
-def load_average(pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
+def load_average(pl_module: LightningModule, checkpoint: Mapping[str, Any], layouts: Layouts) -> None:
     """Put the average into ``pl_module`` if ``checkpoint`` holds it beside its ``state_dict``."""
     if _AVERAGE in checkpoint:
-        average = _beside(pl_module, checkpoint, _AVERAGE)
-        pl_module.load_state_dict(average, strict=pl_module.strict_loading)
+        _put(pl_module, checkpoint, _AVERAGE, layouts)
+
+
+def _put(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str, layouts: Layouts) -> None:
+    state = _beside(pl_module, checkpoint, key)
+    if not layouts:
+        pl_module.load_state_dict(state, strict=pl_module.strict_loading)
+        return
+    parts = parts_of(state, layouts)
+    held = module_parts(pl_module)
+    if pl_module.strict_loading and parts.keys() != held.keys():
+        first = min(parts.keys() ^ held.keys())
+        raise ValueError(
+            f"{key} of the checkpoint must hold the weights of the module, but {first!r} differs"
+        )
+    for name in parts.keys() & held.keys():
+        held[name].copy_(parts[name])
 
 
 def _beside(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str) -> dict[str, Any]:
     state: dict[str, Any] = checkpoint[key]
+    if "state_dict" not in checkpoint:
+        return state
     if state.keys() <= pl_module.state_dict().keys():
         return state
     # Weights of an older version of the module, which its own hook has renamed under ``state_dict`` alone.

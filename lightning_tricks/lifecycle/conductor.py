@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -103,6 +104,13 @@ class Conductor(Callback):
         vars(trainer)["callbacks"] = [*others[:at], conductor, *others[at:]]
         return conductor
 
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that it serves."""
+        trainer = None if self._trainer is None else self._trainer()
+        assert trainer is not None
+        return trainer
+
     def _serves(self, trainer: Trainer) -> bool:
         if self._trainer is None:  # unpickled, together with its Trainer
             self._trainer = weakref.ref(trainer)
@@ -131,6 +139,8 @@ class Conductor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         members = _members(trainer)
         _check_names(members)
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            return  # what is left has been handed over to it
         for member in members:
             member.prepare(trainer, pl_module)
         own = (claim for member in members for claim in member.claims())

@@ -6,11 +6,16 @@ A file is written beside its place and then renamed into it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_tricks.core.select import clean_name
+from lightning_tricks.lifecycle.processes import in_first
 
 __all__ = ["checkpoint_folder", "free_path", "load", "save", "save_weights"]
 
@@ -95,23 +100,35 @@ def checkpoint_folder(trainer: Trainer) -> Path:
     return Path(folder)
 
 
-def save_weights(trainer: Trainer, path: Path, about: dict[str, Any]) -> None:
-    """Write the weights that the module holds as a Lightning checkpoint of weights, on one process.
+def save_weights(
+    trainer: Trainer, path: Path, weights: Callable[[], Mapping[str, Tensor]], about: dict[str, Any]
+) -> Path:
+    """Write weights that the module holds as a Lightning checkpoint of weights, whole and in one file.
+
+    To be called by all processes together.
 
     Args:
         trainer: The Trainer of the run.
-        path: Where to.
+        path: Where to; if that is taken, the first free one (:func:`free_path`).
+        weights: Gives the whole tensors by name in the first process, which writes.
         about: What is added to the checkpoint; plain values.
+
+    Returns:
+        The path of the file.
 
     Raises:
         OSError: If it cannot be written; see :func:`save`.
     """
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
-    # The module's hook may have put other weights in their place; what it left out stays out.
-    held = trainer.lightning_module.state_dict()
-    checkpoint["state_dict"] = {
-        name: held.get(name, value) for name, value in checkpoint["state_dict"].items()
-    }
-    if trainer.is_global_zero:
-        save({**checkpoint, **about}, path)
-    trainer.strategy.barrier(str(path))
+    # A strategy may give parts here, and the module's hook may have put other weights in their place; what
+    # it left out stays out.
+    entries = checkpoint.pop("state_dict")
+    held = {clean_name(name): value for name, value in weights().items()}
+    checkpoint["state_dict"] = {name: held.get(clean_name(name), entries[name]) for name in entries}
+
+    def write() -> Path:
+        free = free_path(path)
+        save({**checkpoint, **about}, free)
+        return free
+
+    return in_first(trainer, write)

@@ -7,22 +7,24 @@ is saved and loaded; both are called by all processes together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 from lightning_tricks.core.select import clean_name
+from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.strategies import flat_units, groups_of, reshard
 
-__all__ = ["Layout", "layouts_of"]
+__all__ = ["Layout", "Layouts", "layouts_of", "module_parts", "parts_of", "wholes_of"]
 
 
 class Layout(ABC):
@@ -35,6 +37,10 @@ class Layout(ABC):
     @abstractmethod
     def part(self, whole: Tensor) -> Tensor:
         """Return this process's part of ``whole``, a copy on the device of the weight."""
+
+
+# Of the weights that are not whole in each process, by all their clean names.
+Layouts = Mapping[str, Layout]
 
 
 @dataclass(frozen=True)
@@ -120,4 +126,38 @@ def _flat_layouts(trainer: Trainer) -> dict[Tensor, Layout]:
             dist.all_gather_object(lengths, [parameter.numel() for parameter in own.values()], group=group)
             for (name, parameter), *each in zip(own.items(), *lengths, strict=True):
                 found[parameter] = _Flat(group, tuple(each), shapes[clean_name(name)], parameter.device)
+    return found
+
+
+def module_parts(module: nn.Module) -> dict[str, Tensor]:
+    """Return what this process holds of each tensor of a state dict, by clean name, in the same memory."""
+    found: dict[str, Tensor] = {}
+    for path, child in module.named_modules(remove_duplicate=False):
+        buffers = child._buffers.items()
+        kept = ((key, value) for key, value in buffers if key not in child._non_persistent_buffers_set)
+        for key, value in [*child._parameters.items(), *kept]:
+            if value is not None:
+                found[clean_name(f"{path}.{key}")] = local(value).detach()
+    return found
+
+
+def parts_of(wholes: Mapping[str, Tensor], layouts: Layouts) -> dict[str, Tensor]:
+    """Return this process's parts of whole tensors, by clean names."""
+    named = {clean_name(key): value for key, value in wholes.items()}
+    return {key: layouts[key].part(value) if key in layouts else value for key, value in named.items()}
+
+
+def wholes_of(parts: Mapping[str, Tensor], layouts: Layouts, *, keep: bool = True) -> dict[str, Tensor]:
+    """Return the whole tensors, on the CPU, of which the processes hold ``parts``, by clean names.
+
+    Args:
+        parts: Those of this process; all processes give the same names in the same order.
+        layouts: How they are laid out.
+        keep: Whether this process wants them; else it returns nothing. One at a time is in its memory.
+    """
+    found: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        whole = layouts[name].whole(part) if name in layouts else part
+        if keep:
+            found[name] = whole.to("cpu", copy=True)
     return found

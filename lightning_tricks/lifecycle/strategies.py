@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_tricks.core.gradients import Groups
 
-__all__ = ["BeforeLoad", "flat_shards", "flat_units", "follow_trainable", "groups_of", "reshard"]
+__all__ = [
+    "BeforeLoad",
+    "any_of",
+    "check_parts",
+    "check_places",
+    "flat_shards",
+    "flat_units",
+    "follow_trainable",
+    "groups_of",
+    "reshard",
+]
 
 
 def follow_trainable(trainer: Trainer) -> None:
@@ -70,6 +81,53 @@ def flat_shards(trainer: Trainer) -> dict[nn.Parameter, Groups]:
         # Outer ones come first; what an inner one holds is not the outer one's.
         spread |= dict.fromkeys(unit.parameters(), groups_of(unit))
     return spread
+
+
+def any_of(trainer: Trainer, answers: list[bool]) -> list[bool]:
+    """Return of each answer whether it is yes in any process; all processes give equally many."""
+    together = torch.tensor(answers, dtype=torch.uint8, device=trainer.strategy.root_device)
+    dist.all_reduce(together, dist.ReduceOp.MAX)
+    return [bool(answer) for answer in together.tolist()]
+
+
+def check_parts(trainer: Trainer) -> None:
+    """Refuse strategies that lay weights out in ways that are not known.
+
+    Raises:
+        ValueError: If it is one; names it, and what to do.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    if not strategy.restore_checkpoint_after_setup:
+        return
+    if not isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"strategy must be DDP, FSDP or ModelParallelStrategy to reach all weights, got {name}"
+        )
+    if any(not unit._use_orig_params for unit in flat_units(trainer)):
+        raise ValueError(f"use_orig_params of {name} must be True, or weights have no names, got False")
+
+
+def check_places(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse optimizer states that a strategy of shards would give to other parameters than theirs.
+
+    It takes their numbers for places in the module. Those of one process are places in the optimizer, which
+    are others where the groups are not in the module's order, or belong to several optimizers.
+
+    Raises:
+        ValueError: If they are; says what to do.
+    """
+    if not isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        return
+    places = {parameter: place for place, parameter in enumerate(trainer.lightning_module.parameters())}
+    for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+        now = [places.get(p) for group in optimizer.param_groups for p in group["params"]]
+        if now != [number for group in state["param_groups"] for number in group["params"]]:
+            raise ValueError(
+                "a checkpoint of one process can go on over shards only if its optimizer has the parameters "
+                "in the order of the module, but this has not: resume it in one process, or load its weights "
+                "alone"
+            )
 
 
 class BeforeLoad:

@@ -12,6 +12,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, final
 
+from lightning.pytorch.strategies import DeepSpeedStrategy
+
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.duration import Horizon
@@ -118,6 +120,17 @@ class Technique(Member):
     def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Act at Lightning's ``setup``, before the module configures itself and checkpoints load."""
 
+    def hand_over(self, config: dict[str, Any]) -> None:
+        """Let DeepSpeed do the same, by editing its ``config`` before it starts.
+
+        Raises:
+            ValueError: If it does not offer that.
+        """
+        raise ValueError(
+            f"{self.state_key} needs gradients and weights in reach, which DeepSpeed keeps to itself: use "
+            "FSDP, or remove it"
+        )
+
     def undo(self) -> None:
         """Take back whatever is swapped, hooked or patched; called at every end, also after an error."""
 
@@ -207,6 +220,9 @@ class Technique(Member):
         if stage == "fit" and conductor is not self._fitted:
             self._forget()
             self._conductor = self._fitted = conductor
+        strategy = trainer.strategy
+        if stage == "fit" and isinstance(strategy, DeepSpeedStrategy) and strategy.config is not None:
+            self.hand_over(strategy.config)
         self.attach(trainer, pl_module, stage)
 
     def _forget(self) -> None:

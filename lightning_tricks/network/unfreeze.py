@@ -24,7 +24,7 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
-from lightning_tricks.lifecycle.strategies import BeforeLoad, follow_trainable
+from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, follow_trainable
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger, opening_moments, watched
 from lightning_tricks.network.stage_table import stage_rows, stage_table
@@ -168,6 +168,7 @@ norm_stats='frozen')
     def _foresee(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Open what was open when ``checkpoint`` was written: only so do its optimizers fit."""
         self.read_checkpoint(trainer, pl_module, checkpoint)
+        check_places(trainer, checkpoint)
         if self._found is not None:
             open_stages_(self._members, self._found["applied"])
 

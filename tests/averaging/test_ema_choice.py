@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -168,11 +169,11 @@ def test_two_averages_of_the_same_weights_conflict() -> None:
     watched(EMAWeights(params="body"), None, EMAWeights(label="slow", params="head"))
 
 
-def test_sharded_strategies_are_refused() -> None:
+def test_strategies_that_hide_weights_are_refused() -> None:
     runner = trainer(EMAWeights())
     type(runner.strategy).restore_checkpoint_after_setup = True
     try:
-        with pytest.raises(ValueError, match="averaged weights must be whole in each process, got Single"):
+        with pytest.raises(ValueError, match="strategy must be DDP, FSDP or .*, got SingleDeviceStrategy"):
             runner.fit(Toy(), Loader())
     finally:
         del type(runner.strategy).restore_checkpoint_after_setup
@@ -187,8 +188,8 @@ def test_sharded_strategies_are_refused() -> None:
         ({"start": 0.5}, "start must be a whole number of steps or text"),
         ({"params": ()}, "params must name at least one pattern"),
         ({"buffers": "average_all"}, "buffers must be one of .* did you mean 'average'"),
-        ({"dtype": "bfloat16"}, "dtype must be one of 'float32', 'float64', got 'bfloat16'"),
-        ({"dtype": torch.float16}, "dtype must be one of 'float32', 'float64', got 'float16'"),
+        ({"dtype": "float"}, "dtype must be 'float32', 'float64' or None .*, got 'float'"),
+        ({"dtype": torch.float16}, r"\(in 16 bits an average stands still\), got torch.float16"),
         ({"device": "gpu"}, "device must name a device of torch, such as 'cpu', got 'gpu'"),
         ({"save": "both"}, "save must be one of 'average', 'live', got 'both'"),
         ({"evaluate": "yes"}, "evaluate must be True or False, got 'yes'"),
@@ -199,6 +200,28 @@ def test_sharded_strategies_are_refused() -> None:
 def test_wrong_settings_are_named(settings: dict[str, Any], error: str) -> None:
     with pytest.raises((TypeError, ValueError), match=error):
         EMAWeights(**settings)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "half", "double", "bfloat16", torch.int8, 32])
+def test_types_that_are_none_for_averages(dtype: Any) -> None:
+    with pytest.raises(ValueError, match=f"dtype must be 'float32', .*, got {re.escape(repr(dtype))}$"):
+        EMAWeights(dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "mps:7", "xpu:7", "hpu", "meta"])
+def test_a_device_that_is_not_there_is_named_before_anything_begins(device: str) -> None:
+    module, ema = Toy(), EMAWeights(device=device)  # which may be written down on another machine
+    error = f"device must be one that torch can use on this machine, got '{device}'"
+    with pytest.raises(ValueError, match=error):
+        watched(ema, module)
+    assert_equal(weights(module), weights(Toy()))
+    assert "on_save_checkpoint" not in vars(module)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_without_cuda_no_average_can_be_kept_there() -> None:
+    with pytest.raises(ValueError, match="device must be one that torch can use on this machine, got 'cuda'"):
+        watched(EMAWeights(device="cuda"))
 
 
 @pytest.mark.parametrize("params", ["haed", "table"])

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.averaging.ema import EMAWeights
-from lightning_tricks.averaging.shadow import Shadows, as_device, shadow_dtype
+from lightning_tricks.averaging.shadow import Shadows
 from lightning_tricks.averaging.slots import find_slots, same_places
+from lightning_tricks.averaging.storage import as_device, shadow_dtype
 from lightning_tricks.core.tensors import swap_
 from tests.averaging.watching import Watch, slow_twin
 from tests.toys import Loader, Toy, assert_equal, trainer, weights

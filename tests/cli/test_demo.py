@@ -12,7 +12,6 @@ import matplotlib.image
 import pytest
 import torch
 import wandb
-from wandb.sdk.lib.wbauth import unauthenticate_session
 
 from lightning_tricks.cli import demo as demo_module
 from lightning_tricks.cli import demo_wandb, main
@@ -239,7 +238,6 @@ def opened(monkeypatch):
     yield calls
     # What it read of the environment, it would keep for the process.
     wandb.teardown()
-    unauthenticate_session(update_settings=True)
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,15 @@ REGIMES: dict[str, Regime] = {
     "fp32": Regime(),
     "bf16-mixed": Regime(settings=lambda: {"precision": "bf16-mixed"}),
     "16-mixed": Regime(settings=lambda: {"plugins": [scaler_plugin()]}),
+    "bf16-true": Regime(settings=lambda: {"precision": "bf16-true"}),
     "accumulation": Regime(settings=lambda: {"accumulate_grad_batches": 2}),
     "manual": Regime(module=TwoOptimizers),
     "fused": Regime(module=lambda: Toy(fused=True)),
+    "fused, 16-mixed": Regime(
+        module=lambda: Toy(fused=True), settings=lambda: {"plugins": [scaler_plugin()]}
+    ),
+    "16-mixed, accumulation": Regime(
+        settings=lambda: {"plugins": [scaler_plugin()], "accumulate_grad_batches": 2}
+    ),
     "compiled": Regime(module=Compiled),
 }

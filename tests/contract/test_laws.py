@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from packaging.version import Version
 
 import lightning_tricks
 from lightning_tricks.core.schedule import Schedule
@@ -28,6 +29,13 @@ def law(name: str) -> pytest.MarkDecorator:
 
 
 every_regime = pytest.mark.parametrize("regime", [pytest.param(r, id=key) for key, r in REGIMES.items()])
+
+
+@pytest.fixture(autouse=True)
+def _compiled_modules_see_openings(request: pytest.FixtureRequest) -> None:
+    name, blind = request.node.name, Version(torch.__version__) < Version("2.12")
+    if blind and "[ProgressiveUnfreeze" in name and "compiled]" in name:
+        pytest.skip("compiled modules do not see requires_grad change: pytorch/pytorch#139476")
 
 
 def fit(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
@@ -50,10 +51,17 @@ def assert_same_on_all(tensors: dict[str, Tensor]) -> None:
         assert torch.equal(first, value), f"{name} differs between processes"
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(runner: Trainer) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers, whole, by their names in one process."""
-    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
-        return {clean_name(name): whole(value).detach().clone() for name, value in model.state_dict().items()}
+    model = runner.strategy.model
+    wrapped = model if isinstance(model, FullyShardedDataParallel) else runner.lightning_module
+    with FullyShardedDataParallel.summon_full_params(wrapped, writeback=False):
+        return weights_of(wrapped.state_dict())
+
+
+def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies of what a state dict holds, whole, by clean names."""
+    return {clean_name(name): whole(value).detach().clone() for name, value in state.items()}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -66,11 +74,9 @@ def fit(
 ) -> tuple[Toy, Trainer, dict[str, Tensor]]:
     """Train three epochs with validation; return the module, its Trainer and the whole weights."""
     module = world.module()
-    settings = {"devices": 2, "strategy": world.strategy(), "default_root_dir": root, **world.settings()}
-    runner = trainer(*callbacks, **settings)
+    runner = trainer(*callbacks, **world.trainer_settings(root))
     runner.fit(module, Part(), Part(2, seed=9, fixed=True), ckpt_path=ckpt_path)
-    wrapped = isinstance(runner.strategy.model, FullyShardedDataParallel)
-    return module, runner, whole_weights(runner.strategy.model if wrapped else module)
+    return module, runner, whole_weights(runner)
 
 
 def state_of(runner: Trainer, path: Path) -> dict[str, Any]:

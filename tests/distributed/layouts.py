@@ -32,7 +32,7 @@ class Checks(Callback):
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         layouts = layouts_of(trainer, pl_module)
         parts = {name: local(value.detach()) for name, value in trainer.lightning_module.named_parameters()}
-        expected = whole_weights(trainer.strategy.model)
+        expected = whole_weights(trainer)
         parts = {name.replace("_fsdp_wrapped_module.", ""): value for name, value in parts.items()}
         assert layouts.keys() == expected.keys() == parts.keys()
         assert sum(part.numel() for part in parts.values()) < sum(w.numel() for w in expected.values())

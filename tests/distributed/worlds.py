@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,19 +14,34 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecision, fully_shard
 
-from tests.toys import Loader, Toy
+from tests.toys import Loader, Toy, TwoOptimizers, scaler_plugin
 
 
 class Shared(Toy):
     """The toy in double precision, without what differs between one process and two: BatchNorm, dropout."""
 
+    kind = torch.float64
+
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh())
-        self.double()
+        self.to(self.kind)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return super().loss((batch[0].to(self.head.weight.dtype), batch[1]))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("val_loss", self.loss(batch), sync_dist=True)
+
+
+class Single(Shared):
+    """The same in single precision, for precisions that begin there."""
+
+    kind = torch.float32
+
+
+class Manual(TwoOptimizers, Shared):
+    """The same with two optimizers, stepped by itself."""
 
 
 class Sharded(Shared):
@@ -64,6 +80,10 @@ class World:
     settings: Callable[[], Mapping[str, Any]] = field(default=dict)
     sharded: bool = False
     same_numbers: bool = True
+
+    def trainer_settings(self, root: Path) -> dict[str, Any]:
+        """Return all that a Trainer of two processes is given, which writes below ``root``."""
+        return {"devices": 2, "strategy": self.strategy(), "default_root_dir": root, **self.settings()}
 
 
 def ddp() -> DDPStrategy:
@@ -106,12 +126,28 @@ def fsdp2(*, distributed: bool) -> Callable[[], ModelParallelStrategy]:
     )
 
 
+def double() -> dict[str, Any]:
+    """Return what keeps Lightning's FSDP2 from turning a module into single precision."""
+    return {"plugins": [DoublePrecision()]}
+
+
 WORLDS: dict[str, World] = {
     "DDP": World(ddp),
     "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}),
-    "FSDP2": World(fsdp2(distributed=False), Sharded, lambda: {"plugins": [DoublePrecision()]}, sharded=True),
-    "FSDP2, distributed checkpoints": World(
-        fsdp2(distributed=True), Sharded, lambda: {"plugins": [DoublePrecision()]}, sharded=True
-    ),
+    "DDP, manual": World(ddp, Manual),
+    "DDP, bf16-mixed": World(ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False),
+    "DDP, 16-mixed": World(ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False),
     "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True),
+    "FSDP2": World(fsdp2(distributed=False), Sharded, double, sharded=True),
+    "FSDP2, distributed checkpoints": World(fsdp2(distributed=True), Sharded, double, sharded=True),
+    "FSDP2, accumulation": World(
+        fsdp2(distributed=False), Sharded, lambda: {"accumulate_grad_batches": 2, **double()}, sharded=True
+    ),
+    "FSDP2, bf16-true": World(
+        fsdp2(distributed=False),
+        Sharded,
+        lambda: {"precision": "bf16-true"},
+        sharded=True,
+        same_numbers=False,
+    ),
 }

@@ -60,9 +60,10 @@ def test_without_validation_only_what_measures_nothing_is_right(tmp_path):
         fit(tmp_path, always(), **settings)
 
 
-def test_shards_are_refused(tmp_path, monkeypatch):
+def test_a_strategy_that_hides_weights_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", True)
-    refused(tmp_path, always(), "needs all weights in each process, which SingleDeviceStrategy has not")
+    match = "strategy must be DDP, FSDP or ModelParallelStrategy to reach all weights, got SingleDevice"
+    refused(tmp_path, always(), match)
 
 
 def test_a_remote_folder_is_refused():

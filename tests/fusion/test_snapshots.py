@@ -11,8 +11,13 @@ from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.snapshots import Shelf
 
 
-def shelf(base: Path, policy=LastEpochs(2), *, writes: bool = True) -> Shelf:  # noqa: B008
-    return Shelf(policy, base, writes=writes)
+def alone(work):
+    """Call ``work``, as the only process does."""
+    return work()
+
+
+def shelf(base: Path, policy=LastEpochs(2), first=alone) -> Shelf:  # noqa: B008
+    return Shelf(policy, base, first)
 
 
 def epochs(target: Shelf, first: int, last: int) -> None:
@@ -206,15 +211,28 @@ def test_fewer_are_kept_by_a_smaller_policy(tmp_path):
     assert values(again) == [4.0, 5.0]
 
 
-def test_other_processes_count_but_touch_no_file(tmp_path):
-    ours, other = shelf(tmp_path / "a"), shelf(tmp_path / "b", writes=False)
+def test_other_processes_know_the_same_but_touch_no_file(tmp_path):
+    answers = []
+
+    def first(work):
+        answers.append(work())
+        return answers[-1]
+
+    def other(work):
+        return answers.pop(0)
+
+    ours = shelf(tmp_path / "a", first=first)
     epochs(ours, 1, 3)
-    epochs(other, 1, 3)
-    assert [s.score for s in other.kept] == [s.score for s in ours.kept]
-    assert other.saved()["counts"] == ours.saved()["counts"]
-    assert not (tmp_path / "b").exists()
-    other.restore(ours.saved(), None, position=30, epoch=3)
-    assert names(other) == names(ours)
+    theirs = shelf(tmp_path / "b", first=other)
+    asked = []
+    for epoch in (1, 2, 3):
+        theirs.take(lambda epoch=epoch: asked.append(epoch) or {}, position=10 * epoch, epoch=epoch)
+    assert asked == [1, 2, 3]  # for the part that they hold
+    assert theirs.saved() == ours.saved() and theirs.folder == ours.folder
+    for each in (ours, theirs):
+        each.restore(ours.saved(), tmp_path / "c", position=30, epoch=3)
+    assert theirs.kept == ours.kept and theirs.folder == ours.folder
+    assert answers == [] and not (tmp_path / "b").exists()
 
 
 def test_an_error_while_writing_changes_nothing(tmp_path, monkeypatch):

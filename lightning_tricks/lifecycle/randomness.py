@@ -1,0 +1,54 @@
+"""The states of the random number generators that a training process draws from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+
+__all__ = ["generators_of", "lost_devices", "random_states", "set_random_states"]
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of Python, NumPy, torch and all CUDA devices, as tensors and plain values."""
+    # A process that never used CUDA drew nothing there, and after a fork could not even ask.
+    states = _collect_rng_states(include_cuda=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    version, words, gauss = states["python"]
+    name, keys, *rest = states["numpy"]
+    return {
+        "python": [version, torch.tensor(words), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest],
+        "torch": states["torch"],
+        "cuda": list(states.get("torch.cuda", [])),
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Take back what :func:`random_states` returned; CUDA devices only if there are as many as then."""
+    version, words, gauss = states["python"]
+    name, keys, *rest = states["numpy"]
+    _set_rng_states(
+        {
+            "python": (version, words.tolist(), gauss),
+            "numpy": (name, keys.numpy().astype("uint32"), *rest),
+            "torch": states["torch"],
+            "torch.cuda": states["cuda"] if len(states["cuda"]) == torch.cuda.device_count() else [],
+        }
+    )
+
+
+def lost_devices(states: dict[str, Any]) -> list[str]:
+    """Return why saved states cannot be taken back whole on this machine, if so."""
+    then, now = len(states["cuda"]), torch.cuda.device_count()
+    if then in (0, now):
+        return []
+    return [f"it was written with {then} CUDA devices in sight, not {now}, so what they draw is new"]
+
+
+def generators_of(loader: object) -> list[torch.Generator]:
+    """Return the generators that a data loader and its samplers were given; one may stand there twice."""
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    found = (getattr(part, "generator", None) for part in (loader, sampler, inner))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]

@@ -1,0 +1,87 @@
+"""What an average over parts must do, run in each process.
+
+    python -m tests.distributed.averages "FSDP2" FOLDER
+
+Every set of weights is compared with that of a run that keeps the same average by hand, whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+import lightning_tricks as lt
+from tests.distributed.cells import fit, weights_of, whole_weights
+from tests.distributed.worlds import WORLDS, Part
+from tests.toys import assert_equal, trainer
+
+DECAY = 0.9
+
+
+class ByHand(Callback):
+    """Averages whole weights, and notes what the module holds in validation."""
+
+    def __init__(self) -> None:
+        self.average: dict[str, Tensor] = {}
+        self.live: dict[str, Tensor] = {}
+        self.seen: list[dict[str, Tensor]] = []
+        self.expected: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.average = whole_weights(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        self.live = whole_weights(trainer)
+        for name, value in self.live.items():
+            self.average[name].lerp_(value, 1 - DECAY)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        self.seen.append(whole_weights(trainer))
+        self.expected.append({name: value.clone() for name, value in self.average.items()})
+
+
+def near(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value.cpu(), second[name].cpu(), rtol=0, atol=1e-12)
+
+
+def check(name: str, save: str, folder: Path) -> None:
+    """Check a run and its checkpoints, whole and weights-only, and their way back."""
+    world, hand = WORLDS[name], ByHand()
+    ema = lt.EMAWeights(decay=DECAY, decay_warmup=False, save=save)
+    _, runner, after = fit(world, folder / save, ema, hand)
+    near(after, hand.average)
+    for seen, expected in zip(hand.seen, hand.expected, strict=True):
+        near(seen, expected)
+    with ema.live_weights():
+        near(whole_weights(runner), hand.live)
+    near(whole_weights(runner), hand.average)
+    for weights_only in (False, True):
+        path = folder / save / f"{weights_only}.ckpt"
+        runner.save_checkpoint(path, weights_only=weights_only)
+        near(weights_of(lt.live_state(path)), hand.live)
+        near(weights_of(lt.average_state(path)), hand.average)
+        # Another Trainer evaluates the average, whichever set stands first.
+        seen = ByHand()
+        settings = {
+            "devices": 2,
+            "strategy": world.strategy(),
+            "default_root_dir": folder,
+            **world.settings(),
+        }
+        other = trainer(lt.EMAWeights(save=save), seen, **settings)
+        other.validate(world.module(), Part(2, seed=9, fixed=True), ckpt_path=path, verbose=False)
+        near(seen.seen[0], hand.average)
+    assert_equal(after, whole_weights(runner))
+
+
+if __name__ == "__main__":
+    for which in ("average", "live"):
+        check(sys.argv[1], which, Path(sys.argv[2]))
+    dist.barrier()

@@ -1,0 +1,29 @@
+"""Fusion in two processes, which hold copies or parts of the weights, is that in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_tricks.fusion.collect import EverySteps
+from lightning_tricks.fusion.fusion import WeightFusion
+from lightning_tricks.fusion.greedy_soup import GreedySoup
+from tests.distributed.launch import launch
+from tests.distributed.worlds import Part, Shared
+from tests.toys import assert_equal, trainer, weights
+
+
+@pytest.mark.parametrize("world", ["DDP", "FSDP1", "FSDP2", "FSDP2, distributed checkpoints"])
+def test_fusion_over_processes_is_that_of_one(world: str, tmp_path: Path) -> None:
+    launch("tests.fusion.over_processes", world, str(tmp_path))
+    fused = tmp_path / "average" / "checkpoints" / "fused.ckpt"
+    again = Shared.load_from_checkpoint(fused)
+    assert_equal(weights(again), dict(torch.load(fused, weights_only=True)["state_dict"]))
+    module = Shared()
+    fusion = WeightFusion(method=GreedySoup(), collect=EverySteps(3, k=4), monitor="val_loss", mode="min")
+    runner = trainer(fusion, default_root_dir=tmp_path)
+    runner.fit(module, Part(), Part(2, seed=9, fixed=True))
+    together = torch.load(tmp_path / "greedy" / "greedy.pt", weights_only=True)
+    torch.testing.assert_close(together, weights(module), rtol=0, atol=1e-10)

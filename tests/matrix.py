@@ -1,0 +1,81 @@
+"""Technique x regime: what the tests themselves have found, as the table of the README.
+
+A cell is what all tests of that technique in that regime came to: *right* if they passed, or the reason for
+which it is refused, which a test records as the property ``refused``. A run that holds every cell compares
+the table with the README and fails if they differ; with ``--matrix`` it writes it there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.readme import replace_table, table_of
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def cell_of(parameters: dict[str, Any], names: dict[int, str]) -> tuple[str, str] | None:
+    """Return regime and technique of a test by its parameters; ``None`` if it is not of one cell."""
+    regime = parameters.get("world") or names.get(id(parameters.get("regime")))
+    technique = parameters.get("technique") or names.get(id(parameters.get("case")))
+    return (regime, technique) if regime and technique else None
+
+
+class Matrix:
+    """A pytest plugin that notes the outcome of each cell."""
+
+    def __init__(self, *, write: bool) -> None:
+        self.write = write
+        self.outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        report: pytest.TestReport = yield
+        from tests.contract.cases import CASES
+        from tests.contract.regimes import REGIMES
+
+        names = {id(value): name for known in (CASES, REGIMES) for name, value in known.items()}
+        callspec = getattr(item, "callspec", None)
+        cell = callspec and cell_of(callspec.params, names)
+        if cell and not report.skipped and (report.when == "call" or report.failed):
+            reasons = [str(reason) for key, reason in item.user_properties if key == "refused"]
+            self.outcomes[cell].add("WRONG" if report.failed else reasons[0] if reasons else "right")
+        return report
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        table = self.table()
+        if table is None:
+            return
+        if self.write:
+            replace_table(README, "matrix", table)
+        elif table != table_of(README, "matrix") and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            print("\nThe README's matrix is not what the tests have found: run `make matrix`.")
+
+    def table(self) -> str | None:
+        """Return the table; ``None`` unless every cell was run."""
+        from tests.contract.cases import CASES
+        from tests.contract.regimes import REGIMES
+        from tests.distributed.worlds import WORLDS
+
+        rows = [*REGIMES, *WORLDS]
+        if any((row, name) not in self.outcomes for row in rows for name in CASES):
+            return None
+        notes: list[str] = []
+        lines = [f"| | {' | '.join(CASES)} |", "|---|" + ":-:|" * len(CASES)]
+        for row in rows:
+            cells = (self._cell(self.outcomes[row, name], notes) for name in CASES)
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+        return "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]).rstrip()
+
+    @staticmethod
+    def _cell(outcomes: set[str], notes: list[str]) -> str:
+        if outcomes <= {"right"} or "WRONG" in outcomes:
+            return min(outcomes)
+        reason = min(outcomes - {"right"})
+        notes += [] if reason in notes else [reason]
+        return f"refused ({notes.index(reason) + 1})"
