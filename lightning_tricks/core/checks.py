@@ -2,24 +2,30 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
-__all__ = ["flag", "in_range", "nearest", "number", "one_of", "whole"]
+__all__ = ["flag", "in_range", "nearest", "number", "one_of", "text", "whole"]
 
 
 def number(name: str, value: Any) -> float:
     """Return ``value`` as a float.
 
     Raises:
-        TypeError: If ``value`` is not a real number (a bool is none here).
-        ValueError: If ``value`` is NaN.
+        TypeError: If ``value`` is not a plain number. A bool is none, nor is a NumPy scalar, which could be
+            read back from no checkpoint.
+        ValueError: If ``value`` is NaN, or an int that no float can hold.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) not in (int, float):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if math.isnan(value):
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.nan
+    if math.isnan(real):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    return real
 
 
 def in_range(
@@ -60,16 +66,18 @@ def in_range(
 
 
 def whole(name: str, value: Any, low: int = 0) -> int:
-    """Return ``value`` as an int of at least ``low``.
+    """Return ``value`` as an int of at least ``low`` that fits 64 bits.
 
     Raises:
         TypeError: If ``value`` is not an int.
-        ValueError: If ``value`` is below ``low``.
+        ValueError: If ``value`` is below ``low`` or too large.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if type(value) is not int:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    if value > sys.maxsize:
+        raise ValueError(f"{name} must be at most {sys.maxsize}, got {value!r}")
     return value
 
 
@@ -81,6 +89,20 @@ def flag(name: str, value: Any) -> bool:
     """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """Return ``value`` if it is a text that is not empty.
+
+    Raises:
+        TypeError: If it is of another type.
+        ValueError: If it is empty.
+    """
+    if type(value) is not str:
+        raise TypeError(f"{name} must be text, got {value!r}")
+    if not value:
+        raise ValueError(f"{name} must not be empty, got {value!r}")
     return value
 
 

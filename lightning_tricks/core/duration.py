@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 
 from lightning_tricks.core import checks
@@ -34,14 +35,19 @@ class Duration:
     name: str = field(default="a length", compare=False)
 
     def __str__(self) -> str:
-        """Return the duration as it is written."""
-        if self.unit == "percent":
-            return f"{self.amount:g}%"
-        return f"{self.amount:g} {self.unit if self.amount != 1 else self.unit[:-1]}"
+        """Return the duration as a reader wants it, rounded."""
+        return self._written(f"{self.amount:g}")
 
     def __repr__(self) -> str:
         """Return what builds an equal duration, in the form that a setting takes."""
-        return str(int(self.amount)) if self.unit == "steps" else repr(str(self))
+        if self.unit == "steps":
+            return str(int(self.amount))
+        return repr(self._written(repr(self.amount).removesuffix(".0")))
+
+    def _written(self, amount: str) -> str:
+        if self.unit == "percent":
+            return f"{amount}%"
+        return f"{amount} {self.unit if self.amount != 1 else self.unit[:-1]}"
 
 
 def as_duration(name: str, value: object) -> Duration:
@@ -54,7 +60,7 @@ def as_duration(name: str, value: object) -> Duration:
     Raises:
         TypeError: If ``value`` is of another type; a bare float is one, because 1.0 may mean one step
             or the whole run.
-        ValueError: If it is negative, over 100 %, or not written as above.
+        ValueError: If it is negative, over 100 %, longer than any run, or not written as above.
 
     Example:
         >>> as_duration("warmup", "5%"), as_duration("warmup", 500), as_duration("at", "1 epoch")
@@ -74,10 +80,10 @@ def as_duration(name: str, value: object) -> Duration:
     if not found:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
     amount, unit = float(found[1]), _UNITS[found[2]]
+    if amount > (longest := 100 if unit == "percent" else sys.maxsize):
+        raise ValueError(f"{name} must be at most {longest} {unit}, got {value!r}")
     if unit == "steps" and amount != int(amount):
         raise ValueError(f"{name} must be a whole number of steps, got {value!r}")
-    if unit == "percent":
-        checks.in_range(f"the percentage of {name}", amount, 0.0, 100.0)
     return Duration(amount, unit, name)
 
 

@@ -47,16 +47,19 @@ def as_schedule(
 
     Raises:
         TypeError: If ``value`` is none of the three.
-        ValueError: If the text cannot be read, or a value of the schedule lies outside the range.
+        ValueError: If the text cannot be read, or a value of the schedule lies outside the range or is not
+            finite; a number may be infinite where the range is.
     """
     if isinstance(value, str):
         value = parse(value, name=name)
     if isinstance(value, Schedule):
         for end in value.bounds():
             checks.in_range(f"every value of {name}", end, low, high, open_low=open_low, open_high=open_high)
+            if math.isinf(end):
+                raise ValueError(f"every value of {name} must be finite, got {end!r}")
         return value
-    checks.in_range(name, value, low, high, open_low=open_low, open_high=open_high)
-    return shapes.constant(float(value))  # type: ignore[arg-type]  # in_range accepts only numbers
+    real = checks.in_range(name, value, low, high, open_low=open_low, open_high=open_high)
+    return shapes.Constant(level=real)
 
 
 def parse(text: str, *, name: str = "schedule") -> Schedule:
@@ -67,54 +70,51 @@ def parse(text: str, *, name: str = "schedule") -> Schedule:
         name: What the user calls the setting, for errors.
 
     Raises:
-        ValueError: If ``text`` cannot be read; says which piece of it.
+        ValueError: If ``text`` cannot be read; says why.
 
     Example:
         >>> parse("10 * (warmup('1 epoch') >> cosine(to=0.1))")
         10.0 * (warmup('1 epoch') >> cosine(to=0.1))
         >>> parse("__import__('os')")
         Traceback (most recent call last):
-        ValueError: schedule may call constant, cosine, exponential, linear, warmup, got '__import__'
+        ValueError: schedule must be written like warmup('5%') >> cosine(to=0.1), got "__import__('os')": \
+it may call constant, cosine, exponential, linear, warmup, not '__import__'
     """
+    rule = f"{name} must be written like warmup('5%') >> cosine(to=0.1), got {text!r}"
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
-        raise ValueError(
-            f"{name} must be written like warmup('5%') >> cosine(to=0.1), got {text!r}"
-        ) from None
-    value = _read(tree, name)
-    return value if isinstance(value, Schedule) else shapes.constant(checks.number(name, value))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for very deep nesting
+        raise ValueError(rule) from None
+    try:
+        value = _read(tree)
+        return value if isinstance(value, Schedule) else shapes.constant(checks.number("it", value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{rule}: {error}") from None
 
 
-def _read(node: ast.expr, name: str) -> Any:
+def _read(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=int() | float() | str() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -checks.number(name, _read(operand, name))
+            return -checks.number("what '-' precedes", _read(operand))
         case ast.BinOp(left=left, op=ast.RShift(), right=right):
-            return _schedule(left, name) >> _schedule(right, name)
+            return _schedule(left) >> _schedule(right)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return checks.number(name, _read(left, name)) * _schedule(right, name)
+            return checks.number("the left of '*'", _read(left)) * _schedule(right)
         case ast.Call(func=ast.Name(id=function), args=args, keywords=keywords):
-            return _call(function, [_read(arg, name) for arg in args], keywords, name)
-    raise ValueError(
-        f"{name} must be made of {', '.join(FUNCTIONS)}, '>>' and '*', got {ast.unparse(node)!r}"
-    )
+            return _call(function, [_read(arg) for arg in args], keywords)
+    raise ValueError(f"it must be made of {', '.join(FUNCTIONS)}, '>>' and '*', not {ast.unparse(node)!r}")
 
 
-def _schedule(node: ast.expr, name: str) -> Schedule:
-    value = _read(node, name)
+def _schedule(node: ast.expr) -> Schedule:
+    value = _read(node)
     if not isinstance(value, Schedule):
-        raise ValueError(f"{name} must have schedules on both sides of '>>' and right of '*', got {value!r}")
+        raise ValueError(f"both sides of '>>' and the right of '*' must be schedules, not {value!r}")
     return value
 
 
-def _call(function: str, args: list[Any], keywords: list[ast.keyword], name: str) -> Schedule:
+def _call(function: str, args: list[Any], keywords: list[ast.keyword]) -> Schedule:
     if function not in FUNCTIONS:
-        raise ValueError(f"{name} may call {', '.join(FUNCTIONS)}, got {function!r}")
-    settings = {str(word.arg): _read(word.value, name) for word in keywords}
-    try:
-        return FUNCTIONS[function](*args, **settings)
-    except TypeError as error:
-        raise ValueError(f"{name} has a wrong call: {error}") from None
+        raise ValueError(f"it may call {', '.join(FUNCTIONS)}, not {function!r}")
+    return FUNCTIONS[function](*args, **{str(word.arg): _read(word.value) for word in keywords})

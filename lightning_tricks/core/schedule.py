@@ -177,6 +177,7 @@ class _Joined(Schedule):
         for _, part in self.parts()[:-1]:
             if part.over is None:
                 raise ValueError(f"only the last part of a schedule may lack a length, got {self!r}")
+        self.bounds()  # raises where a part cannot go on from the one before it
 
     def parts(self) -> tuple[tuple[float, Part], ...]:
         return tuple(pair for member in self.members for pair in member.parts())
@@ -191,8 +192,10 @@ class _Scaled(Schedule):
     inner: Schedule
 
     def __post_init__(self) -> None:
-        if not checks.in_range("the factor of a schedule", self.factor) or math.isinf(self.factor):
-            raise ValueError(f"the factor of a schedule must be finite and not 0, got {self.factor!r}")
+        checks.number("the factor of a schedule", self.factor)
+        for factor, _ in self.parts():
+            if not factor or math.isinf(factor):
+                raise ValueError(f"the factor of a schedule must be finite and not 0, got {factor!r}")
 
     def parts(self) -> tuple[tuple[float, Part], ...]:
         return tuple((self.factor * factor, part) for factor, part in self.inner.parts())

@@ -47,7 +47,7 @@ def as_patterns(name: str, value: object) -> tuple[Pattern, ...]:
     if not entries:
         raise ValueError(f"{name} must name at least one pattern, got {value!r}")
     for entry in entries:
-        if not (isinstance(entry, str | type) or callable(entry)):
+        if isinstance(entry, nn.Module) or not (isinstance(entry, str | type) or callable(entry)):
             raise TypeError(f"{name} must hold name patterns, module types or callables, got {entry!r}")
         if isinstance(entry, str) and not entry:
             raise ValueError(f"{name} must not hold an empty pattern, got {value!r}")

@@ -87,8 +87,15 @@ class Cosine(_Decay):
 class Exponential(_Decay):
     """A constant ratio from step to step, to ``to``."""
 
+    def first(self, before: float | None) -> float:
+        first = super().first(before)
+        if first <= 0.0:
+            raise ValueError(f"exponential(to={self.to!r}) must start above 0, got {first!r} before it")
+        return first
+
     def value(self, step: float, length: int, first: float) -> float:
-        return float(first * (self.to / first) ** (step / length))
+        share = step / length
+        return float(first ** (1.0 - share) * self.to**share)
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +118,7 @@ class Warmup(Part):
     def value(self, step: float, length: int, first: float) -> float:
         if self.shape == "linear":
             return first + (1.0 - first) * (step + 1) / (length + 1)
-        return float(first * (1.0 / first) ** (step / length))
+        return float(first ** (1.0 - step / length))
 
 
 def constant(level: float | None = None, *, over: int | str | None = None) -> Part:
@@ -121,9 +128,7 @@ def constant(level: float | None = None, *, over: int | str | None = None) -> Pa
         level: The value; ``None`` for the last value before it.
         over: Length in steps, epochs or percent; ``None`` for the rest of the run.
     """
-    if level is not None:
-        checks.number("level", level)
-    return Constant(over=_length(over), level=level)
+    return Constant(over=_length(over), level=None if level is None else _finite("level", level))
 
 
 def linear(*, to: float, over: int | str | None = None, start: float | None = None) -> Part:
@@ -167,7 +172,7 @@ def exponential(*, to: float, over: int | str | None = None, start: float | None
     checks.in_range("to", to, 0.0, open_low=True)
     if start is not None:
         checks.in_range("start", start, 0.0, open_low=True)
-    return Exponential(over=_length(over), to=_finite("to", to), start=start)
+    return Exponential(over=_length(over), to=_finite("to", to), start=_start(start))
 
 
 def warmup(over: int | str, *, shape: str = "linear", start: float | None = None) -> Part:
@@ -181,7 +186,7 @@ def warmup(over: int | str, *, shape: str = "linear", start: float | None = None
     checks.one_of("shape", shape, WARMUP_SHAPES)
     if start is not None:
         checks.in_range("start", start, 0.0, 1.0, open_low=shape == "exponential", open_high=True)
-    return Warmup(over=_length(over), shape=shape, start=start)
+    return Warmup(over=as_duration("over", over), shape=shape, start=_start(start))
 
 
 def _length(over: int | str | None) -> Duration | None:

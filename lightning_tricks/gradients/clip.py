@@ -159,7 +159,7 @@ params=('encoder.*', 'head'), non_finite='skip')
         for name in ("max_norm", "max_value"):
             if (limit := getattr(self, name)) is not None:
                 as_schedule(name, limit, 0.0)
-        checks.in_range("norm_type", self.norm_type, 0.0, open_low=True)
+        self.norm_type = checks.in_range("norm_type", self.norm_type, 0.0, open_low=True)
         as_patterns("params", self.params)
         checks.one_of("non_finite", self.non_finite, _POLICIES)
 

@@ -82,8 +82,9 @@ def clip_(
     if max_value is not None:
         clipped = total_norm(gradients, math.inf) > max_value
         for tensors, _ in gradients:
-            torch._foreach_clamp_min_(tensors, -max_value)
-            torch._foreach_clamp_max_(tensors, max_value)
+            if max_value < torch.finfo(tensors[0].dtype).max:  # torch refuses a bound that is beyond the type
+                torch._foreach_clamp_min_(tensors, -max_value)
+                torch._foreach_clamp_max_(tensors, max_value)
         if max_norm is not None:
             norm = total_norm(gradients, norm_type)
     if max_norm is not None:

@@ -79,11 +79,17 @@ class Member(Callback, ABC):
 
 
 class Conductor(Callback):
-    """Drives the techniques of one Trainer; added by them, never by a user."""
+    """Drives the techniques of one Trainer; added by them, never by a user.
+
+    Attributes:
+        clock: Where the run stands.
+        logs: Whether Lightning will log the current step.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         """Start with clocks at zero, for ``trainer`` alone."""
         self.clock = Clock()
+        self.logs = False
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
         self._scaled = False
         self._hooks: list[Any] = []
@@ -171,6 +177,8 @@ class Conductor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.clock.begin_batch()
+        # Once for all techniques: Lightning takes its time to find out.
+        self.logs = trainer._logger_connector.should_update_logs
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -7,6 +7,7 @@ A technique overrides Lightning's hooks and the phases of
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ class Technique(Member):
                 close = checks.nearest(name, known, count=1)
                 meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
                 raise TypeError(f"{cls.__name__} has no setting {name!r}; {meant}")
+        if (label := settings.get("label")) is not None:
+            checks.text("label", label)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -73,7 +76,7 @@ class Technique(Member):
     def settings(self) -> dict[str, str]:
         """Return each setting's name with its value as it is written; ``label`` only if it is set."""
         entries = [entry for entry in dataclasses.fields(self) if entry.init and entry.repr]
-        named = {entry.name: repr(getattr(self, entry.name)) for entry in entries}
+        named = {entry.name: _written(getattr(self, entry.name)) for entry in entries}
         label = named.pop("label")
         return named if self.label is None else {**named, "label": label}
 
@@ -149,8 +152,7 @@ class Technique(Member):
     @final
     def reports(self, trainer: Trainer) -> bool:
         """Return whether Lightning will log this step; what is reported on others would be thrown away."""
-        connector = trainer._logger_connector
-        return not trainer.barebones and connector.should_update_logs
+        return self.conductor.logs and not trainer.barebones
 
     @final
     def report(
@@ -276,3 +278,8 @@ class Technique(Member):
     @final
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.undo()
+
+
+def _written(value: object) -> str:
+    # ``inf`` is no word of Python's.
+    return f"float('{value}')" if isinstance(value, float) and math.isinf(value) else repr(value)

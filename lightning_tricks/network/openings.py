@@ -137,8 +137,7 @@ class Plateau(Trigger):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not isinstance(self.monitor, str) or not self.monitor:
-            raise ValueError(f"monitor must be the name of a metric, got {self.monitor!r}")
+        checks.text("monitor", self.monitor)
         checks.whole("patience", self.patience, 1)
         checks.in_range("min_delta", self.min_delta, 0.0, open_high=True)
         checks.one_of("mode", self.mode, ("min", "max"))

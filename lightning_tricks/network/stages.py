@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import glob
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, zip_longest
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_tricks.core import checks
 from lightning_tricks.core.select import Patterns, as_patterns, clean_name, select
 
 __all__ = [
+    "check_factor",
     "check_optimizers",
     "check_same",
     "listed",
@@ -99,10 +102,22 @@ def partition(module: nn.Module, stages: Sequence[Patterns]) -> list[dict[str, n
     everything = select(module, "*", name="the module")
     if left := [name for name, p in everything.items() if p.requires_grad and name not in held]:
         raise ValueError(
-            f"each parameter must be in a stage, got none for {listed(left)}: add a last stage with patterns "
+            f"stages must hold each parameter, got none for {listed(left)}: add a last stage with patterns "
             "for them, or name them in one, or freeze them with requires_grad_(False)"
         )
     return parts
+
+
+def check_factor(factor: float, stages: int) -> None:
+    """Accept a ratio of the rates of two successive stages with which each of ``stages`` has a rate.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not above 0 and finite, or so is not the rate of the last stage.
+    """
+    checks.in_range("lr_factor", factor, 0.0, open_low=True, open_high=True)
+    if abs(math.log(factor) * (stages - 1)) > math.log(sys.float_info.max):
+        raise ValueError(f"lr_factor must leave a rate to each of {stages} stages, got {factor!r}")
 
 
 def check_optimizers(

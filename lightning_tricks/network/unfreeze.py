@@ -29,6 +29,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger, opening_moments, watched
 from lightning_tricks.network.stage_table import stage_rows, stage_table
 from lightning_tricks.network.stages import (
+    check_factor,
     check_optimizers,
     check_same,
     listed,
@@ -107,13 +108,13 @@ norm_stats='frozen')
     _watch: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.stages, str) or not isinstance(self.stages, Sequence) or not self.stages:
+        if not isinstance(self.stages, list | tuple) or not self.stages:
             raise TypeError(f"stages must be a list with the patterns of each stage, got {self.stages!r}")
         for index, patterns in enumerate(self.stages):
             as_patterns(f"stages[{index}]", patterns)
         # YAML has no tuples; settings that mean the same are to be written the same.
         self.stages = [tuple(each) if isinstance(each, list) else each for each in self.stages]
-        checks.in_range("lr_factor", self.lr_factor, 0.0, open_low=True, open_high=True)
+        check_factor(self.lr_factor, len(self.stages))
         checks.one_of("norm_stats", self.norm_stats, _POLICIES)
         if isinstance(self.at, Trigger):
             self._watch = self.at.start()

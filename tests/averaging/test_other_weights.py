@@ -14,7 +14,7 @@ from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.fusion.collect import LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from tests.averaging.watching import Watch, live_of, parameters, slow_twin, watched
-from tests.toys import Loader, Toy, assert_equal, trainer, weights
+from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 
 VALIDATION = Loader(2, seed=9)
 OTHERS = "EMAWeights: the module holds other weights than the average"
@@ -172,6 +172,15 @@ def test_with_nothing_left_to_train_other_weights_stay_too(capsys: pytest.Captur
     other = weights(module)
     runner.fit(module, Loader(), VALIDATION)
     assert_equal(weights(module), other)
+    assert capsys.readouterr().out.count(OTHERS) == 1
+
+
+def test_it_is_said_before_training_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, watch, runner = watched(EMAWeights(decay=0.9), max_epochs=2)
+    load_all(module)
+    runner.callbacks.append(StopAfter(1, tmp_path / "a.ckpt"))
+    with pytest.raises(StopError):
+        again(runner, module, watch, capsys)
     assert capsys.readouterr().out.count(OTHERS) == 1
 
 
