@@ -105,14 +105,14 @@ def test_taking_the_sets_puts_the_live_one_into_the_module(save: str) -> None:
 
 def test_taking_finds_no_average_in_a_plain_checkpoint() -> None:
     module = Toy()
-    assert take_sets(module, {"state_dict": toy_sets(, {})[1]}) is None
+    assert take_sets(module, {"state_dict": toy_sets()[1]}, {}) is None
     assert_equal(weights(module), toy_sets()[0])
 
 
 def test_names_of_a_compiled_module_are_cleaned() -> None:
     live, average = toy_sets()
     state = {f"_orig_mod.{name}": value for name, value in average.items()}
-    found = take_sets(Toy(, {}), {"state_dict": state, "current_model_state": live})
+    found = take_sets(Toy(), {"state_dict": state, "current_model_state": live}, {})
     assert found is not None
     assert found.keys() == average.keys()
 
@@ -120,7 +120,7 @@ def test_names_of_a_compiled_module_are_cleaned() -> None:
 def test_an_average_beside_is_loaded_for_evaluation() -> None:
     for save, loaded in (("live", toy_sets()[1]), ("average", toy_sets()[0])):
         module = Toy()
-        load_average(module, written(save, {}))
+        load_average(module, written(save), {})
         assert_equal(weights(module), loaded)
 
 
