@@ -45,4 +45,9 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
         active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),
     ),
+    "ExactResume": Case(
+        neutral=lt.ExactResume,
+        active=lt.ExactResume,
+        exempt={"active": "it changes nothing in a run that is not resumed, as law neutral shows"},
+    ),
 }
