@@ -29,7 +29,7 @@ bench: .venv/.stamp ## measure what the techniques cost
 
 matrix: export OMP_NUM_THREADS ?= 1
 matrix: .venv/.stamp ## write the table of techniques and regimes into the README, from the tests
-	$(BIN)/python -m pytest tests/contract tests/distributed --matrix
+	$(BIN)/python -m pytest tests/contract tests/distributed tests/lifecycle/test_deepspeed.py --matrix
 
 soak: export OMP_NUM_THREADS ?= 1
 soak: .venv/.stamp ## break runs off at 50 random points and resume them

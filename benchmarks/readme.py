@@ -16,7 +16,7 @@ def replace_table(readme: Path, name: str, table: str) -> None:
     """
     text = readme.read_text()
     begin, end = _place(text, readme.name, name)
-    readme.write_text(f"{text[:begin]}{table}{text[end:]}")
+    readme.write_text(f"{text[:begin]}{table}\n{text[end:].lstrip()}")
 
 
 def table_of(readme: Path, name: str) -> str:
