@@ -74,8 +74,9 @@ class WeightFusion(Technique):
       was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
       will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt``
       (``fused-v1.ckpt`` if there is one), with settings and metrics under ``weight_fusion``.
-    * **Cost** one file of the weights per snapshot. At the end a copy of the weights in memory, a pass over
-      the training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
+    * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on
+      its CPU, with buffers as it has them. At the end a copy of the weights in memory, a pass over the
+      training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
       2 N - 1 more of each.
     * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
       that all snapshots are nearly the same.

@@ -27,10 +27,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.call import _call_lightning_module_hook, _call_strategy_hook
+from lightning.pytorch.trainer.call import _call_strategy_hook
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.evaluation import undisturbed
@@ -131,7 +130,6 @@ def _look(
     with ExitStack() as stack:
         stack.enter_context(undisturbed(trainer, pl_module))
         stack.enter_context(_idle_optimization(pl_module))
-        stack.callback(reshard, trainer)
         # Compiled code looks for hooks when it is compiled, not when it runs.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for layer, moments in zip(layers, seen, strict=True):
@@ -142,12 +140,7 @@ def _look(
         for steps, batch in enumerate(_batches(trainer, pl_module)):
             arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, steps)
             trainer._logger_connector.on_batch_start(batch)
-            if isinstance(trainer.strategy.model, DistributedDataParallel):
-                # Not through the wrapper, which would wait for a backward pass.
-                with trainer.precision_plugin.train_step_context():
-                    _call_lightning_module_hook(trainer, "training_step", *arguments.values())
-            else:
-                _call_strategy_hook(trainer, "training_step", *arguments.values())
+            _call_strategy_hook(trainer, "training_step", *arguments.values())
     return seen, steps + 1
 
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch.distributed as dist
 
-from lightning_tricks.lifecycle.continuation import (
-    Continuation,
+from lightning_tricks.lifecycle.continuation import Continuation, count_as_done
+from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.position import (
     Lookahead,
-    count_as_done,
     moment_of,
     obstacles,
     position,
+    reads_ahead,
     stateless,
     train_loaders,
 )
-from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.randomness import lost_devices
 from lightning_tricks.lifecycle.technique import Technique
 
@@ -57,23 +57,24 @@ def _workers_begin_anew(loader: Any, place: dict[str, Any]) -> bool:
 class ExactResume(Technique):
     """Make a resumed run equal the uninterrupted one, to the bit, and log the same.
 
-    * **When** a full checkpoint is written and when a run is resumed from one: after all ``on_train_start``
-      hooks it stands exactly where the checkpoint was written, at the end of a batch, a validation or an
-      epoch. What Lightning leaves out there is made up: logging, a validation that was due, schedulers that
-      watch a metric.
+    * **When** a full checkpoint is written, and when a run is resumed from it: after all ``on_train_start``
+      hooks it goes on from where the checkpoint was written, be it the end of a batch, of a validation or of
+      an epoch. What Lightning leaves out there is made up: a validation that was due, what is logged, the
+      step of a scheduler that watches a metric.
     * **Changes** nothing in a run that is not resumed.
     * **Logs** nothing.
-    * **Saves** for each process: the random states of Python, NumPy, torch and CUDA and of the generators
-      that loaders were given, the states of its train loaders, running means of logged values and states of
-      ``torchmetrics.Metric`` children.
-    * **Cost** 15 kB of each checkpoint per process, and the metrics; with a train loader that has no length,
-      its ``state_dict`` and the random states once per batch.
-    * **Use** in every run that may be broken off, with torchdata's ``StatefulDataLoader`` for checkpoints
-      within an epoch; a loader of one's own begins each epoch anew, in an order that hangs on ``set_epoch``
-      or on random numbers. **Not** where worker processes draw random numbers: theirs begin anew on a
-      resume within an epoch, and with ``persistent_workers`` on any.
+    * **Saves** for each process the random states of Python, NumPy, torch and CUDA and of the generators that
+      loaders were given, the places of its train loaders, the running means of logged values and the states
+      of ``torchmetrics.Metric`` children.
+    * **Cost** 15 kB of each checkpoint per process, and the metrics' states. With a train loader that has a
+      ``state_dict`` but no length, that ``state_dict`` and the random states once per batch.
+    * **Use** in every run that may be broken off. Within an epoch only loaders with a ``state_dict`` go on,
+      such as torchdata's ``StatefulDataLoader``; between epochs, all begin anew. **not** where workers of the
+      loader draw random numbers: theirs start anew within an epoch, and with ``persistent_workers`` always.
 
-    Where a resumed run cannot be equal, a warning says why.
+    Equal are the two as far as two uninterrupted runs are. Where a resumed run cannot equal the other, it
+    warns and says why: a checkpoint from within a step or an accumulation, a hook of the module that comes
+    after the checkpoint's, another number of processes or CUDA devices.
 
     Example:
         >>> ExactResume()
@@ -102,8 +103,7 @@ class ExactResume(Technique):
         self._restored = state
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        fetcher = trainer.fit_loop._data_fetcher
-        if fetcher is not None and fetcher.length is None:
+        if reads_ahead(trainer):
             self._lookahead = Lookahead(trainer)
         without = stateless(trainer)
         if not self._go_on(trainer) and without:

@@ -43,7 +43,7 @@ def lost_devices(states: dict[str, Any]) -> list[str]:
     then, now = len(states["cuda"]), torch.cuda.device_count()
     if then in (0, now):
         return []
-    return [f"it was written with {then} CUDA devices in sight, not {now}, so what they draw is new"]
+    return [f"the checkpoint was written with {then} CUDA devices in sight, not {now}"]
 
 
 def generators_of(loader: object) -> list[torch.Generator]:

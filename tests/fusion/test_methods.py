@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.fusion.average import average
-from lightning_tricks.fusion.methods import FusionMethod, fuse_tensors
+from lightning_tricks.fusion.methods import FusionMethod, check_finite, fuse_tensors
 
 
 def first(tensors: list[Tensor]) -> Tensor:
@@ -83,6 +83,7 @@ def test_a_mask_of_infinities_that_all_models_share_is_kept():
     mask = torch.full((2, 2), -math.inf).triu(1)
     models = [{"mask": mask.clone(), "w": torch.tensor(value)} for value in (0.0, 1.0)]
     assert torch.equal(average(models)["mask"], mask)
+    check_finite(models)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -92,8 +93,9 @@ def test_an_entry_that_is_not_finite_is_an_error_that_names_the_tensor(bad, coun
     models[-1]["net.w"][0] = bad
     if count == 1 and math.isinf(bad):
         return  # one model alone is itself, masks included
-    with pytest.raises(ValueError, match=rf"net\.w must be finite in every model, .* model {count - 1}"):
-        average(models)
+    for refuse in (average, check_finite):
+        with pytest.raises(ValueError, match=rf"net\.w must be finite in every model, .* model {count - 1}"):
+            refuse(models)
 
 
 def test_differences_are_errors_that_name_the_tensor():
@@ -109,6 +111,8 @@ def test_differences_are_errors_that_name_the_tensor():
     ):
         with pytest.raises(ValueError, match=message):
             fuse_tensors([good, changed], first)
+        with pytest.raises(ValueError, match=message):
+            check_finite([good, changed])
     with pytest.raises(ValueError, match="at least one model, got none"):
         fuse_tensors([], first)
 
@@ -134,7 +138,7 @@ def test_a_policy_of_ones_own_needs_one_method():
         def fuse(self, models, evaluate=None):
             return dict(models[-1])
 
-    assert Last().count is None and Last().objective is None
+    assert Last().count is None and Last().objective is None and Last().entrywise
     assert Last().fuse([{"w": torch.ones(1)}])["w"].item() == 1.0
     with pytest.raises(TypeError, match="abstract"):
         FusionMethod()

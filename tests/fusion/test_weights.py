@@ -1,4 +1,4 @@
-"""The checksum of a model: equal for equal contents, and for no others."""
+"""A model's way into a module, and its checksum: equal for equal contents, and for no others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import struct
 import pytest
 import torch
 
-from lightning_tricks.fusion.weights import checksum
+from lightning_tricks.fusion.weights import Weights, checksum
+from tests.fusion.runs import fit
+from tests.toys import assert_equal, weights
 
 MODEL = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "n": torch.tensor(7)}
 
@@ -62,3 +64,21 @@ def test_every_type_and_shape_has_one(dtype, shape):
     zeros, ones = torch.zeros(shape).to(dtype), torch.ones(shape).to(dtype)
     assert len(checksum({"w": zeros})) == 8
     assert (checksum({"w": zeros}) == checksum({"w": ones})) is (zeros.numel() == 0)
+
+
+def test_putting_leaves_what_is_not_named_and_refuses_what_is_not_there(tmp_path):
+    module, runner = fit(tmp_path, max_epochs=1)
+    held, before = Weights(runner, module), weights(module)
+    held.put({"head.bias": torch.ones(3)})
+    assert_equal(weights(module), {**before, "head.bias": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"^tail\.bias must be in the state dict of Toy, but it is not$"):
+        held.put({"head.bias": torch.zeros(3), "tail.bias": torch.zeros(3)})
+    assert_equal(weights(module), {**before, "head.bias": torch.ones(3)})
+
+
+def test_alone_whole_tensors_are_the_modules_own(tmp_path):
+    module, runner = fit(tmp_path, max_epochs=1)
+    held = Weights(runner, module)
+    assert not held.sharded
+    assert_equal(held.spread(lambda: held.gather(held.tensors())), weights(module))
+    assert held.gather(held.tensors())["head.bias"].data_ptr() == module.head.bias.data_ptr()

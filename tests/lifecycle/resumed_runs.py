@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,34 +10,56 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 import lightning_tricks as lt
-from tests.toys import StopAfter, StopError, assert_equal, trainer, weights
+from lightning_tricks.lifecycle.randomness import random_states
+from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer, weights
 
 SAMPLES, BATCH = 20, 4
 
+Stop = tuple[str, int]
+BATCHES: list[Stop] = [("on_train_batch_end", count) for count in range(1, 11)]
+ENDS: list[Stop] = [(hook, count) for hook in ("on_validation_end", "on_train_epoch_end") for count in (1, 2)]
+# The end of an inner batch, of an epoch's last, of a validation and of an epoch.
+FEW: list[Stop] = [BATCHES[7], BATCHES[4], ENDS[0], ENDS[-1]]
 
-class Noisy(Dataset[Tensor]):
-    """Samples that carry their number and are disturbed at random whenever they are read."""
 
-    def __init__(self, samples: int = SAMPLES, *, disturbed: bool = True) -> None:
-        self.samples, self.disturbed = samples, disturbed
+def seed(value: int) -> None:
+    """Seed all that is drawn from."""
+    torch.manual_seed(value)
+    np.random.seed(value)
+    random.seed(value)
+
+
+def sample(index: int, *, disturbed: bool) -> Tensor:
+    """Return four features, the first of which is the sample's number."""
+    value = torch.full((4,), float(index))
+    if disturbed:
+        value[1:] += torch.randn(3) + random.random() + np.random.rand()
+    return value
+
+
+class Samples(Dataset[Tensor]):
+    """Samples that are disturbed at random whenever they are read."""
+
+    def __init__(self, count: int = SAMPLES, *, disturbed: bool = True) -> None:
+        self.count, self.disturbed = count, disturbed
 
     def __len__(self) -> int:
-        return self.samples
+        return self.count
 
     def __getitem__(self, index: int) -> Tensor:
         return sample(index, disturbed=self.disturbed)
 
 
 class Stream(IterableDataset[Tensor]):
-    """The same without a length; goes on from where its state says."""
+    """The same without a length; begins where its state says, once."""
 
     def __init__(self, *, disturbed: bool = True) -> None:
         self.disturbed, self.at, self.begin = disturbed, 0, 0
@@ -54,42 +77,56 @@ class Stream(IterableDataset[Tensor]):
         self.begin = state["at"]
 
 
-def sample(index: int, *, disturbed: bool) -> Tensor:
-    """Return four features, the first of which is the sample's number."""
-    value = torch.full((4,), float(index))
-    if disturbed:
-        value[1:] += torch.randn(3) + random.random() + np.random.rand()
-    return value
+class Own(Loader):
+    """A loader of one's own, with a state, that disturbs its batches at random."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for inputs, _ in super().__iter__():
+            yield inputs + torch.randn(()) + random.random()
+
+
+class OwnStream(Own):
+    """The same without a length."""
+
+    __len__ = None
 
 
 class Learner(LightningModule):
-    """Dropout without reseeding, draws of all kinds, and metrics of every kind that Lightning knows."""
+    """Dropout without reseeding, and each kind of metric that Lightning knows."""
 
-    def __init__(self, *, plateau: str | None = None, optimizer: str = "AdamW") -> None:
+    def __init__(self, plateau: str | None = None) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 1))
-        self.mean, self.total = MeanMetric(), SumMetric()
+        self.mean, self.total, self.val_mean = MeanMetric(), SumMetric(), MeanMetric()
         self.both = MetricCollection([MeanMetric(), SumMetric()], prefix="both_")
-        self.val_mean = MeanMetric()
         self.plateau = plateau
         self.seen: list[list[float]] = []
 
+    def loss(self, batch: Tensor) -> Tensor:
+        return (self.net(batch / SAMPLES) * (1 + random.random()) - 1).square().mean()
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         self.seen.append([float(self.current_epoch), float(batch_idx), *batch[:, 0].tolist()])
-        scale = 1 + random.random() + np.random.rand()
-        loss = (self.net(batch / SAMPLES) * scale - 1).square().mean()
+        loss = self.loss(batch)
         self.log("loss", loss, on_step=True, on_epoch=True)
         self.log("largest", loss, on_step=False, on_epoch=True, reduce_fx="max")
-        self.log("sum", loss, on_step=False, on_epoch=True, reduce_fx=torch.sum)
+        self.log("sum", loss, on_step=False, on_epoch=True, reduce_fx=sum)
         self.mean.update(loss)
-        self.log("mean", self.mean, on_step=False, on_epoch=True)
-        self.log("total", self.total, on_step=True, on_epoch=True) if self.total(loss) > -1 else None
+        self.total(loss)
         self.both.update(loss)
+        self.log("mean", self.mean, on_step=False, on_epoch=True)
+        self.log("total", self.total, on_step=True, on_epoch=True)
         self.log_dict(self.both, on_step=False, on_epoch=True)
         if batch_idx == 0:
             self.log("first", loss, on_step=False, on_epoch=True)
         return loss
+
+    def on_train_start(self) -> None:
+        torch.rand(3)  # which the uninterrupted run does once
+
+    def on_train_epoch_start(self) -> None:
+        torch.rand(1)
 
     def on_train_epoch_end(self) -> None:
         self.log("drawn", torch.rand(()))
@@ -105,11 +142,30 @@ class Learner(LightningModule):
         if self.plateau is None:
             return optimizer
         monitor, interval = self.plateau.split("/")
-        watching = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.9, patience=0, threshold=0.3)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": watching, "monitor": monitor, "interval": interval},
-        }
+        watching = ReduceLROnPlateau(optimizer, factor=0.9, patience=0, threshold=0.3)
+        config = {"scheduler": watching, "monitor": monitor, "interval": interval}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+class Manual(Learner):
+    """Two optimizers, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        loss = super().training_step(batch, batch_idx)
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        first, rest = torch.optim.AdamW(self.net[0].parameters()), self.net[1:].parameters()
+        return [first, torch.optim.SGD(rest, lr=0.01, momentum=0.9)]
 
 
 class Log(DummyLogger):
@@ -120,57 +176,66 @@ class Log(DummyLogger):
         self.values: dict[tuple[str, int, int], float] = {}
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        epoch = int(metrics["epoch"])
+        epoch = int(metrics.get("epoch", -1))
         for name, value in metrics.items():
             key = (name, step, epoch)
             assert self.values.setdefault(key, value) == value, f"{key}: {self.values[key]}, then {value}"
 
 
-class Run:
-    """One run: its module, its Trainer, and the random states that it ends with."""
+def shuffled(count: int = 8, **options: Any) -> DataLoader[Tensor]:
+    """Return a plain loader."""
+    disturbed = not options.get("num_workers")
+    return DataLoader(Samples(count, disturbed=disturbed), batch_size=BATCH, shuffle=True, **options)
 
-    def __init__(self, data: Callable[[], Any], root: Path, log: Log, *callbacks: Callback, **options: Any):
-        module_options = {k: options.pop(k) for k in ("plateau",) if k in options}
-        validation = options.pop("validation", lambda: DataLoader(Noisy(8), batch_size=BATCH, shuffle=True))
-        ckpt_path = options.pop("ckpt_path", None)
-        self.module = Learner(**module_options)
-        # What a script does before ``fit``, the resumed one too.
-        torch.manual_seed(3)
-        np.random.seed(3)
-        random.seed(3)
-        self.trainer = trainer(lt.ExactResume(), *callbacks, default_root_dir=root, logger=log, **options)
-        val_data = validation() if validation else None
+
+class Run:
+    """A run with ``ExactResume``.
+
+    Attributes:
+        module: What was trained.
+        finished: Whether it came to its end.
+        random: The random states there.
+        held: What a checkpoint holds then.
+    """
+
+    def __init__(
+        self,
+        data: Callable[[], Any],
+        root: Path,
+        log: Log,
+        *callbacks: Callback,
+        module: Callable[[], Learner] = Learner,
+        validation: Callable[[], Any] | None = shuffled,
+        ckpt_path: Path | None = None,
+        **settings: Any,
+    ) -> None:
+        gc.collect()  # workers of a run that was broken off, as the end of its process would
+        self.module = module()
+        seed(3)  # as a script does, the resumed one too
+        settings = {name: value() if callable(value) else value for name, value in settings.items()}
+        runner = trainer(lt.ExactResume(), *callbacks, default_root_dir=root, logger=log, **settings)
+        validation_data = validation() if validation else None
         try:
-            self.trainer.fit(self.module, data(), val_data, ckpt_path=ckpt_path)
+            runner.fit(self.module, data(), validation_data, ckpt_path=ckpt_path)
         except StopError:
-            self.random = None
+            self.finished = False
         else:
-            self.random = states()
-            self.trainer.save_checkpoint(root / "end.ckpt")
+            self.finished = True
+            self.random = random_states()
+            runner.save_checkpoint(root / "end.ckpt")
             self.held = torch.load(root / "end.ckpt", weights_only=True)
 
 
-def states() -> dict[str, Any]:
-    """Return the random states, in a form that can be compared."""
-    found = _collect_rng_states()
-    return {**found, "numpy": [found["numpy"][1].tolist(), *found["numpy"][2:]]}
-
-
-def assert_exact(
-    data: Callable[[], Any], stop: tuple[str, int], root: Path, *, warns: str | None = None, **options: Any
-) -> None:
+def assert_exact(data: Callable[[], Any], stop: Stop, root: Path, **options: Any) -> None:
     """Assert that a run stopped at the n-th call of a hook and resumed equals the uninterrupted one."""
     whole_log, log = Log(), Log()
     whole = Run(data, root / "whole", whole_log, **options)
     saved = root / "parts" / "stopped.ckpt"
     stopped = Run(data, root / "parts", log, StopAfter(stop[1], saved, stop[0]), **options)
-    assert stopped.random is None, "the run was not stopped"
-    # Another process has drawn other numbers.
-    torch.manual_seed(99)
-    parts = Run(data, root / "parts", log, ckpt_path=saved, **options)
-    seen = stopped.module.seen + parts.module.seen
-    assert seen == whole.module.seen
-    assert_equal(whole.random, parts.random)
-    assert_equal(weights(whole.module), weights(parts.module))
-    assert_equal(whole.held, parts.held)
+    assert whole.finished and not stopped.finished
+    resumed = Run(data, root / "parts", log, ckpt_path=saved, **options)
+    assert stopped.module.seen + resumed.module.seen == whole.module.seen
+    assert_equal(whole.random, resumed.random)
+    assert_equal(weights(whole.module), weights(resumed.module))
+    assert_equal(whole.held, resumed.held)
     assert log.values == whole_log.values

@@ -91,7 +91,7 @@ def test_values_that_are_not_finite():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"monitor": ""}, "monitor must be the name of a metric, got ''"),
+        ({"monitor": ""}, "monitor must not be empty, got ''"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"min_delta": -0.1}, r"min_delta must lie in \[0.0, inf\), got -0.1"),
         ({"mode": "least"}, "mode must be one of 'min', 'max', got 'least'"),

@@ -118,7 +118,7 @@ def test_tied_parameter_is_in_the_stages_of_all_its_names():
 def test_parameter_in_no_stage_is_an_error_unless_frozen():
     module = Net()
     expected = (
-        "must be in a stage, got none for 'token', 'norm.weight', 'norm.bias': "
+        "stages must hold each parameter, got none for 'token', 'norm.weight', 'norm.bias': "
         "add a last stage with patterns for them, or name them in one, or freeze them"
     )
     with pytest.raises(ValueError, match=expected):

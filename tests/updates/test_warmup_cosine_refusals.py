@@ -86,7 +86,7 @@ def test_a_warmup_longer_than_the_run_is_said() -> None:
     [
         ({"warmup": 0.05}, "warmup must be a whole number of steps or text .*, got 0.05"),
         ({"warmup": "5 percent"}, "warmup must be"),
-        ({"warmup": "120%"}, r"percentage of warmup must lie in \[0.0, 100.0\]"),
+        ({"warmup": "120%"}, "warmup must be at most 100 percent, got .120%"),
         ({"shape": "cubic"}, "shape must be one of 'linear', 'exponential', got 'cubic'"),
         ({"final": 1.5}, r"final must lie in \[0.0, 1.0\], got 1.5"),
         ({"final": "0"}, "final must be a number, got '0'"),
