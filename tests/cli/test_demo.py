@@ -170,6 +170,15 @@ def test_the_process_is_left_as_it_was():
     assert (torch.get_num_threads(), log.level, list(warnings.filters)) == before
 
 
+@pytest.fixture
+def _interruptible():
+    """Let Ctrl-C interrupt also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys):
     handler = signal.getsignal(signal.SIGINT)
 
