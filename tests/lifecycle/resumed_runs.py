@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -209,7 +208,6 @@ class Run:
         ckpt_path: Path | None = None,
         **settings: Any,
     ) -> None:
-        gc.collect()  # workers of a run that was broken off, as the end of its process would
         self.module = module()
         seed(3)  # as a script does, the resumed one too
         settings = {name: value() if callable(value) else value for name, value in settings.items()}
@@ -219,6 +217,9 @@ class Run:
             runner.fit(self.module, data(), validation_data, ckpt_path=ckpt_path)
         except StopError:
             self.finished = False
+            for loop in (runner.fit_loop, runner.fit_loop.epoch_loop.val_loop):
+                if loop._combined_loader is not None:
+                    loop._combined_loader.reset()  # ends worker processes, as the end of this process would
         else:
             self.finished = True
             self.random = random_states()
