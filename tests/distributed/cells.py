@@ -8,7 +8,6 @@ runs all cases in turn and writes ``results.json`` and each case's final weights
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,4 +144,3 @@ def main(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    os._exit(0)  # torch's threads may abort a process that ends in the usual way

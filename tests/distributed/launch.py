@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +36,8 @@ def launch(module: str, *arguments: str, processes: int = 2, timeout: float = 30
         "TORCHELASTIC_RUN_ID": "tests",  # tells Lightning that it need not start processes itself
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-W", "error::UserWarning:lightning_tricks", "-m", module, *arguments]
+    strict = ["-W", "error::UserWarning:lightning_tricks"]
+    command = [sys.executable, *strict, "-m", __spec__.name, module, *arguments]
     running = [
         subprocess.Popen(
             command,
@@ -57,3 +60,20 @@ def launch(module: str, *arguments: str, processes: int = 2, timeout: float = 30
     if any(process.wait() for process in running) or len(outputs) < processes:
         told = "\n".join(f"--- process {rank}\n{output[-6000:]}" for rank, output in enumerate(outputs))
         raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{told}")
+
+
+def main() -> None:
+    """Run the module that the command line names, as it would run by itself."""
+    del sys.argv[0]
+    code = 0
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)  # torch's threads may abort a process that ends in the usual way
+
+
+if __name__ == "__main__":
+    main()
