@@ -14,7 +14,6 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from lightning_tricks.averaging.no_fit import NoFit
 from lightning_tricks.averaging.shadow import Shadows
 from lightning_tricks.averaging.slots import Slot, find_slots, same_places, stand_in
-from lightning_tricks.averaging.storage import as_device
 from lightning_tricks.core.select import Patterns, clean_name
 from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.checkpoints import (
@@ -124,7 +123,7 @@ class SecondSet:
         self.shadows = Shadows(
             self.slots,
             dtype=None if dtype is None else getattr(torch, str(dtype)),
-            device=as_device("device", device),
+            device=device,
             values=None if self._values is None else {**self._values, **parts_of(wide or {}, self._layouts)},
             agree=partial(any_of, trainer) if self._layouts else list,
         )

@@ -43,7 +43,7 @@ class Shadows:
         slots: Mapping[str, Slot],
         *,
         dtype: torch.dtype | None,
-        device: torch.device | None,
+        device: str | None,
         values: Mapping[str, Tensor] | None = None,
         agree: Callable[[list[bool]], list[bool]] = list,
     ) -> None:

@@ -23,8 +23,8 @@ def shadow_dtype(dtype: torch.dtype, asked: torch.dtype | None) -> torch.dtype:
     return asked.to_complex() if dtype.is_complex else asked
 
 
-def as_device(name: str, value: str | None) -> torch.device | None:
-    """Return the device that ``value`` names; ``None`` stays.
+def as_device(name: str, value: str | torch.device | None) -> str | None:
+    """Return the name of the device that ``value`` stands for; ``None`` stays.
 
     Args:
         name: What the user calls the value.
@@ -34,8 +34,8 @@ def as_device(name: str, value: str | None) -> torch.device | None:
         ValueError: If torch knows no such device.
     """
     try:
-        return None if value is None else torch.device(value)
-    except (RuntimeError, TypeError):
+        return None if value is None else str(torch.device(value))
+    except (RuntimeError, TypeError, ValueError):
         raise ValueError(f"{name} must name a device of torch, such as 'cpu', got {value!r}") from None
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
-__all__ = ["flag", "in_range", "nearest", "number", "one_of", "text", "whole"]
+__all__ = ["flag", "in_range", "nearest", "number", "objective", "one_of", "text", "whole"]
 
 
 def number(name: str, value: Any) -> float:
@@ -118,6 +118,19 @@ def one_of(name: str, value: Any, choices: Collection[str]) -> str:
         meant = f"; did you mean {hint[0]!r}?" if hint else ""
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}{meant}")
     return value
+
+
+def objective(monitor: Any, mode: Any) -> None:
+    """Check the name of a metric and which way it is better; ``None`` for not told.
+
+    Raises:
+        TypeError: If ``monitor`` is no text.
+        ValueError: If it is empty, or ``mode`` is neither ``"min"`` nor ``"max"``.
+    """
+    if monitor is not None:
+        text("monitor", monitor)
+    if mode is not None:
+        one_of("mode", mode, ("min", "max"))
 
 
 def nearest(word: str, known: Iterable[str], *, count: int = 3) -> list[str]:

@@ -8,6 +8,7 @@ without increasing inference time", 2022, https://arxiv.org/abs/2203.05482, "uni
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,11 +60,14 @@ def check_weights(weights: Sequence[float]) -> list[float]:
     """Return ``weights`` as floats that together make 1, within 1e-6.
 
     Raises:
-        TypeError: If one is not a number.
+        TypeError: If they are no list or tuple of numbers.
         ValueError: If they do not make 1.
     """
-    shares = [checks.number("every weight", weight) for weight in weights]
-    checks.in_range("the sum of weights", sum(shares), 1 - 1e-6, 1 + 1e-6)
+    if not isinstance(weights, list | tuple):
+        raise TypeError(f"weights must be a list of numbers, got {weights!r}")
+    shares = [checks.number("every entry of weights", weight) for weight in weights]
+    if not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
+        raise ValueError(f"weights must make 1 together, got {weights!r}")
     return shares
 
 

@@ -130,8 +130,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         if (count := self.method.count) not in (None, self.collect.k):
             raise ValueError(f"collect must keep {count} snapshots for {self.method!r}, got {self.collect!r}")
         checks.one_of("source", self.source, ("live", "average"))
-        if self.mode is not None:
-            checks.one_of("mode", self.mode, ("min", "max"))
+        checks.objective(self.monitor, self.mode)
         checks.flag("update_batchnorm", self.update_batchnorm)
         checks.one_of("keep", self.keep, ("better", "always"))
 

@@ -77,8 +77,7 @@ class GreedySoup(FusionMethod):
     mode: Literal["min", "max"] | None = None
 
     def __post_init__(self) -> None:
-        if self.mode is not None:
-            checks.one_of("mode", self.mode, ("min", "max"))
+        checks.objective(self.monitor, self.mode)
 
     @property
     def objective(self) -> tuple[str | None, str | None]:

@@ -118,7 +118,7 @@ def checksum(model: Model) -> str:
     for name, tensor in model.items():
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
         # As bytes first, because numpy does not know all of torch's types.
-        content = tensor.detach().cpu().reshape(-1).view(torch.uint8)
+        content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
         value = zlib.crc32(content.numpy().data, value)
     return f"{value:08x}"
 

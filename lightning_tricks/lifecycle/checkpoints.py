@@ -118,7 +118,7 @@ def take_sets(
     """
     average: Mapping[str, Tensor] = checkpoint.get("state_dict") or module_parts(pl_module)
     if _LIVE in checkpoint:
-        average = {name: value.clone() for name, value in average.items()}
+        average = {name: value.clone() for name, value in average.items() if isinstance(value, Tensor)}
         _put(pl_module, checkpoint, _LIVE, layouts)
     elif _AVERAGE in checkpoint:
         average = parts_of(_beside(pl_module, checkpoint, _AVERAGE), layouts)
@@ -134,23 +134,27 @@ def load_average(pl_module: LightningModule, checkpoint: Mapping[str, Any], layo
 
 
 def _put(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str, layouts: Layouts) -> None:
+    rule = f"{key} of the checkpoint must hold the weights of the module, but"
     state = _beside(pl_module, checkpoint, key)
     if not layouts:
-        pl_module.load_state_dict(state, strict=pl_module.strict_loading)
+        try:
+            pl_module.load_state_dict(state, strict=pl_module.strict_loading)
+        except RuntimeError as error:
+            raise ValueError(f"{rule} {error}") from error
         return
     parts = parts_of(state, layouts)
     held = module_parts(pl_module)
     if pl_module.strict_loading and parts.keys() != held.keys():
         first = min(parts.keys() ^ held.keys())
-        raise ValueError(
-            f"{key} of the checkpoint must hold the weights of the module, but {first!r} differs"
-        )
+        raise ValueError(f"{rule} {first!r} differs")
     for name in parts.keys() & held.keys():
         held[name].copy_(parts[name])
 
 
 def _beside(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str) -> dict[str, Any]:
     state: dict[str, Any] = checkpoint[key]
+    if not isinstance(state, dict):
+        raise ValueError(f"{key} of the checkpoint must hold the weights of the module, got {state!r:.80}")
     if "state_dict" not in checkpoint:
         return state
     if state.keys() <= pl_module.state_dict().keys():

@@ -34,6 +34,7 @@ from lightning_tricks.lifecycle.clock import Clock, step_applied
 from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.notice import callbacks_of, warn
 from lightning_tricks.lifecycle.ownership import foreign_claims
+from lightning_tricks.lifecycle.seal import sealed, unsealed
 
 __all__ = ["Conductor", "Member"]
 
@@ -237,11 +238,20 @@ class Conductor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clocks; as they were found, if training had nothing left to do."""
-        return self.clock.saved() if self._restored is None else self._restored
+        return sealed(self.clock.saved() if self._restored is None else self._restored)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the clocks of a checkpoint until training starts."""
-        self._restored = state_dict
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Not in ``load_state_dict``, which an evaluation calls too.
+        if trainer.state.fn == "fit":
+            self._restored = unsealed(checkpoint, self.state_key)
+            others = [m.state_key for m in _members(trainer) if m.state_key in checkpoint["callbacks"]]
+            if others and self._restored is None:
+                raise ValueError(
+                    f"a checkpoint of {others[0]} must hold the state of {self.state_key}, but it does not: "
+                    "it is damaged; resume from another checkpoint"
+                )
 
 
 def _members(trainer: Trainer) -> list[Member]:

@@ -20,6 +20,7 @@ from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.duration import Horizon
 from lightning_tricks.lifecycle.conductor import Conductor, Member
 from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.seal import sealed, unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -256,20 +257,28 @@ class Technique(Member):
         # Through this hook and not through ``state_dict``: Lightning refuses two stateful callbacks of one
         # class before a clearer error can name the remedy.
         if self._begun:
+            before = set(checkpoint)
             entry = {"settings": self.settings(), "state": self.saved(), "lengths": self._laid()}
             checkpoint["callbacks"][self.state_key] = entry
             self.edit_checkpoint(trainer, pl_module, checkpoint)
+            beside = sorted(checkpoint.keys() - before)
+            checkpoint["callbacks"][self.state_key] = sealed({**entry, "beside": beside})
         elif self._pending is not None:  # a resumed run with nothing left to do
-            checkpoint["callbacks"][self.state_key] = self._pending
+            checkpoint["callbacks"][self.state_key] = sealed({**self._pending, "beside": []})
 
     @final
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        entry = checkpoint["callbacks"].get(self.state_key)
+        entry = self.entry(checkpoint)
         if entry is not None and trainer.state.fn == "fit":
             self._pending = deepcopy(entry)
         self.read_checkpoint(trainer, pl_module, checkpoint)
+
+    @final
+    def entry(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what ``checkpoint`` holds of this technique; an error if that is damaged."""
+        return unsealed(checkpoint, self.state_key)
 
     @final
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

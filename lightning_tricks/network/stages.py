@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import Patterns, as_patterns, clean_name, select
@@ -88,9 +89,14 @@ def partition(module: nn.Module, stages: Sequence[Patterns]) -> list[dict[str, n
         stages: For each stage one pattern or several.
 
     Raises:
-        ValueError: If a pattern matches nothing, or a parameter is in two stages or in none.
+        ValueError: If a pattern matches nothing, or a parameter is in two stages or in none, or lazy.
     """
     parts = [select(module, patterns, name=f"stages[{index}]") for index, patterns in enumerate(stages)]
+    if lazy := [name for part in parts for name, parameter in part.items() if is_lazy(parameter)]:
+        raise ValueError(
+            f"stages must hold initialised parameters, got the lazy {listed(lazy)}: "
+            "run one batch through the module first"
+        )
     for (i, first), (k, second) in combinations(enumerate(parts), 2):
         if both := [name for name in second if name in first]:
             raise ValueError(

@@ -127,7 +127,7 @@ norm_stats='frozen')
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        entry = checkpoint["callbacks"].get(self.state_key)
+        entry = self.entry(checkpoint)
         self._found = None if entry is None else entry["state"]
         groups = [state["param_groups"] for state in checkpoint.get("optimizer_states", [])]
         self._found_sizes = [[len(group["params"]) for group in each] for each in groups]

@@ -183,7 +183,7 @@ def test_types_and_devices() -> None:
         (torch.complex64, torch.float64, torch.complex128),
     ]
     assert [shadow_dtype(dtype, asked) for dtype, asked, _ in table] == [right for *_, right in table]
-    assert as_device("device", "cuda:1") == torch.device("cuda", 1)
+    assert as_device("device", "cuda:1") == as_device("device", torch.device("cuda", 1)) == "cuda:1"
     assert as_device("device", None) is None
     for wrong in ("gpu", 1.5):
         with pytest.raises(ValueError, match="device must name a device of torch"):

@@ -105,9 +105,22 @@ def test_a_resumed_run_with_nothing_left_to_do_keeps_its_clock(tmp_path: Path) -
     again.fit(Toy(), Loader(), ckpt_path=tmp_path / "a.ckpt")
     again.save_checkpoint(tmp_path / "b.ckpt")
     state = torch.load(tmp_path / "b.ckpt", weights_only=True)["callbacks"]["Conductor"]
-    assert state == {"position": 15, "updates": 15}
+    assert (state["position"], state["updates"]) == (15, 15)
     kept = torch.load(tmp_path / "b.ckpt", weights_only=True)["callbacks"]["GradientClip"]
     assert kept["state"]["steps"] == 15
+
+
+def test_an_evaluation_of_a_checkpoint_leaves_the_clock_of_training_alone(tmp_path: Path) -> None:
+    clip, runner = GradientClip(), trainer(StopAfter(5, tmp_path / "a.ckpt"))
+    runner.callbacks.append(clip)
+    with pytest.raises(StopError):
+        runner.fit(Toy(), Loader())
+    runner = trainer(clip)
+    runner.fit(Toy(), Loader())
+    runner.validate(Toy(), Loader(2), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    runner.fit_loop.max_epochs = 4
+    runner.fit(Toy(), Loader())
+    assert clip.clock.position == runner.global_step == 20
 
 
 def test_a_technique_added_on_resume_knows_the_position(tmp_path: Path) -> None:

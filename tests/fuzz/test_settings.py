@@ -1,0 +1,149 @@
+"""Any value of any setting is refused by name, or survives being written down and trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pickle
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import lightning_tricks as lt
+from lightning_tricks.core.notation import FUNCTIONS
+from lightning_tricks.core.schedule import Schedule
+from lightning_tricks.fusion.collect import SnapshotPolicy
+from lightning_tricks.fusion.methods import FusionMethod
+from lightning_tricks.lifecycle.evaluation import MissingMetricError
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.network.openings import Trigger
+from tests.contract.cases import CASES
+from tests.fuzz.effort import examples
+from tests.fuzz.values import CORNERS, anything, is_plain, shown
+from tests.fuzz.verdicts import Batches, refusal
+from tests.toys import Loader, Toy, trainer
+
+BUILT = [kind for kind in vars(lt).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+# What policies and schedules need, by the type of a setting without default; techniques have their cases.
+SAMPLES = {"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1}
+METRIC: dict[str, Any] = {"monitor": "val_loss", "mode": "min"}
+HOSTS: dict[type, Callable[[Any], Technique]] = {
+    Technique: lambda technique: technique,
+    FusionMethod: lambda method: lt.WeightFusion(
+        method=method, collect=lt.EverySteps(1, method.count or 2), **METRIC
+    ),
+    SnapshotPolicy: lambda policy: lt.WeightFusion(collect=policy, **METRIC),
+    Trigger: lambda trigger: lt.ProgressiveUnfreeze(stages=["head", "body"], at=trigger),
+    Schedule: lambda schedule: lt.GradientClip(max_norm=schedule),
+}
+
+# Refused by the name of the setting that it does not fit.
+WITH = {"method": "collect"}
+
+
+def parameters(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the settings of what builds a technique, a policy or a schedule."""
+    # The signature of a technique itself is that of ``__new__``.
+    found = inspect.signature(thing.__init__ if isinstance(thing, type) else thing).parameters
+    return {name: each for name, each in found.items() if name != "self"}
+
+
+def valid(thing: Callable[..., Any]) -> dict[str, Any]:
+    """Return settings that build ``thing``."""
+    if isinstance(thing, type) and issubclass(thing, Technique):
+        active = CASES[thing.__name__].active()
+        return {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.init}
+    return {
+        name: SAMPLES[str(each.annotation)]
+        for name, each in parameters(thing).items()
+        if each.default is inspect.Parameter.empty
+    }
+
+
+SETTINGS = [
+    pytest.param(thing, name, id=f"{thing.__name__}-{name}")
+    for thing in [*BUILT, *FUNCTIONS.values()]
+    for name in parameters(thing)
+]
+
+
+def on_corners(test: Callable[..., None]) -> Callable[..., None]:
+    for corner in CORNERS:
+        test = example(value=corner)(test)
+    return test
+
+
+@pytest.mark.parametrize(("thing", "name"), SETTINGS)
+@on_corners
+@given(value=anything())
+@examples(20)
+def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name: str, value: Any) -> None:
+    try:
+        built = thing(**{**valid(thing), name: value})
+    except Exception as error:
+        named = WITH.get(name, name) if WITH.get(name, name) in str(error) else name
+        assert not (why := refusal(error, named)), why
+        assert shown(value, str(error)), f"{value!r} is not shown: {error}"
+        return
+    if is_plain(value):
+        for again in (eval(repr(built), {**vars(lt), "np": np}), pickle.loads(pickle.dumps(built))):
+            assert repr(again) == repr(built)
+            assert isinstance(built, Technique) or again == built
+    host = next(host for kind, host in HOSTS.items() if isinstance(built, kind))
+    with TemporaryDirectory() as folder:
+        trains(lambda: host(built), [name], Path(folder))
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.__name__) for kind in BUILT])
+@given(data=st.data())
+@examples(20)
+def test_settings_that_are_right_alone_are_refused_by_name_or_train_together(
+    kind: type, data: st.DataObject
+) -> None:
+    names = list(parameters(kind))
+    settings = {name: data.draw(st.sampled_from(accepted(kind, name)), label=name) for name in names}
+    try:
+        built = kind(**settings)
+    except Exception as error:
+        assert not (why := refusal(error)), why
+        assert any(name in str(error) for name in names), error
+        return
+    host = next(host for kind, host in HOSTS.items() if isinstance(built, kind))
+    with TemporaryDirectory() as folder:
+        trains(lambda: host(built), names, Path(folder))
+
+
+@cache
+def accepted(kind: type, name: str) -> list[Any]:
+    """Return the corners that ``kind`` takes for ``name``, all else as in its case, and what that has."""
+    found = [valid(kind).get(name, parameters(kind)[name].default)]
+    for corner in CORNERS:
+        with suppress(Exception):
+            kind(**{**valid(kind), name: corner})
+            found.append(corner)
+    return found
+
+
+def trains(build: Callable[[], Technique], names: Collection[str], folder: Path) -> None:
+    """Assert that two steps with a technique go well and save, or are refused before by one of ``names``."""
+    seen = Batches()
+    try:
+        runner = trainer(build(), seen, max_epochs=1, num_sanity_val_steps=1, default_root_dir=folder)
+        runner.fit(Toy(), Loader(2), Loader(1, fixed=True))
+    except Exception as error:
+        assert not (why := refusal(error)), why
+        by_value = "every value of" in str(error)  # that is how schedules are refused
+        assert by_value or any(name in str(error) for name in names), error
+        assert seen.count == 0 or isinstance(error, MissingMetricError), f"refused too late: {error}"
+        return
+    runner.save_checkpoint(folder / "a.ckpt")
+    torch.load(folder / "a.ckpt", weights_only=True)
