@@ -23,7 +23,7 @@ def sealed(entry: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> sealed({"lengths": {}, "state": {"steps": 3}})
-        {'lengths': {}, 'state': {'steps': 3}, 'seal': {'lengths': '9e26f7f1', 'state/steps': '6dd28e9b'}}
+        {'lengths': {}, 'state': {'steps': 3}, 'seal': {'lengths': 'a3a6bf43', 'state/steps': '6dd28e9b'}}
     """
     return {**entry, "seal": _seal(entry)}
 
@@ -64,7 +64,8 @@ def _seal(entry: Mapping[str, Any]) -> dict[str, str]:
 def _written(value: Any) -> str:
     match value:
         case dict():
-            return f"{{{', '.join(f'{key!r}: {_written(inner)}' for key, inner in value.items())}}}"
+            # In any order, as dicts are equal in any.
+            return f"{{{', '.join(sorted(f'{key!r}: {_written(inner)}' for key, inner in value.items()))}}}"
         case list() | tuple():
             return f"{type(value).__name__}[{', '.join(map(_written, value))}]"
         case Tensor():

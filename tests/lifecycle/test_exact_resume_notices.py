@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 import lightning_tricks as lt
+from lightning_tricks.lifecycle.seal import sealed, unsealed
 from tests.lifecycle.resumed_runs import Learner, Own, seed, shuffled
 from tests.toys import StopAfter, StopError, trainer
 
@@ -141,7 +142,9 @@ def altered(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Return a checkpoint whose state of ``ExactResume`` was changed."""
     saved = stopped(path, "on_train_batch_end", 4)
     checkpoint = torch.load(saved, weights_only=True)
-    change(checkpoint["callbacks"]["ExactResume"]["state"])
+    entry = unsealed(checkpoint, "ExactResume")
+    change(entry["state"])
+    checkpoint["callbacks"]["ExactResume"] = sealed(entry)
     torch.save(checkpoint, saved)
     return saved
 
