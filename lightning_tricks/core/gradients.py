@@ -56,7 +56,9 @@ def gradients_of(
             if isinstance(gradient, DTensor):
                 groups, gradient = _groups_of(gradient), gradient.to_local()
             kind = gradient.device, gradient.dtype, groups
-            found.setdefault(kind, Gradients([], groups)).tensors.append(gradient)
+            if (alike := found.get(kind)) is None:
+                alike = found[kind] = Gradients([], groups)
+            alike.tensors.append(gradient)
     return list(found.values())
 
 

@@ -27,8 +27,8 @@ def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float | Tensor) 
     """Move ``targets`` towards ``sources`` by ``weight``: target + weight (source - target).
 
     Args:
-        targets: Changed in place. May be wider than ``sources``.
-        sources: Where to move.
+        targets: Changed in place; all of one type, which may be wider than that of ``sources``.
+        sources: Where to move; all of one type.
         weight: Share of the way, usually in [0, 1]; a 0-d tensor stays on its device.
     """
     if not targets:
@@ -36,7 +36,7 @@ def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float | Tensor) 
     if isinstance(weight, Tensor):
         for target, source in zip(targets, sources, strict=True):
             target.lerp_(source.to(target), weight.to(target))
-    elif all(target.dtype == source.dtype for target, source in zip(targets, sources, strict=True)):
+    elif targets[0].dtype == sources[0].dtype:
         torch._foreach_lerp_(targets, sources, weight)
     else:
         # lerp refuses a narrower source; multiply and add promote it entry by entry.

@@ -34,15 +34,15 @@ def total_norm(gradients: list[Gradients], norm_type: float) -> Tensor:
         filled = [grad for grad in tensors if grad.numel()] or [tensors[0].new_zeros(1)]
         wide = [grad.float() for grad in filled] if filled[0].dtype == torch.float16 else filled
         parts.setdefault(groups, []).extend(torch._foreach_norm(wide, norm_type))
+    device = gradients[0].tensors[0].device
+    if len(gradients) > 1:  # perhaps of a model that is laid out over several devices
+        parts = {groups: [norm.to(device) for norm in own] for groups, own in parts.items()}
     norms = [_across(_joined(own, norm_type), groups, norm_type) for groups, own in parts.items()]
     return norms[0] if len(norms) == 1 else _joined(norms, norm_type)
 
 
 def _joined(norms: list[Tensor], norm_type: float) -> Tensor:
-    device = norms[0].device  # that of all, but for models that are laid out over several
-    joined: Tensor = torch.linalg.vector_norm(
-        torch.stack([norm if norm.device == device else norm.to(device) for norm in norms]), norm_type
-    )
+    joined: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     return joined
 
 
@@ -88,10 +88,12 @@ def clip_(
         if max_norm is not None:
             norm = total_norm(gradients, norm_type)
     if max_norm is not None:
-        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        # What torch makes of max_norm / (norm + 1e-6), in fewer tensors.
+        factor = (norm + 1e-6).reciprocal_().mul_(max_norm).clamp_(max=1.0)
         for tensors, _ in gradients:
             torch._foreach_mul_(tensors, factor.to(tensors[0].device))
-        clipped = (norm > max_norm) | clipped
+        over = norm > max_norm
+        clipped = over if clipped is False else over | clipped
     return clipped
 
 
