@@ -33,6 +33,12 @@ REGIMES: dict[str, Regime] = {
     "fused, 16-mixed": Regime(
         module=lambda: Toy(fused=True), settings=lambda: {"plugins": [scaler_plugin()]}
     ),
+    "bf16-mixed, accumulation": Regime(
+        settings=lambda: {"precision": "bf16-mixed", "accumulate_grad_batches": 2}
+    ),
+    "bf16-true, accumulation": Regime(
+        settings=lambda: {"precision": "bf16-true", "accumulate_grad_batches": 2}
+    ),
     "16-mixed, accumulation": Regime(
         settings=lambda: {"plugins": [scaler_plugin()], "accumulate_grad_batches": 2}
     ),

@@ -138,6 +138,9 @@ WORLDS: dict[str, World] = {
     "DDP, bf16-mixed": World(ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False),
     "DDP, 16-mixed": World(ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False),
     "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True),
+    "FSDP1, accumulation": World(
+        OnCPU, settings=lambda: {"plugins": [Double()], "accumulate_grad_batches": 2}, sharded=True
+    ),
     "FSDP2": World(fsdp2(distributed=False), Sharded, double, sharded=True),
     "FSDP2, distributed checkpoints": World(fsdp2(distributed=True), Sharded, double, sharded=True),
     "FSDP2, accumulation": World(
