@@ -112,10 +112,10 @@ class Compiled(Toy):
         self.body = torch.compile(self.body, backend="aot_eager")
 
 
-def scaler_plugin(init_scale: float = 64.0) -> MixedPrecision:
-    """Return 16-mixed with a real gradient scaler, on the CPU."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
-    return MixedPrecision("16-mixed", "cpu", scaler)
+def scaler_plugin(init_scale: float = 64.0, device: str = "cpu") -> MixedPrecision:
+    """Return 16-mixed with a real gradient scaler, by default on the CPU."""
+    scaler = torch.amp.GradScaler(device, init_scale=init_scale)
+    return MixedPrecision("16-mixed", device, scaler)
 
 
 def trainer(*callbacks: Callback, **settings: Any) -> Trainer:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import pytest
+import torch
 
 from tests.toys import Compiled, Toy, TwoOptimizers, scaler_plugin
 
@@ -44,3 +47,18 @@ REGIMES: dict[str, Regime] = {
     ),
     "compiled": Regime(module=Compiled),
 }
+
+
+def _on_gpu(regime: Regime) -> Regime:
+    def settings() -> Mapping[str, Any]:
+        plugins = {"plugins": [scaler_plugin(device="cuda")]} if "plugins" in regime.settings() else {}
+        return {**regime.settings(), **plugins, "accelerator": "gpu"}
+
+    return replace(regime, settings=settings)
+
+
+ON_GPU: dict[str, Regime] = {f"{name} on a GPU": _on_gpu(regime) for name, regime in REGIMES.items()}
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]

@@ -16,7 +16,7 @@ import lightning_tricks
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.cases import CASES, Case
-from tests.contract.regimes import REGIMES, Regime
+from tests.contract.regimes import ON_GPU, REGIMES, Regime, needs_gpu
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 from tests.yaml_trainer import yaml_trainer
 
@@ -28,7 +28,13 @@ def law(name: str) -> pytest.MarkDecorator:
     )
 
 
-every_regime = pytest.mark.parametrize("regime", [pytest.param(r, id=key) for key, r in REGIMES.items()])
+every_regime = pytest.mark.parametrize(
+    "regime",
+    [
+        *(pytest.param(regime, id=name) for name, regime in REGIMES.items()),
+        *(pytest.param(regime, id=name, marks=needs_gpu) for name, regime in ON_GPU.items()),
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
