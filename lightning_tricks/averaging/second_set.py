@@ -20,6 +20,7 @@ from lightning_tricks.lifecycle.checkpoints import (
     WeightsOnlyHook,
     load_average,
     read_sets,
+    remove,
     take_sets,
     write_sets,
 )
@@ -92,7 +93,7 @@ class SecondSet:
         elif self.shadows is not None:
             self._forget()
         self.slots, self._save, self._conductor = slots, save, conductor
-        conductor.on_next_fit(WeightsOnlyHook(trainer, pl_module, self.write).remove)
+        conductor.on_next_fit(partial(remove, WeightsOnlyHook(trainer, pl_module, self.write)))
 
     @property
     def found(self) -> bool:

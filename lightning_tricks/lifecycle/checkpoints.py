@@ -30,6 +30,7 @@ __all__ = [
     "live_state",
     "load_average",
     "read_sets",
+    "remove",
     "take_sets",
     "write_sets",
 ]
@@ -208,3 +209,9 @@ class WeightsOnlyHook:
             del vars(self._module)["on_save_checkpoint"]
             if self._before is not None:
                 vars(self._module)["on_save_checkpoint"] = self._before
+
+
+def remove(hook: Callable[[dict[str, Any]], None]) -> None:
+    """Remove a :class:`WeightsOnlyHook`; of a copy, which has become the module's own method, nothing."""
+    if isinstance(hook, WeightsOnlyHook):
+        hook.remove()

@@ -128,10 +128,15 @@ class Conductor(Callback):
         return {**vars(self), "_trainer": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy the reference, so that a copy in the list of another Trainer is known as strange there."""
+        """Copy the reference, so that a copy in the list of another Trainer is known as strange there.
+
+        A copy that is made together with its Trainer serves the Trainer's copy.
+        """
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
-        vars(copy).update(deepcopy(self.__getstate__(), memo), _trainer=self._trainer)
+        trainer = memo.get(id(self._trainer and self._trainer()))
+        served = self._trainer if trainer is None else weakref.ref(trainer)
+        vars(copy).update(deepcopy(self.__getstate__(), memo), _trainer=served)
         return copy
 
     def on_next_fit(self, undo: Callable[[], None]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,20 @@ def test_later_calls_on_one_trainer_neither_count_twice_nor_leave_anything(
     assert technique.clock.position == runner.global_step == 20
     assert runner.callbacks == callbacks
     assert traces(module, runner) == []
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+@law("quiet")
+def test_a_copy_after_a_run_trains_on_as_the_original_does(
+    case: Case, copy: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    pair = fit(REGIMES["fp32"], case.active(), root=tmp_path)
+    results = []
+    for module, runner in (copy(pair), pair):
+        runner.fit_loop.max_epochs = 4
+        runner.fit(module, Loader(), Loader(2, seed=9, fixed=True))
+        results.append((weights(module), traces(module, runner)))
+    assert_equal(*results)
 
 
 class Breaks(Callback):
