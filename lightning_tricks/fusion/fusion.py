@@ -155,7 +155,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         self._source = Source.of(trainer, self._weights, self.source, self.collect)
 
     def claims(self) -> Iterable[Claim]:
-        return [self.claim("fused_weights", None)]
+        return [self.claim("final_weights", None)]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state, self._resumed = self._resumed, None

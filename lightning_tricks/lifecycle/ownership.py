@@ -19,8 +19,8 @@ from lightning_tricks.lifecycle.notice import callbacks_of
 __all__ = ["foreign_claims"]
 
 _CALLBACKS: tuple[tuple[type[Callback], tuple[str, ...]], ...] = (
-    (WeightAveraging, ("eval_weights",)),
-    (StochasticWeightAveraging, ("eval_weights", "lr")),
+    (WeightAveraging, ("eval_weights", "final_weights")),
+    (StochasticWeightAveraging, ("eval_weights", "final_weights", "lr")),
     (BaseFinetuning, ("requires_grad", "param_groups")),
 )
 

@@ -8,7 +8,7 @@ import warnings
 import pytest
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_tricks.core.conflicts import ConflictError
@@ -75,8 +75,13 @@ def test_a_remote_folder_is_refused():
 
 
 def test_two_fusions_of_one_run_are_refused(tmp_path):
-    match = "'fused_weights' must have one owner, got WeightFusion"
+    match = "'final_weights' must have one owner, got WeightFusion"
     refused(tmp_path, always(label="a"), match, always(label="b"), error=ConflictError)
+
+
+def test_lightnings_own_average_would_replace_what_is_fused_and_is_refused(tmp_path):
+    match = "'final_weights' must have one owner, got EMAWeightAveraging and WeightFusion"
+    refused(tmp_path, always(), match, EMAWeightAveraging(), error=ConflictError)
 
 
 @pytest.mark.parametrize("settings", [{"monitor": "nrom"}, {"method": GreedySoup("nrom", "min")}])
