@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-oldest lint types bench matrix soak notebooks clean
+.PHONY: help demo test test-oldest lint types bench matrix soak fuzz notebooks clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -34,6 +34,11 @@ matrix: .venv/.stamp ## write the table of techniques and regimes into the READM
 soak: export OMP_NUM_THREADS ?= 1
 soak: .venv/.stamp ## break runs off at 50 random points and resume them
 	$(BIN)/python -m pytest tests/soak --points 50
+
+fuzz: export OMP_NUM_THREADS ?= 1
+fuzz: export HYPOTHESIS_PROFILE := long
+fuzz: .venv/.stamp ## try settings, modules and damaged checkpoints of all kinds, for hours
+	$(BIN)/python -m pytest tests/fuzz
 
 notebooks: .venv/.stamp ## run the notebooks from the start and keep their outputs
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
