@@ -9,13 +9,16 @@ help: ## show this list
 demo: .venv/.stamp ## train a small model with and without techniques, and compare
 	$(BIN)/lightning-tricks demo
 
+# On all cores; tests that look at the results of one run stay together.
+PARALLEL := -n auto --dist loadgroup
+
 # The tests' models are tiny and some tests run two processes: more threads only wait for one another.
 test test-oldest: export OMP_NUM_THREADS ?= 1
 test: lint types ## run every check: style, types, tests, doctests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-oldest: .venv-oldest/.stamp ## run the tests with the oldest versions that pyproject.toml allows
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest $(PARALLEL)
 
 lint: .venv/.stamp ## check the style
 	$(BIN)/ruff check
@@ -29,7 +32,7 @@ bench: .venv/.stamp ## measure what the techniques cost
 
 matrix: export OMP_NUM_THREADS ?= 1
 matrix: .venv/.stamp ## write the table of techniques and regimes into the README, from the tests
-	$(BIN)/python -m pytest tests/contract tests/distributed tests/lifecycle/test_deepspeed.py --matrix
+	$(BIN)/python -m pytest tests/contract tests/distributed tests/lifecycle/test_deepspeed.py $(PARALLEL) --matrix
 
 soak: export OMP_NUM_THREADS ?= 1
 soak: .venv/.stamp ## break runs off at 50 random points and resume them

@@ -32,23 +32,25 @@ class Matrix:
         self.write = write
         self.outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-        report: pytest.TestReport = yield
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
         from tests.contract.cases import CASES
         from tests.contract.regimes import REGIMES
 
         names = {id(value): name for known in (CASES, REGIMES) for name, value in known.items()}
         callspec = getattr(item, "callspec", None)
-        cell = callspec and cell_of(callspec.params, names)
-        if cell and not report.skipped and (report.when == "call" or report.failed):
-            reasons = [str(reason) for key, reason in item.user_properties if key == "refused"]
-            self.outcomes[cell].add("WRONG" if report.failed else reasons[0] if reasons else "right")
-        return report
+        if callspec and (cell := cell_of(callspec.params, names)):
+            item.user_properties.append(("cell", cell))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        told: dict[str, Any] = dict(report.user_properties)
+        if "cell" in told and not report.skipped and (report.when == "call" or report.failed):
+            # From another process, a tuple comes as a list.
+            self.outcomes[tuple(told["cell"])].add("WRONG" if report.failed else told.get("refused", "right"))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         table = self.table()
-        if table is None:
+        if table is None:  # also in each of several processes, which run some of the tests
             return
         if self.write:
             replace_table(README, "matrix", table)

@@ -43,7 +43,7 @@ def alone(technique: str, world: str, folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("technique", CASES)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [pytest.param(w, marks=pytest.mark.xdist_group(w)) for w in WORLDS])
 def test_cell(
     world: str,
     technique: str,
