@@ -27,6 +27,7 @@ class Clock:
         attempted: Whether the batch that just ended attempted a step.
         applied: Whether it applied one; a 0-d bool tensor if only the device knows.
         epoch: Epochs completed.
+        former_ends: ``Horizon.epoch_ends`` of the run that wrote the checkpoint; ``None`` if that is unknown.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class Clock:
         self.attempted = False
         self.applied: bool | Tensor = False
         self.horizon_used = False
+        self.former_ends: tuple[int, ...] | None = None
         self._horizon = Horizon(None)
 
     @property
@@ -81,13 +83,15 @@ class Clock:
             return self.position >= moment.amount
         return self.position >= self.horizon.end(0, moment)
 
-    def saved(self) -> dict[str, int]:
-        """Return the counts."""
-        return {"position": self.position, "updates": self.updates}
+    def saved(self) -> dict[str, Any]:
+        """Return the counts, and at which of them epochs end."""
+        ends = self._horizon.epoch_ends
+        return {"position": self.position, "updates": self.updates, "epoch_ends": list(ends or [])}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the counts back."""
+        """Take them back."""
         self.position, self.updates = int(state["position"]), int(state["updates"])
+        self.former_ends = tuple(state["epoch_ends"]) or None
 
 
 def step_applied(optimizer: torch.optim.Optimizer) -> bool | Tensor:

@@ -94,6 +94,8 @@ class Conductor(Callback):
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
         self._scaled = False
         self._hooks: list[Any] = []
+        self._stepping: Optimizer | None = None
+        self._steps, self._told = 0, False
         self._take_back: list[Callable[[], None]] = []
         self._restored: dict[str, Any] | None = None
 
@@ -171,7 +173,7 @@ class Conductor(Callback):
             # A run that was begun without any technique: with one optimizer, Lightning's count is the same.
             self.clock.position = self.clock.updates = trainer.global_step
         self.clock.epoch = trainer.current_epoch
-        self.clock.lay(run_horizon(trainer))
+        self.clock.lay(run_horizon(trainer, self.clock))
         members = _members(trainer)
         for member in members:
             member.take_state(trainer)
@@ -183,6 +185,7 @@ class Conductor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.clock.begin_batch()
+        self._steps = 0
         # Once for all techniques: Lightning takes its time to find out.
         self.logs = trainer._logger_connector.should_update_logs
 
@@ -190,12 +193,21 @@ class Conductor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         self.clock.attempted = True
+        self._stepping = optimizer
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         # Lightning leaves the gradients of fused optimizers scaled; everything after this wants them true.
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if optimizer is not self._stepping:
+            name = type(optimizer).__name__
+            raise RuntimeError(
+                f"{name} must be stepped as self.optimizers() gives it, but was stepped past Lightning and "
+                "all techniques: leave out use_pl_optimizer=False"
+            )
+        self._stepping = None
+        self._steps += 1
         self.clock.count(step_applied(optimizer))
         self._unmark(optimizer)
 
@@ -207,6 +219,13 @@ class Conductor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.clock.end_batch()
+        if self._steps > len(trainer.optimizers) and not self._told:
+            self._told = True
+            warn(
+                trainer,
+                f"the module made {self._steps} steps in a batch, which schedules, averages and lengths "
+                "count as one: give lengths in batches that step",
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.epoch = trainer.current_epoch + 1

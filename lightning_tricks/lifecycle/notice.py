@@ -18,7 +18,8 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def warn(trainer: Trainer, message: str) -> None:
     """Warn once per run, not once per process; a trial run (barebones, fast_dev_run) is left in peace."""
     if _speaks(trainer):
-        warnings.warn(message, UserWarning, stacklevel=3)
+        # In the name of the package: who hides Lightning's warnings still sees these.
+        warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def say(trainer: Trainer, message: str) -> None:

@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, final
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_tricks.core import checks
@@ -25,7 +26,7 @@ from lightning_tricks.lifecycle.seal import sealed, unsealed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import LightningModule
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -219,6 +220,11 @@ class Technique(Member):
 
     @final
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                f"{self.state_key} must be given to a Trainer of lightning.pytorch, got one of "
+                f"{type(trainer).__module__}: write `import lightning.pytorch as pl`"
+            )
         self._conductor = conductor = Conductor.of(trainer)
         if stage == "fit" and conductor is not self._fitted:
             self._forget()
