@@ -20,7 +20,8 @@ __all__ = ["Pattern", "Patterns", "as_patterns", "clean_name", "matches", "selec
 
 Pattern = str | type[nn.Module] | Callable[[str, Tensor], bool]
 """One way to name weights; a callable gets a parameter's clean name and the parameter."""
-Patterns = Pattern | tuple[Pattern, ...]
+# Tuples before callables: LightningCLI writes a setting down as the first type that takes it.
+Patterns = str | tuple[Pattern, ...] | type[nn.Module] | Callable[[str, Tensor], bool]
 
 # What torch.compile and the wrappers of torch.distributed put into names. None of it is the user's.
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")

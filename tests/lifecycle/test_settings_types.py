@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import is_dataclass
+from typing import Any
 
 import jsonargparse
 import pytest
+import yaml
 
 import lightning_tricks
 
@@ -31,3 +34,14 @@ def test_types_of_settings_are_known(name: str) -> None:
 def test_the_list_of_classes_is_no_empty_one() -> None:
     assert {"ProgressiveUnfreeze", "GradientClip", "Plateau"} <= set(BUILT)
     assert types_of(lightning_tricks.Plateau)["it.patience"] == "<class 'int'>"
+
+
+@pytest.mark.parametrize(
+    "config", [{"stages": ["head", ["body.0", "body.1*"]]}, {"stages": ["head", "body*"]}]
+)
+def test_settings_are_written_down_as_they_were_given(config: dict[str, Any]) -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(lightning_tricks.ProgressiveUnfreeze, "it")
+    written = parser.dump(parser.parse_object({"it": deepcopy(config)}))
+    assert yaml.safe_load(written)["it"]["stages"] == config["stages"]
+    assert parser.dump(parser.parse_string(written)) == written
