@@ -44,6 +44,10 @@ def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
     Args:
         path: A checkpoint, with averaged weights or without; loaded onto the CPU. The folder of a
             distributed one is gathered in this process, and is trusted as torch trusts it.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it is no checkpoint of Lightning.
     """
     return read_sets(_load(path))[0]
 
@@ -57,7 +61,8 @@ def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
         path: A checkpoint, as in :func:`live_state`.
 
     Raises:
-        ValueError: If the file holds no average.
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it is no checkpoint of Lightning, or holds no average.
     """
     checkpoint = _load(path)
     if not _holds_average(checkpoint):
@@ -66,9 +71,21 @@ def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
 
 
 def _load(path: str | PathLike[str]) -> dict[str, Any]:
-    if not Path(path).is_dir():
+    rule = f"path must be a checkpoint of Lightning, got {str(path)!r}"
+    if Path(path).is_dir():
+        if not (Path(path) / "meta.pt").exists():
+            raise ValueError(f"{rule}, a folder without meta.pt")
+        return _load_folder(path)
+    try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return checkpoint
+    except (EOFError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{rule}: {error}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{rule}, which holds no state_dict")
+    return checkpoint
+
+
+def _load_folder(path: str | PathLike[str]) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "weights.pt"
         dcp_to_torch_save(path, file)

@@ -53,7 +53,7 @@ def opening_moments(at: int | str | Sequence[int | str], later: int) -> tuple[Du
     distance = as_duration("at", at)
     if distance.unit == "percent" and distance.amount * later > 100.0:
         raise ValueError(f"at must leave room for {later} openings within 100%, got {at!r}")
-    return tuple(Duration(distance.amount * k, distance.unit) for k in range(1, later + 1))
+    return tuple(Duration(distance.amount * k, distance.unit, "at") for k in range(1, later + 1))
 
 
 def watched(monitor: str, logged: Mapping[str, float], *, sanity: bool) -> float | None:

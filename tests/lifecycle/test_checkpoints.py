@@ -163,3 +163,21 @@ def test_hooks_go_in_any_order_and_leave_what_was_there() -> None:
     assert saved(module) == ["mine"]
     first.remove()
     assert vars(module)["on_save_checkpoint"] is mine
+
+
+@pytest.mark.parametrize("read", [live_state, average_state])
+@pytest.mark.parametrize("kind", ["weights alone", "a text", "nothing", "a folder", "a list"])
+def test_what_is_no_checkpoint_is_refused_by_name(read, kind, tmp_path):
+    path = tmp_path / "file"
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a text":
+        path.write_text("hello")
+    elif kind == "nothing":
+        path.touch()
+    else:
+        torch.save({"weight": torch.ones(1)} if kind == "weights alone" else [1], path)
+    with pytest.raises(ValueError, match="path must be a checkpoint of Lightning, got '.*file'"):
+        read(path)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "missing")
