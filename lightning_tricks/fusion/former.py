@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.fusion.weights import Weights, checksum
-from lightning_tricks.lifecycle.conductor import Member
+from lightning_tricks.lifecycle.member import Member
 
 __all__ = ["Former"]
 

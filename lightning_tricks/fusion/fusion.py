@@ -27,7 +27,6 @@ from lightning_tricks.fusion.snapshots import Shelf
 from lightning_tricks.fusion.source import Source
 from lightning_tricks.fusion.weights import Weights
 from lightning_tricks.lifecycle import files
-from lightning_tricks.lifecycle.conductor import Member
 from lightning_tricks.lifecycle.evaluation import (
     MissingMetricError,
     Objective,
@@ -35,6 +34,7 @@ from lightning_tricks.lifecycle.evaluation import (
     logged_by_validation,
     objective_of,
 )
+from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say, warn
 from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.strategies import check_parts

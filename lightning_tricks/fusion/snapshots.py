@@ -198,7 +198,8 @@ def _read(snapshot: Snapshot, folder: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(
             f"{path} must be there, because the checkpoint names it as a snapshot, but it is not: put it "
-            "back, or resume from the latest checkpoint of the run"
+            "back, resume from the latest checkpoint of the run, or give the technique another label to "
+            "collect anew"
         )
     if (size := path.stat().st_size) != snapshot.size:
         raise ValueError(f"{path} must have {snapshot.size} bytes, as when it was written, got {size}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from lightning_tricks.fusion.collect import SnapshotPolicy
 from lightning_tricks.fusion.methods import Model
 from lightning_tricks.fusion.weights import Weights, with_average
-from lightning_tricks.lifecycle.conductor import Member
+from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import callbacks_of
 
 if TYPE_CHECKING:

@@ -13,70 +13,28 @@ What ``finish`` put into the module is taken back, last first, when the same Tra
 An error from within a technique, in a phase or in a hook of Lightning's, gets a note that names it.
 """
 
-# Without postponed annotations: LightningCLI would look names in those of ``Member`` up where its subclasses
-# are defined, and know the type of none of their settings when one is missing there.
+from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from traceback import walk_tb
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_tricks.core.conflicts import Claim, ConflictError, check_claims, check_order
+from lightning_tricks.core.conflicts import ConflictError, check_claims, check_order
 from lightning_tricks.lifecycle.clock import Clock, step_applied
 from lightning_tricks.lifecycle.horizon import run_horizon
+from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import callbacks_of, warn
 from lightning_tricks.lifecycle.ownership import foreign_claims
 from lightning_tricks.lifecycle.seal import sealed, unsealed
 
-__all__ = ["Conductor", "Member"]
-
-
-class Member(Callback, ABC):
-    """What the conductor asks of a technique."""
-
-    gradient_stage: ClassVar[str | None] = None  # its place in GRADIENT_ORDER, if it works on gradients
-    finish_order: ClassVar[int] = 0
-
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose parameters and check settings against the module; nothing is restored yet."""
-
-    @abstractmethod
-    def claims(self) -> Iterable[Claim]:
-        """Return what it must own alone; called after :meth:`prepare`."""
-
-    def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Split the parameter groups of optimizers, before any schedule looks at them."""
-
-    def take_state(self, trainer: Trainer) -> None:
-        """Take back what a checkpoint held for it, if one was loaded."""
-
-    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start, with the run's length known and everything restored."""
-
-    @property
-    def evaluates_average(self) -> bool:
-        """Whether validation within ``fit`` sees its :meth:`average`."""
-        return False
-
-    def average(self) -> dict[str, Tensor] | None:
-        """Return the averaged weights that evaluation sees instead of the live ones.
-
-        Returns:
-            Tensors by their names in the module's state dict, wrappers' names left out; ``None`` as long as
-            there is no average. Not to be changed, and valid until the next step only.
-        """
-        return None
-
-    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put into the module what it shall hold after the run."""
+__all__ = ["Conductor"]
 
 
 class Conductor(Callback):
@@ -95,7 +53,8 @@ class Conductor(Callback):
         self._scaled = False
         self._hooks: list[Any] = []
         self._stepping: Optimizer | None = None
-        self._steps, self._told = 0, False
+        self._steps: int | None = None  # in the batch, within one
+        self._told = False
         self._take_back: list[Callable[[], None]] = []
         self._restored: dict[str, Any] | None = None
 
@@ -200,6 +159,8 @@ class Conductor(Callback):
             scaler.unscale_(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._steps is None:
+            return  # torch makes steps at rate 0 to create states that a checkpoint is loaded into
         if optimizer is not self._stepping:
             name = type(optimizer).__name__
             raise RuntimeError(
@@ -219,11 +180,12 @@ class Conductor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.clock.end_batch()
-        if self._steps > len(trainer.optimizers) and not self._told:
+        steps, self._steps = self._steps or 0, None
+        if steps > len(trainer.optimizers) and not self._told:
             self._told = True
             warn(
                 trainer,
-                f"the module made {self._steps} steps in a batch, which schedules, averages and lengths "
+                f"the module made {steps} steps in a batch, which schedules, averages and lengths "
                 "count as one: give lengths in batches that step",
             )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.processes import in_first
 
-__all__ = ["checkpoint_folder", "free_path", "load", "save", "save_weights"]
+__all__ = ["checkpoint_folder", "free_path", "is_tuners", "load", "save", "save_weights"]
 
 
 def save(content: Any, path: Path) -> int:
@@ -52,6 +52,11 @@ def save(content: Any, path: Path) -> int:
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
     return size
+
+
+def is_tuners(path: str | os.PathLike[str] | None) -> bool:
+    """Return whether ``path`` is a file from which a tuner puts the run back after its search."""
+    return path is not None and Path(path).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
 def load(path: Path) -> Any:

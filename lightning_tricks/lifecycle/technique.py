@@ -1,7 +1,7 @@
 """The base of every technique: a keyword-only dataclass of settings on Lightning's callback hooks.
 
 A technique overrides Lightning's hooks and the phases of
-:class:`~lightning_tricks.lifecycle.conductor.Member`; what the base does itself is final.
+:class:`~lightning_tricks.lifecycle.member.Member`; what the base does itself is final.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.duration import Horizon
-from lightning_tricks.lifecycle.conductor import Conductor, Member
+from lightning_tricks.lifecycle.conductor import Conductor
+from lightning_tricks.lifecycle.files import is_tuners
+from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.seal import sealed, unsealed
 
@@ -221,10 +223,8 @@ class Technique(Member):
     @final
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(trainer, Trainer):
-            raise TypeError(
-                f"{self.state_key} must be given to a Trainer of lightning.pytorch, got one of "
-                f"{type(trainer).__module__}: write `import lightning.pytorch as pl`"
-            )
+            rule = f"{self.state_key} must be given to a Trainer of lightning.pytorch, got one of "
+            raise TypeError(f"{rule}{type(trainer).__module__}: write `import lightning.pytorch as pl`")
         self._conductor = conductor = Conductor.of(trainer)
         if stage == "fit" and conductor is not self._fitted:
             self._forget()
@@ -276,15 +276,12 @@ class Technique(Member):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        entry = self.entry(checkpoint)
+        entry = unsealed(checkpoint, self.state_key)
+        if entry is None and is_tuners(trainer.ckpt_path):
+            return  # put back as it was before the run began
         if entry is not None and trainer.state.fn == "fit":
             self._pending = deepcopy(entry)
         self.read_checkpoint(trainer, pl_module, checkpoint)
-
-    @final
-    def entry(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what ``checkpoint`` holds of this technique; an error if that is damaged."""
-        return unsealed(checkpoint, self.state_key)
 
     @final
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -24,6 +24,7 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.seal import unsealed
 from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, follow_trainable
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger, opening_moments, watched
@@ -127,7 +128,7 @@ norm_stats='frozen')
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        entry = self.entry(checkpoint)
+        entry = unsealed(checkpoint, self.state_key)
         self._found = None if entry is None else entry["state"]
         groups = [state["param_groups"] for state in checkpoint.get("optimizer_states", [])]
         self._found_sizes = [[len(group["params"]) for group in each] for each in groups]

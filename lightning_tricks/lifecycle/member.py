@@ -1,0 +1,55 @@
+"""What a technique is to the conductor: the phases that it may define."""
+
+# Without postponed annotations: LightningCLI would look names in those of ``Member`` up where its subclasses
+# are defined, and know the type of none of their settings when one is missing there.
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["Member"]
+
+
+class Member(Callback, ABC):
+    """What the conductor asks of a technique."""
+
+    gradient_stage: ClassVar[str | None] = None  # its place in GRADIENT_ORDER, if it works on gradients
+    finish_order: ClassVar[int] = 0
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose parameters and check settings against the module; nothing is restored yet."""
+
+    @abstractmethod
+    def claims(self) -> Iterable[Claim]:
+        """Return what it must own alone; called after :meth:`prepare`."""
+
+    def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Split the parameter groups of optimizers, before any schedule looks at them."""
+
+    def take_state(self, trainer: Trainer) -> None:
+        """Take back what a checkpoint held for it, if one was loaded."""
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start, with the run's length known and everything restored."""
+
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether validation within ``fit`` sees its :meth:`average`."""
+        return False
+
+    def average(self) -> dict[str, Tensor] | None:
+        """Return the averaged weights that evaluation sees instead of the live ones.
+
+        Returns:
+            Tensors by their names in the module's state dict, wrappers' names left out; ``None`` as long as
+            there is no average. Not to be changed, and valid until the next step only.
+        """
+        return None
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put into the module what it shall hold after the run."""
