@@ -14,6 +14,7 @@ from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.gradients.clip import GradientClip
+from lightning_tricks.gradients.thresholds import Percentile, ZClip
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
@@ -32,11 +33,13 @@ __all__ = [
     "GreedySoup",
     "Interpolate",
     "LastEpochs",
+    "Percentile",
     "Plateau",
     "ProgressiveUnfreeze",
     "Schedule",
     "WarmupCosine",
     "WeightFusion",
+    "ZClip",
     "average_state",
     "constant",
     "cosine",
