@@ -59,7 +59,7 @@ def centralize_(grads: Iterable[Tensor], groups: Groups = ()) -> None:
             continue
         wide = torch.promote_types(grad.dtype, torch.float32)
         total = grad.sum(dim=axes, keepdim=True, dtype=wide)
-        count = total.new_tensor(grad[:1].numel())
+        count = total.new_full((), grad[:1].numel())  # made on the device, without a wait
         for group in groups:
             dist.all_reduce(total, group=group)
             dist.all_reduce(count, group=group)

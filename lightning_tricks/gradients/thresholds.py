@@ -3,7 +3,7 @@
     percentile  c_t = the p-th percentile of n_0, ..., n_t, interpolated linearly
 
     z-score     z_t  = (n_t - mu) / sigma
-                n*_t = mu + z_max ** 2 / z_t sigma    where z_t > z_max, else n_t
+                n*_t = mu + sigma z_max ** 2 / z_t    where z_t > z_max, else n_t
                 mu         <- alpha mu + (1 - alpha) n*_t
                 sigma ** 2 <- alpha sigma ** 2 + (1 - alpha) (n*_t - mu) ** 2
 
