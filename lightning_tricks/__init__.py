@@ -13,7 +13,11 @@ from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
+from lightning_tricks.gradients.adaptive import AdaptiveGradientClip
+from lightning_tricks.gradients.centralization import GradientCentralization
 from lightning_tricks.gradients.clip import GradientClip
+from lightning_tricks.gradients.noise import GradientNoise
+from lightning_tricks.gradients.thresholds import Percentile, ZClip
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
@@ -22,21 +26,26 @@ from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
+    "AdaptiveGradientClip",
     "Average",
     "BestK",
     "ConflictError",
     "EMAWeights",
     "EverySteps",
     "ExactResume",
+    "GradientCentralization",
     "GradientClip",
+    "GradientNoise",
     "GreedySoup",
     "Interpolate",
     "LastEpochs",
+    "Percentile",
     "Plateau",
     "ProgressiveUnfreeze",
     "Schedule",
     "WarmupCosine",
     "WeightFusion",
+    "ZClip",
     "average_state",
     "constant",
     "cosine",

@@ -1,7 +1,8 @@
 """Gradient clipping by value, by global norm, or both, and what happens to gradients that are not finite.
 
-The mathematics is that of :mod:`lightning_tricks.gradients.norms`. Thresholds have the unit of a gradient
-entry and of a gradient norm.
+The mathematics is that of :mod:`lightning_tricks.gradients.norms`, and for thresholds that follow the norms
+seen so far that of :mod:`lightning_tricks.gradients.thresholds`. Thresholds have the unit of a gradient entry
+and of a gradient norm.
 
 Reference: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013,
 https://arxiv.org/abs/1211.5063.
@@ -10,11 +11,10 @@ https://arxiv.org/abs/1211.5063.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
@@ -22,9 +22,18 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.gradients import Groups, gradients_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
-from lightning_tricks.core.select import Patterns, as_patterns, select
-from lightning_tricks.core.tensors import local
+from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.gradients.chosen import chosen_parameters
 from lightning_tricks.gradients.norms import clip_, total_norm, within
+from lightning_tricks.gradients.skipping import (
+    cancel_step_,
+    cancels_on_device,
+    counts_skipped_steps,
+    drop_gradients_,
+    non_finite_names,
+)
+from lightning_tricks.gradients.thresholds import AdaptiveThreshold, State
+from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
 
@@ -34,69 +43,9 @@ if TYPE_CHECKING:
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = [
-    "GradientClip",
-    "cancel_step_",
-    "cancels_on_device",
-    "counts_skipped_steps",
-    "drop_gradients_",
-    "non_finite_names",
-]
+__all__ = ["GradientClip"]
 
 _POLICIES = ("skip", "raise", "keep")
-
-
-def cancel_step_(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
-    """Let a fused ``optimizer`` cancel its next step on the device if ``norm`` is not finite.
-
-    Returns:
-        Whether it will, a 0-d bool tensor; nothing is read back to the host.
-    """
-    broken = ~torch.isfinite(norm)
-    mark = broken.to(torch.float32)
-    marked = getattr(optimizer, "found_inf", None)  # for other gradients of the same step
-    vars(optimizer)["found_inf"] = mark if marked is None else torch.maximum(marked, mark)
-    return broken
-
-
-def cancels_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether :func:`cancel_step_` is right for the next step of ``optimizer``.
-
-    It must be fused, and no momentum be missing yet: torch makes the buffer of a first step without filling
-    it, and leaves it so if that step is cancelled.
-    """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return False
-    return not any(
-        parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None
-        for group in optimizer.param_groups
-        if group.get("momentum")
-        for parameter in group["params"]
-    )
-
-
-def drop_gradients_(optimizer: torch.optim.Optimizer) -> None:
-    """Set all gradients of ``optimizer`` to ``None``.
-
-    Every optimizer of torch but LBFGS takes that as "leave weights, state and decay alone".
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
-def counts_skipped_steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether ``optimizer`` moves on even where it gets no gradient, so that it cannot skip."""
-    return isinstance(optimizer, torch.optim.LBFGS) or "schedulefree" in type(optimizer).__module__
-
-
-def non_finite_names(parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """Return the names of the parameters whose gradient holds an entry that is not finite."""
-    return [
-        name
-        for name, parameter in parameters.items()
-        if parameter.grad is not None and not torch.isfinite(local(parameter.grad)).all()
-    ]
 
 
 @final
@@ -112,17 +61,19 @@ class GradientClip(Technique):
       ``gradient_clipping``, and all else is refused.
     * **Logs** ``gradient_clip/norm`` (before clipping), ``/threshold``, ``/clipped`` (share of this run's
       steps), ``/skipped`` (count).
-    * **Saves** how many steps it saw, clipped and skipped.
+    * **Saves** how many steps it saw, clipped and skipped; the statistics of an adaptive threshold.
     * **Cost** one pass to measure and one to scale. ``non_finite="skip"`` reads the norm back to the host
-      at each step, unless the optimizer is fused, ``"raise"`` always; the second pass is then made only
-      where it clips.
+      at each step, unless the optimizer is fused, ``"raise"`` always; with a fixed threshold, the second
+      pass is then made only where it clips. Adaptive ones add no read: their statistics stay on the device.
     * **Use** for spiking or diverging losses, recurrent networks, long sequences, policy gradients; **not**
       against vanishing gradients or over-fitting. If nearly all steps are clipped, or none, the threshold is
       wrong.
 
     Args:
         max_norm: Largest global norm, at least 0; a number, a schedule or its text; ``None`` for no limit.
-        max_value: Largest magnitude of an entry, likewise.
+            Or a policy that derives it from the norms seen so far, for each optimizer by itself: AutoClip's
+            ``Percentile(10)`` or ``ZClip()``.
+        max_value: Largest magnitude of an entry, likewise, but no policy, nor beside one.
         norm_type: Order of the norm, above 0; infinity for the largest magnitude.
         params: Name patterns of the parameters to clip.
         non_finite: What to do where the norm of the gradients that ``params`` matches is not finite:
@@ -138,7 +89,7 @@ params=('encoder.*', 'head'), non_finite='skip')
 
     gradient_stage: ClassVar[str] = "clipping"
 
-    max_norm: float | str | Schedule | None = 1.0
+    max_norm: float | str | Schedule | AdaptiveThreshold | None = 1.0
     max_value: float | str | Schedule | None = None
     norm_type: float = 2.0
     params: Patterns = "*"
@@ -146,9 +97,10 @@ params=('encoder.*', 'head'), non_finite='skip')
     _chosen: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _members: set[nn.Parameter] | None = field(default=None, init=False, repr=False)
     _spread: dict[nn.Parameter, Groups] = field(default_factory=dict, init=False, repr=False)
-    _norm_limit: Course | None = field(default=None, init=False, repr=False)
-    _value_limit: Course | None = field(default=None, init=False, repr=False)
+    _limits: dict[str, Course] = field(default_factory=dict, init=False, repr=False)
     _handed_over: bool = field(default=False, init=False, repr=False)
+    _seen: dict[int, State] = field(default_factory=dict, init=False, repr=False)
+    _complained: bool = field(default=False, init=False, repr=False)
     _steps: int = field(default=0, init=False, repr=False)
     _clipped: int | Tensor = field(default=0, init=False, repr=False)
     _skipped: int | Tensor = field(default=0, init=False, repr=False)
@@ -156,8 +108,11 @@ params=('encoder.*', 'head'), non_finite='skip')
     def __post_init__(self) -> None:
         if self.max_norm is None and self.max_value is None:
             raise ValueError("max_norm or max_value must be given, got None for both")
+        if isinstance(self.max_norm, AdaptiveThreshold) and self.max_value is not None:
+            raise ValueError(f"max_value must be None with max_norm={self.max_norm}, got {self.max_value!r}")
         for name in ("max_norm", "max_value"):
-            if (limit := getattr(self, name)) is not None:
+            limit = getattr(self, name)
+            if limit is not None and not (name == "max_norm" and isinstance(limit, AdaptiveThreshold)):
                 as_schedule(name, limit, 0.0)
         self.norm_type = checks.in_range("norm_type", self.norm_type, 0.0, open_low=True)
         as_patterns("params", self.params)
@@ -179,36 +134,27 @@ params=('encoder.*', 'head'), non_finite='skip')
         self._handed_over = True
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._chosen = select(pl_module, self.params)
+        self._chosen = chosen_parameters(pl_module, self.params, trainer.optimizers)
         chosen = set(self._chosen.values())
         stepped = {p for opt in trainer.optimizers for group in opt.param_groups for p in group["params"]}
-        if chosen.isdisjoint(stepped):
-            raise ValueError(f"params must match a parameter of an optimizer, got {self.params!r}")
         self._members = None if stepped <= chosen else chosen
         self._spread = flat_shards(trainer)
-        self._check_kinds(pl_module, chosen)
-        for optimizer in trainer.optimizers:
-            if self.non_finite == "skip" and counts_skipped_steps(optimizer):
-                name = type(optimizer).__name__
-                raise ValueError(f"non_finite must be 'raise' or 'keep' with {name}, got 'skip'")
-
-    def _check_kinds(self, pl_module: LightningModule, chosen: set[nn.Parameter]) -> None:
-        sparse = {layer.weight for layer in pl_module.modules() if getattr(layer, "sparse", False) is True}
         for name, parameter in self._chosen.items():
-            if parameter in sparse & chosen:
-                raise ValueError(f"params must match parameters with dense gradients, got {name!r}")
             if parameter.is_complex() and self.max_value is not None:
                 raise ValueError(f"max_value must be None for complex parameters, got {name!r}")
+        for optimizer in trainer.optimizers:
+            if self.non_finite == "skip" and counts_skipped_steps(optimizer):
+                kind = type(optimizer).__name__
+                raise ValueError(f"non_finite must be 'raise' or 'keep' with {kind}, got 'skip'")
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("clipping", self._chosen)]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        limits = {"max_norm": self.max_norm, "max_value": self.max_value}
-        self._norm_limit, self._value_limit = (
-            None if limit is None else self.lay(trainer, name, as_schedule(name, limit))
-            for name, limit in limits.items()
-        )
+        for name in ("max_norm", "max_value"):
+            limit = getattr(self, name)
+            if limit is not None and not isinstance(limit, AdaptiveThreshold):
+                self._limits[name] = self.lay(trainer, name, as_schedule(name, limit))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -216,12 +162,14 @@ params=('encoder.*', 'head'), non_finite='skip')
         gradients = [] if self._handed_over else gradients_of(optimizer, self._members, self._spread)
         if not gradients:
             return
-        position = self.clock.position
-        max_norm = self._norm_limit(position) if self._norm_limit else None
-        max_value = self._value_limit(position) if self._value_limit else None
+        max_value = self._limit("max_value")
         norm = total_norm(gradients, self.norm_type)
         # Before clipping, which would spread one bad entry over all gradients.
         value, skipped = self._refuse(trainer, optimizer, norm)
+        if isinstance(self.max_norm, AdaptiveThreshold):
+            max_norm: float | Tensor | None = self._adapt(self.max_norm, trainer, optimizer, norm)
+        else:
+            max_norm = self._limit("max_norm")
         if skipped is not True and not (max_value is None and within(value, max_norm)):
             self._clipped = self._clipped + clip_(
                 gradients, norm, max_norm=max_norm, max_value=max_value, norm_type=self.norm_type
@@ -240,6 +188,21 @@ params=('encoder.*', 'head'), non_finite='skip')
                 clipped=share,
                 skipped=1.0 * self._skipped,
             )
+
+    def _limit(self, name: str) -> float | None:
+        return self._limits[name](self.clock.position) if name in self._limits else None
+
+    def _adapt(
+        self, policy: AdaptiveThreshold, trainer: Trainer, optimizer: Optimizer, norm: Tensor
+    ) -> Tensor:
+        """Let ``policy`` see the norm of one optimizer; return the threshold for it."""
+        index = trainer.optimizers.index(optimizer)
+        seen = self._seen[index] if index in self._seen else policy.start(norm)
+        self._seen[index], limit = policy.observe(seen, norm)
+        if self.reports(trainer) and not self._complained and (why := policy.complaint(self._seen[index])):
+            self._complained = True
+            warn(trainer, f"{self.state_key}: {why}")
+        return limit
 
     def _refuse(
         self, trainer: Trainer, optimizer: Optimizer, norm: Tensor
@@ -264,7 +227,14 @@ params=('encoder.*', 'head'), non_finite='skip')
         return {"steps": self._steps, "clipped": int(self._clipped), "skipped": int(self._skipped)}
 
     def saved(self) -> dict[str, Any]:
-        return self.outcome()
+        seen = {
+            index: {name: value.detach().cpu().clone() for name, value in state.items()}
+            for index, state in self._seen.items()
+        }
+        return {**self.outcome(), "seen": seen}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._steps, self._clipped, self._skipped = state["steps"], state["clipped"], state["skipped"]
+        if isinstance(policy := self.max_norm, AdaptiveThreshold):
+            # What another kind of policy has seen is of no use to this one.
+            self._seen = {index: seen for index, seen in state["seen"].items() if policy.knows(seen)}

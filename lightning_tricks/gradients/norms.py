@@ -62,7 +62,7 @@ def clip_(
     gradients: list[Gradients],
     norm: Tensor,
     *,
-    max_norm: float | None,
+    max_norm: float | Tensor | None,
     max_value: float | None,
     norm_type: float,
 ) -> bool | Tensor:
@@ -71,7 +71,7 @@ def clip_(
     Args:
         gradients: At least one list.
         norm: Their :func:`total_norm` as they are.
-        max_norm: Largest norm allowed, at least 0; ``None`` to leave norms alone.
+        max_norm: Largest norm allowed, at least 0, on the device of ``norm``; ``None`` to leave norms alone.
         max_value: Largest magnitude of an entry allowed, at least 0; ``None`` to leave entries alone.
         norm_type: Order of the norm, above 0; infinity for the largest magnitude.
 
@@ -97,9 +97,11 @@ def clip_(
     return clipped
 
 
-def within(value: float | None, limit: float | None) -> bool:
-    """Return whether a norm known to the host lies under ``limit`` so clearly that clipping is no work.
+def within(value: float | None, limit: float | Tensor | None) -> bool:
+    """Return whether the host knows that a norm lies so clearly under ``limit`` that clipping is no work.
 
     By a margin above what rounding could make of torch's own factor, which would else be below 1.
     """
-    return value is not None and limit is not None and value * (1 + 1e-6) + 1e-6 <= limit
+    if value is None or limit is None or isinstance(limit, Tensor):
+        return False
+    return value * (1 + 1e-6) + 1e-6 <= limit

@@ -25,13 +25,27 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "AdaptiveGradientClip": Case(
+        neutral=lambda: lt.AdaptiveGradientClip(clip=1e9),
+        active=lambda: lt.AdaptiveGradientClip(clip="0.1 * linear(to=0.1)", exclude="head.bias"),
+    ),
     "EMAWeights": Case(
         neutral=lambda: lt.EMAWeights(decay=0.0),
         active=lambda: lt.EMAWeights(decay="0.9 * constant()", every=2, start=1, buffers="average"),
     ),
+    "GradientCentralization": Case(
+        neutral=lt.GradientCentralization,
+        active=lt.GradientCentralization,
+        exempt={"neutral": "no setting of it changes nothing: weights without rows are refused"},
+    ),
     "GradientClip": Case(
         neutral=lambda: lt.GradientClip(max_norm=1e9),
         active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
+    ),
+    "GradientNoise": Case(
+        neutral=lambda: lt.GradientNoise(variance=0.0),
+        active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
+        exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
     ),
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),

@@ -57,7 +57,14 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_no_hook_waits_for_the_gpu_on_steps_that_do_not_log(
     fused: bool, non_finite: str, accelerator: str, guarded: list[str], tmp_path: Path
 ) -> None:
-    techniques = [lt.GradientClip(max_norm=0.5, non_finite=non_finite), *five(monitor=None)[1:]]
+    clips = [
+        lt.GradientClip(label=str(index), params=part, max_norm=limit, non_finite=non_finite)
+        for index, (part, limit) in enumerate(
+            [("body.0", 0.5), ("body.1", lt.Percentile()), ("head", lt.ZClip(warmup_steps=2))]
+        )
+    ]
+    works = [lt.GradientCentralization(), lt.GradientNoise(), lt.AdaptiveGradientClip(), *clips]
+    techniques = [*works, *five(monitor=None)[1:]]
     runner = trainer(*techniques, accelerator=accelerator, log_every_n_steps=1000, default_root_dir=tmp_path)
     runner.fit(Toy(fused=fused), Loader(6))
     assert set(guarded) == HOOKS

@@ -23,8 +23,11 @@ from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer
 
 # Settings that change a run of any module; without an entry here, a technique runs with neutral ones only.
 ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
+    "AdaptiveGradientClip": lambda _: lt.AdaptiveGradientClip(clip=0.02),
     "EMAWeights": lambda _: lt.EMAWeights(decay=0.9, buffers="average", decay_warmup=False),
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
+    "GradientCentralization": lambda _: lt.GradientCentralization(),
+    "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
     "WeightFusion": lambda _: lt.WeightFusion(collect=lt.EverySteps(1, k=2), keep="always"),
@@ -76,7 +79,8 @@ def test_a_technique_refuses_a_module_or_is_right(name: str, build: Callable[[],
 
 def right_or_refused(name: str, build: Callable[[], Patchwork], root: Path) -> None:
     plain, _ = fit(build, None, root / "plain")
-    for technique in [partial(neutral, name), *([ACTIVE[name]] if name in ACTIVE else [])]:
+    settings = [] if "neutral" in CASES[name].exempt else [partial(neutral, name)]
+    for technique in [*settings, *([ACTIVE[name]] if name in ACTIVE else [])]:
         seen = Batches()
         try:
             module, runner = fit(build, technique, root / "whole", seen)

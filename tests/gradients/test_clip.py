@@ -12,13 +12,13 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from lightning_tricks import ConflictError, GradientClip, linear
 from lightning_tricks.core.gradients import Gradients, gradients_of
-from lightning_tricks.gradients.clip import (
+from lightning_tricks.gradients.norms import clip_, total_norm, within
+from lightning_tricks.gradients.skipping import (
     cancel_step_,
     counts_skipped_steps,
     drop_gradients_,
     non_finite_names,
 )
-from lightning_tricks.gradients.norms import clip_, total_norm, within
 from tests.host_reads import HostReads
 from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
 
