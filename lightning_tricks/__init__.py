@@ -6,8 +6,11 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.conflicts import ConflictError
+from lightning_tricks.core.cycles import cosine_restarts, cyclic
+from lightning_tricks.core.decays import exponential_decay, inverse_sqrt, inverse_time, multistep, step
+from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
-from lightning_tricks.core.shapes import constant, cosine, exponential, linear, warmup
+from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
@@ -40,10 +43,20 @@ __all__ = [
     "average_state",
     "constant",
     "cosine",
+    "cosine_restarts",
+    "cyclic",
     "exponential",
+    "exponential_decay",
+    "inverse_sqrt",
+    "inverse_time",
     "linear",
     "live_state",
+    "multistep",
+    "one_cycle",
+    "polynomial",
     "propose_stages",
+    "stable_decay",
+    "step",
     "warmup",
 ]
 __version__ = "0.1.0"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
-__all__ = ["flag", "in_range", "nearest", "number", "objective", "one_of", "text", "whole"]
+__all__ = ["finite", "flag", "in_range", "nearest", "number", "objective", "one_of", "text", "whole"]
 
 
 def number(name: str, value: Any) -> float:
@@ -63,6 +63,16 @@ def in_range(
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
     return real
+
+
+def finite(name: str, value: Any) -> float:
+    """Return ``value`` as a float that is neither NaN nor infinite.
+
+    Raises:
+        TypeError: If ``value`` is not a number.
+        ValueError: If it is not finite.
+    """
+    return in_range(name, value, -math.inf, math.inf, open_low=True, open_high=True)
 
 
 def whole(name: str, value: Any, low: int = 0) -> int:

@@ -112,7 +112,7 @@ class WarmupCosine(Technique):
         total = self._total()
         schedule = warmup_cosine(self.warmup, shape=self.shape, final=self.final)
         self._course = self.lay(trainer, "the rate", schedule, total=total)
-        if (end := self._course.legs[0].end) > total:
+        if (end := self._course.legs[0].span.end) > total:
             warn(trainer, f"warmup should end within the run of {total} steps, got step {end}")
         self._apply(trainer)
 
