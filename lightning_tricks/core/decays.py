@@ -59,10 +59,9 @@ class _Rate(Onward):
         """What is counted; ``None`` for the length of all that comes before the part."""
 
     def value(self, step: float, span: Span, first: float) -> float:
-        return first * self.share(self.units(step, span))
-
-    def units(self, step: float, span: Span) -> float:
-        return step / span.begin if self.unit is None else span.units(step, self.unit)
+        units = step / span.begin if self.unit is None else span.units(step, self.unit)
+        # Parts end with a whole step, which may be half a step late.
+        return first * self.share(min(units, self._most()))
 
     def reach(self, first: float) -> tuple[float, ...]:
         return first, first * self.share(self._most())

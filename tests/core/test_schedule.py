@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_tricks import (
@@ -89,6 +89,7 @@ KINDS: list[tuple[Callable[..., Schedule], dict[str, st.SearchStrategy[Any]]]] =
 any_part = st.one_of([st.builds(kind, over=LENGTHS, **settings) for kind, settings in KINDS])
 
 
+@settings(max_examples=300)
 @given(parts=st.lists(any_part, min_size=2, max_size=5), factor=st.sampled_from([0.5, 3.0, -1.0]))
 def test_laws_of_the_algebra(parts: list[Schedule], factor: float) -> None:
     joined = parts[0]
