@@ -22,6 +22,7 @@ from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "GreedySoup",
     "Interpolate",
     "LastEpochs",
+    "LearningRate",
     "Plateau",
     "ProgressiveUnfreeze",
     "Schedule",

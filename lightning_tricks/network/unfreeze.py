@@ -21,6 +21,7 @@ from torch import nn
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import ConflictError
+from lightning_tricks.core.groups import group_sizes
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
@@ -35,7 +36,7 @@ from lightning_tricks.network.stages import (
     listed,
     open_stages_,
     partition,
-    split_groups_,
+    split_by_stage_,
     written,
 )
 from lightning_tricks.network.statistics import FrozenStatistics
@@ -129,8 +130,9 @@ norm_stats='frozen')
     ) -> None:
         entry = self.entry(checkpoint)
         self._found = None if entry is None else entry["state"]
-        groups = [state["param_groups"] for state in checkpoint.get("optimizer_states", [])]
-        self._found_sizes = [[len(group["params"]) for group in each] for each in groups]
+        self._found_sizes = group_sizes(
+            each["param_groups"] for each in checkpoint.get("optimizer_states", [])
+        )
         if self._module is not None:  # sharding strategies load after ``prepare``
             self._accept_found()
 
@@ -176,8 +178,8 @@ norm_stats='frozen')
     def _split(self, trainer: Trainer) -> None:
         depths = {p: depth for depth, stage in enumerate(self._members) for p in stage.values()}
         for optimizer in trainer.optimizers:
-            split_groups_(optimizer, depths, self.lr_factor)
-        sizes = [[len(group["params"]) for group in opt.param_groups] for opt in trainer.optimizers]
+            split_by_stage_(optimizer, depths, self.lr_factor)
+        sizes = group_sizes(optimizer.param_groups for optimizer in trainer.optimizers)
         if self._found is None and self._found_sizes not in ([], sizes):
             raise ValueError(
                 f"lr_factor must be 1 to go on from a checkpoint written without {self.state_key}, got "

@@ -37,6 +37,12 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
         active=lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at="30%"),
     ),
+    "LearningRate": Case(
+        neutral=lambda: lt.LearningRate(schedule=1.0),
+        active=lambda: lt.LearningRate(
+            schedule="warmup('20%') >> step(every='1 epoch', gamma=0.5)", params="head"
+        ),
+    ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
         active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),
