@@ -23,6 +23,7 @@ from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
+from lightning_tricks.updates.plateau_decay import PlateauDecay
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "LastEpochs",
     "LearningRate",
     "Plateau",
+    "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
     "WarmupCosine",

@@ -3,10 +3,21 @@
 import difflib
 import math
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-__all__ = ["finite", "flag", "in_range", "nearest", "number", "objective", "one_of", "text", "whole"]
+__all__ = [
+    "finite",
+    "flag",
+    "in_range",
+    "listed",
+    "nearest",
+    "number",
+    "objective",
+    "one_of",
+    "text",
+    "whole",
+]
 
 
 def number(name: str, value: Any) -> float:
@@ -151,3 +162,9 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> list[str]:
         ['max_norm']
     """
     return difflib.get_close_matches(word, list(known), n=count, cutoff=0.4)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first five of ``names`` for an error, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more

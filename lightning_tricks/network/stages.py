@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.checks import listed
 from lightning_tricks.core.groups import split_groups_
 from lightning_tricks.core.select import Patterns, as_patterns, clean_name, select
 
@@ -28,7 +29,6 @@ __all__ = [
     "check_factor",
     "check_optimizers",
     "check_same",
-    "listed",
     "open_stages_",
     "partition",
     "propose_stages",
@@ -247,9 +247,3 @@ def written(patterns: Patterns) -> str:
     """
     entries = as_patterns("patterns", patterns)
     return ", ".join(e if isinstance(e, str) else getattr(e, "__name__", repr(e)) for e in entries)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first five of ``names`` for an error, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more

@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from torch import nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.checks import listed
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.groups import group_sizes
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, follow_trainable
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.network.openings import Trigger, opening_moments, watched
+from lightning_tricks.lifecycle.watching import check_validation, validated
+from lightning_tricks.network.openings import Trigger, opening_moments
 from lightning_tricks.network.stage_table import stage_rows, stage_table
 from lightning_tricks.network.stages import (
     check_factor,
     check_optimizers,
     check_same,
-    listed,
     open_stages_,
     partition,
     split_by_stage_,
@@ -192,8 +192,8 @@ norm_stats='frozen')
             self._watch = dict(state["watch"])
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(self.at, Trigger) and not trainer.enable_validation:
-            raise ValueError(f"at needs validation to watch {self.at.monitor!r}, but the run has none")
+        if isinstance(self.at, Trigger):
+            check_validation(trainer, "at", self.at.monitor)
         for moment in self._moments:
             self.clock.reached(moment)  # says now, and not in some later epoch, what cannot be reckoned
         if self.norm_stats == "frozen":
@@ -257,16 +257,10 @@ norm_stats='frozen')
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         at = self.at
-        if not isinstance(at, Trigger) or trainer.state.fn != "fit" or self._due == len(self.stages):
+        if not isinstance(at, Trigger) or self._due == len(self.stages):
             return
-        logged = logged_by_validation(trainer)
-        value = watched(at.monitor, logged, sanity=trainer.sanity_checking)
-        if value is None:
-            seen = f"watches {at.monitor!r}, but the sanity check logged {listed(list(logged)) or 'nothing'}"
-            warn(
-                trainer, f"{self.state_key} {seen}: if the first validation lacks it too, the run stops there"
-            )
-        if value is None or trainer.sanity_checking or self._opened < self._due:  # one has yet to act
+        value = validated(self, trainer, at.monitor)
+        if value is None or self._opened < self._due:  # one has yet to act
             return
         self._watch = at.observe(self._watch, value)
         # One decision for all processes, or their trainable parameters would differ.

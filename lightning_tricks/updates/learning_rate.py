@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LearningRate", "held_by"]
 
+_LARGEST = 1e6  # a larger multiplier is a slip, and one of 1e308 would overflow within an optimizer
+
 
 def held_by(
     optimizers: Iterable[torch.optim.Optimizer], parameters: Mapping[str, nn.Parameter]
@@ -70,7 +72,7 @@ class LearningRate(Technique):
       scheduler of the module's own.
 
     Args:
-        schedule: Multiplier of the base rates, at least 0: a schedule, its text, or a number.
+        schedule: Multiplier of the base rates, in [0, 1e6]: a schedule, its text, or a number.
         params: Name patterns of the parameters concerned. All others keep their rates.
 
     Example:
@@ -90,7 +92,7 @@ class LearningRate(Technique):
         as_patterns("params", self.params)
 
     def _written(self) -> Schedule:
-        return as_schedule("schedule", self.schedule, 0.0, open_high=True)
+        return as_schedule("schedule", self.schedule, 0.0, _LARGEST)
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._found_sizes = []

@@ -33,6 +33,10 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.GradientClip(max_norm=1e9),
         active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
     ),
+    "PlateauDecay": Case(
+        neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
+        active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
+    ),
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
         active=lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at="30%"),

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_tricks.core.checks import listed
 from lightning_tricks.network.stage_table import stage_rows, stage_table
 from lightning_tricks.network.stages import (
     check_same,
-    listed,
     open_stages_,
     partition,
     propose_stages,
