@@ -6,8 +6,11 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.conflicts import ConflictError
+from lightning_tricks.core.cycles import cosine_restarts, cyclic
+from lightning_tricks.core.decays import exponential_decay, inverse_sqrt, inverse_time, multistep, step
+from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
-from lightning_tricks.core.shapes import constant, cosine, exponential, linear, warmup
+from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
@@ -23,6 +26,8 @@ from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.updates.learning_rate import LearningRate
+from lightning_tricks.updates.plateau_decay import PlateauDecay
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
@@ -39,8 +44,10 @@ __all__ = [
     "GreedySoup",
     "Interpolate",
     "LastEpochs",
+    "LearningRate",
     "Percentile",
     "Plateau",
+    "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
     "WarmupCosine",
@@ -49,10 +56,20 @@ __all__ = [
     "average_state",
     "constant",
     "cosine",
+    "cosine_restarts",
+    "cyclic",
     "exponential",
+    "exponential_decay",
+    "inverse_sqrt",
+    "inverse_time",
     "linear",
     "live_state",
+    "multistep",
+    "one_cycle",
+    "polynomial",
     "propose_stages",
+    "stable_decay",
+    "step",
     "warmup",
 ]
 __version__ = "0.1.0"

@@ -3,10 +3,21 @@
 import difflib
 import math
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-__all__ = ["flag", "in_range", "nearest", "number", "objective", "one_of", "text", "whole"]
+__all__ = [
+    "finite",
+    "flag",
+    "in_range",
+    "listed",
+    "nearest",
+    "number",
+    "objective",
+    "one_of",
+    "text",
+    "whole",
+]
 
 
 def number(name: str, value: Any) -> float:
@@ -63,6 +74,16 @@ def in_range(
         left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value!r}")
     return real
+
+
+def finite(name: str, value: Any) -> float:
+    """Return ``value`` as a float that is neither NaN nor infinite.
+
+    Raises:
+        TypeError: If ``value`` is not a number.
+        ValueError: If it is not finite.
+    """
+    return in_range(name, value, -math.inf, math.inf, open_low=True, open_high=True)
 
 
 def whole(name: str, value: Any, low: int = 0) -> int:
@@ -141,3 +162,9 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> list[str]:
         ['max_norm']
     """
     return difflib.get_close_matches(word, list(known), n=count, cutoff=0.4)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first five of ``names`` for an error, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lightning_tricks.core import checks
 
-__all__ = ["Duration", "Horizon", "as_duration"]
+__all__ = ["Duration", "Horizon", "as_duration", "as_length", "as_unit"]
 
 _WRITTEN = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%|epochs?|steps?)\s*")
 _UNITS = {"%": "percent", "epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps"}
@@ -87,6 +87,24 @@ def as_duration(name: str, value: object) -> Duration:
     return Duration(amount, unit, name)
 
 
+def as_length(name: str, value: object) -> Duration | None:
+    """Return ``value`` as a :class:`Duration`, or ``None`` if it is that."""
+    return None if value is None else as_duration(name, value)
+
+
+def as_unit(name: str, value: object) -> Duration:
+    """Return ``value`` as a :class:`Duration` that time can be counted in.
+
+    Raises:
+        TypeError: As :func:`as_duration`.
+        ValueError: Besides, if it is 0.
+    """
+    unit = as_duration(name, value)
+    if not unit.amount:
+        raise ValueError(f"{name} must be above 0, got {value!r}")
+    return unit
+
+
 @dataclass(frozen=True)
 class Horizon:
     """How long a run is, as far as that is known before it starts.
@@ -124,18 +142,49 @@ class Horizon:
         Raises:
             ValueError: If the length needs a run's length that is unknown; says why it is.
         """
+        if length.unit != "epochs":
+            return start + math.floor(self._steps(length) + 0.5)
+        self._need_epochs(length)
+        return math.floor(self.step_at(self.epoch_at(start) + length.amount) + 0.5)
+
+    def start(self, end: int, length: Duration) -> int:
+        """Return the step, at least 0, at which something of ``length`` begins that ends at ``end``.
+
+        Raises:
+            ValueError: As :meth:`end`.
+        """
+        if length.unit != "epochs":
+            return max(0, end - self.end(0, length))
+        self._need_epochs(length)
+        return math.floor(self.step_at(max(0.0, self.epoch_at(end) - length.amount)) + 0.5)
+
+    def elapsed(self, start: float, step: float, unit: Duration) -> float:
+        """Return how many times ``unit``, which is above 0, has passed between two steps.
+
+        Raises:
+            ValueError: As :meth:`end`.
+        """
+        if unit.unit == "epochs":
+            self._need_epochs(unit)
+            passed, one = self.epoch_at(step) - self.epoch_at(start), unit.amount
+        else:
+            passed, one = step - start, self._steps(unit)
+        # Units that are next to nothing are never counted beyond what an int can hold.
+        return min(passed / max(one, sys.float_info.min), float(sys.maxsize))
+
+    def _steps(self, length: Duration) -> float:
         if length.unit == "steps":
-            return start + int(length.amount)
-        if length.unit == "percent":
-            if self.total is None:
-                raise ValueError(
-                    f"{length.name} must be in steps, or max_steps be set, since {self.unknown}, got "
-                    f"{str(length)!r}"
-                )
-            return start + math.floor(length.amount / 100 * self.total + 0.5)
+            return length.amount
+        if self.total is None:
+            raise ValueError(
+                f"{length.name} must be in steps, or max_steps be set, since {self.unknown}, got "
+                f"{str(length)!r}"
+            )
+        return length.amount / 100 * self.total
+
+    def _need_epochs(self, length: Duration) -> None:
         if not self.epoch_ends:
             raise ValueError(f"{length.name} must be in steps, since {self.unknown}, got {str(length)!r}")
-        return math.floor(self.step_at(self.epoch_at(start) + length.amount) + 0.5)
 
     def _table(self) -> tuple[int, ...]:
         if not self.epoch_ends:

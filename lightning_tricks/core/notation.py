@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lightning_tricks.core import checks, shapes
+from lightning_tricks.core import checks, cycles, decays, phases, shapes
 from lightning_tricks.core.schedule import Schedule
 
 __all__ = ["FUNCTIONS", "as_schedule", "parse"]
@@ -19,8 +19,18 @@ __all__ = ["FUNCTIONS", "as_schedule", "parse"]
 FUNCTIONS: dict[str, Callable[..., Schedule]] = {
     "constant": shapes.constant,
     "cosine": shapes.cosine,
+    "cosine_restarts": cycles.cosine_restarts,
+    "cyclic": cycles.cyclic,
     "exponential": shapes.exponential,
+    "exponential_decay": decays.exponential_decay,
+    "inverse_sqrt": decays.inverse_sqrt,
+    "inverse_time": decays.inverse_time,
     "linear": shapes.linear,
+    "multistep": decays.multistep,
+    "one_cycle": phases.one_cycle,
+    "polynomial": shapes.polynomial,
+    "stable_decay": phases.stable_decay,
+    "step": decays.step,
     "warmup": shapes.warmup,
 }
 """What may be called in the text of a schedule."""
@@ -78,7 +88,8 @@ def parse(text: str, *, name: str = "schedule") -> Schedule:
         >>> parse("__import__('os')")
         Traceback (most recent call last):
         ValueError: schedule must be written like warmup('5%') >> cosine(to=0.1), got "__import__('os')": \
-it may call constant, cosine, exponential, linear, warmup, not '__import__'
+it may call constant, cosine, cosine_restarts, cyclic, exponential, exponential_decay, inverse_sqrt, \
+inverse_time, linear, multistep, one_cycle, polynomial, stable_decay, step, warmup, not '__import__'
     """
     rule = f"{name} must be written like warmup('5%') >> cosine(to=0.1), got {text!r}"
     try:
@@ -96,6 +107,8 @@ def _read(node: ast.expr) -> Any:
     match node:
         case ast.Constant(value=int() | float() | str() | None as value):
             return value
+        case ast.List(elts=entries) | ast.Tuple(elts=entries):
+            return [_read(entry) for entry in entries]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -checks.number("what '-' precedes", _read(operand))
         case ast.BinOp(left=left, op=ast.RShift(), right=right):
@@ -116,5 +129,7 @@ def _schedule(node: ast.expr) -> Schedule:
 
 def _call(function: str, args: list[Any], keywords: list[ast.keyword]) -> Schedule:
     if function not in FUNCTIONS:
-        raise ValueError(f"it may call {', '.join(FUNCTIONS)}, not {function!r}")
+        close = checks.nearest(function, FUNCTIONS, count=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"it may call {', '.join(FUNCTIONS)}, not {function!r}{meant}")
     return FUNCTIONS[function](*args, **{str(word.arg): _read(word.value) for word in keywords})

@@ -3,13 +3,17 @@
     warmup("5%") >> cosine(to=0.1)        5 % of the run up to 1, then down to 0.1 at its end
     10 * cosine(to=0.1)                   from 10 down to 1
 
-The parts themselves and their formulas are in :mod:`lightning_tricks.core.shapes`.
+The parts themselves and their formulas are in :mod:`~lightning_tricks.core.shapes`,
+:mod:`~lightning_tricks.core.decays`, :mod:`~lightning_tricks.core.cycles` and
+:mod:`~lightning_tricks.core.phases`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +22,7 @@ from typing import ClassVar
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import Duration, Horizon
 
-__all__ = ["Course", "Part", "Schedule"]
+__all__ = ["Course", "Onward", "Part", "Schedule", "Span"]
 
 
 class Schedule(ABC):
@@ -36,12 +40,12 @@ class Schedule(ABC):
         """Return this schedule with all its values multiplied by ``factor``."""
         return _Scaled(factor, self)
 
-    def resolve(self, horizon: Horizon, *, kept: Sequence[int] = ()) -> Course:
+    def resolve(self, horizon: Horizon, *, kept: Sequence[Horizon] = ()) -> Course:
         """Return the schedule as a function of the position in a run.
 
         Args:
             horizon: The run's length.
-            kept: Ends of the first parts, in steps, that an earlier, interrupted run had fixed.
+            kept: That of an earlier, interrupted run, for each of the first parts that it had fixed.
 
         Raises:
             ValueError: If a length needs a run's length that is unknown.
@@ -49,50 +53,69 @@ class Schedule(ABC):
         legs: list[_Leg] = []
         begin, value = 0, None
         for index, (factor, part) in enumerate(self.parts()):
-            if index < len(kept):
-                end = max(kept[index], begin)
-            elif part.over is None:
-                end = begin if part.endless else _whole_run(horizon, begin)
-            else:
-                end = horizon.end(begin, part.over)
+            laid = kept[index] if index < len(kept) else horizon
+            span = Span(begin, max(begin, part.end(laid, begin)), laid)
+            part.check(span)
             first = part.first(None if value is None else value / factor)
-            legs.append(_Leg(begin, end, factor, first, part))
-            begin, value = end, factor * part.last(first)
+            legs.append(_Leg(span, factor, first, part))
+            begin, value = span.end, legs[-1].last
         return Course(tuple(legs))
 
     @property
     def varies(self) -> bool:
         """Whether the value changes at all, so that the run's length matters."""
         parts = self.parts()
-        return len(parts) > 1 or not parts[0][1].endless
+        return len(parts) > 1 or not parts[0][1].still
 
     def bounds(self) -> tuple[float, float]:
-        """Return the least and the greatest value that the schedule takes or approaches."""
+        """Return the least and the greatest value that the schedule takes or approaches in any run."""
         values: list[float] = []
-        value = None
+        before: Sequence[float | None] = (None,)
         for factor, part in self.parts():
-            first = part.first(None if value is None else value / factor)
-            value = factor * part.last(first)
-            values += [factor * first, value]
+            firsts = [part.first(None if value is None else value / factor) for value in before]
+            values += [factor * value for first in firsts for value in part.reach(first)]
+            ends = [factor * value for first in firsts for value in part.ends(first)]
+            before = (min(ends), max(ends))
         return min(values), max(values)
 
 
-def _whole_run(horizon: Horizon, begin: int) -> int:
-    if horizon.total is None:
-        raise ValueError(
-            f"a schedule without a length ends with the run, but {horizon.unknown}: "
-            "give its last part a length (over=...), or set max_steps"
-        )
-    return max(begin, horizon.total)
+@dataclass(frozen=True)
+class Span:
+    """Where a part lies in a run.
+
+    Attributes:
+        begin: Its first step.
+        end: The step after its last.
+        horizon: The run's length, as it was when the part was laid.
+    """
+
+    begin: int
+    end: int
+    horizon: Horizon
+
+    @property
+    def length(self) -> int:
+        """How many steps it has."""
+        return self.end - self.begin
+
+    def units(self, step: float, unit: Duration) -> float:
+        """Return how many ``unit`` have passed ``step`` steps into the part."""
+        return self.horizon.elapsed(self.begin, self.begin + step, unit)
 
 
 @dataclass(frozen=True)
 class _Leg:
-    begin: int
-    end: int
+    span: Span
     factor: float
     first: float
     part: Part
+
+    @property
+    def last(self) -> float:
+        return self.factor * self.part.last(self.span, self.first)
+
+    def value(self, position: float) -> float:
+        return self.factor * self.part.value(position - self.span.begin, self.span, self.first)
 
 
 @dataclass(frozen=True)
@@ -111,23 +134,21 @@ class Course:
     @property
     def end(self) -> int:
         """The step from which on the value stays as it is."""
-        return self.legs[-1].end
+        return self.legs[-1].span.end
 
     def __call__(self, position: float) -> float:
         """Return the value at optimizer step ``position``; past the end the last value holds."""
         for leg in self.legs:
-            if position < leg.end:
-                step, length = position - leg.begin, leg.end - leg.begin
-                return leg.factor * leg.part.value(step, length, leg.first)
-        last = self.legs[-1]
-        return last.factor * last.part.last(last.first)
+            if position < leg.span.end:
+                return leg.value(position)
+        return self.legs[-1].last
 
-    def kept(self, position: int) -> list[int]:
-        """Return the ends that stay as they are if the run's length changes at ``position``.
+    def kept(self, position: int) -> list[Horizon]:
+        """Return what :meth:`resolve` is to keep if the run's length changes at ``position``.
 
-        They are those of the parts that have begun, but for the schedule's last, which stretches.
+        It is that of the parts that have begun, but for the schedule's last, which stretches.
         """
-        return [leg.end for leg in self.legs[:-1] if leg.begin <= position]
+        return [leg.span.horizon for leg in self.legs[:-1] if leg.span.begin <= position]
 
 
 @dataclass(frozen=True)
@@ -138,7 +159,8 @@ class Part(Schedule):
         over: Its length; ``None`` for all that is left of the run.
     """
 
-    endless: ClassVar[bool] = False  # whether it needs no end, because its value never changes
+    still: ClassVar[bool] = False  # whether its value never changes
+    endless: ClassVar[bool] = False  # whether it goes on where a run has no end that is known
     positional: ClassVar[str] = ""  # the field that is written without its name
 
     over: Duration | None = None
@@ -147,26 +169,77 @@ class Part(Schedule):
         """Return the part itself, unscaled."""
         return ((1.0, self),)
 
+    def end(self, horizon: Horizon, begin: int) -> int:
+        """Return the step at which the part ends if it begins at ``begin``."""
+        if self.over is not None:
+            return horizon.end(begin, self.over)
+        if self.still:
+            return begin
+        if horizon.total is None and self.endless:
+            return sys.maxsize
+        if horizon.total is None:
+            raise ValueError(
+                f"a schedule without a length ends with the run, but {horizon.unknown}: "
+                "give its last part a length (over=...), or set max_steps"
+            )
+        return horizon.total
+
+    def check(self, span: Span) -> None:
+        """Accept where it lies.
+
+        Raises:
+            ValueError: If it cannot lie there.
+        """
+
     @abstractmethod
     def first(self, before: float | None) -> float:
         """Return the value at the part's first step, given the last value ``before`` it."""
 
-    @abstractmethod
-    def last(self, first: float) -> float:
-        """Return the value that the part reaches."""
+    def last(self, span: Span, first: float) -> float:
+        """Return the value that the part reaches at its end, and holds if nothing follows."""
+        return self.value(span.length, span, first)
 
     @abstractmethod
-    def value(self, step: float, length: int, first: float) -> float:
-        """Return the value ``step`` steps into a part of ``length`` steps."""
+    def value(self, step: float, span: Span, first: float) -> float:
+        """Return the value ``step`` steps into the part."""
+
+    @abstractmethod
+    def reach(self, first: float) -> tuple[float, ...]:
+        """Return values between which all lie that the part may take in any run."""
+
+    def ends(self, first: float) -> tuple[float, ...]:
+        """Return values between which the one lies that it reaches in any run."""
+        return self.reach(first)
 
     def __repr__(self) -> str:
         """Return the part as it is written; settings at their default are left out."""
         shown = [
-            repr(value) if field.name == self.positional else f"{field.name}={value!r}"
+            _written(value) if field.name == self.positional else f"{field.name}={_written(value)}"
             for field in sorted(dataclasses.fields(self), key=lambda f: f.name != self.positional)
             if (value := getattr(self, field.name)) != field.default
         ]
-        return f"{type(self).__name__.lower()}({', '.join(shown)})"
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+        return f"{name}({', '.join(shown)})"
+
+
+def _written(value: object) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Onward(Part):
+    """A part that goes on from where the one before it ended; the first one from 1.
+
+    Attributes:
+        start: The value to begin with instead.
+    """
+
+    start: float | None = None
+
+    def first(self, before: float | None) -> float:
+        if self.start is not None:
+            return self.start
+        return 1.0 if before is None else before
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A part that begins at step t0, ends at t1 and starts from the value a has, with 
     constant     a
     linear       a + (to - a) s / n
     cosine       to + (a - to) (1 + cos(pi s / n)) / 2
+    polynomial   to + (a - to) (1 - s / n) ** power
     exponential  a (to / a) ** (s / n)
     warmup       linear: a + (1 - a) (s + 1) / (n + 1), so that no step is spent at 0 and the peak
                  comes once, at s = n;  exponential: a (1 / a) ** (s / n)
@@ -24,10 +25,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.duration import Duration, as_duration
-from lightning_tricks.core.schedule import Part
+from lightning_tricks.core.duration import as_duration, as_length
+from lightning_tricks.core.schedule import Onward, Part, Span
 
-__all__ = ["WARMUP_SHAPES", "constant", "cosine", "exponential", "linear", "warmup"]
+__all__ = ["WARMUP_SHAPES", "as_start", "constant", "cosine", "exponential", "linear", "polynomial", "warmup"]
 
 WARMUP_SHAPES = ("linear", "exponential")
 
@@ -36,7 +37,7 @@ WARMUP_SHAPES = ("linear", "exponential")
 class Constant(Part):
     """The same value throughout; without ``level``, the last value before it (1 at the start)."""
 
-    endless: ClassVar[bool] = True
+    still: ClassVar[bool] = True
     positional: ClassVar[str] = "level"
 
     level: float | None = None
@@ -46,41 +47,51 @@ class Constant(Part):
             return self.level
         return 1.0 if before is None else before
 
-    def last(self, first: float) -> float:
+    def value(self, step: float, span: Span, first: float) -> float:
         return first
 
-    def value(self, step: float, length: int, first: float) -> float:
-        return first
+    def reach(self, first: float) -> tuple[float, ...]:
+        return (first,)
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class _Decay(Part):
+class _Decay(Onward):
     to: float
-    start: float | None = None
 
-    def first(self, before: float | None) -> float:
-        if self.start is not None:
-            return self.start
-        return 1.0 if before is None else before
-
-    def last(self, first: float) -> float:
+    def last(self, span: Span, first: float) -> float:
         return self.to
+
+    def reach(self, first: float) -> tuple[float, ...]:
+        return first, self.to
+
+    def ends(self, first: float) -> tuple[float, ...]:
+        return (self.to,)
 
 
 @dataclass(frozen=True, repr=False)
 class Linear(_Decay):
     """A straight line to ``to``."""
 
-    def value(self, step: float, length: int, first: float) -> float:
-        return first + (self.to - first) * step / length
+    def value(self, step: float, span: Span, first: float) -> float:
+        return first + (self.to - first) * step / span.length
 
 
 @dataclass(frozen=True, repr=False)
 class Cosine(_Decay):
     """Half a cosine wave to ``to``."""
 
-    def value(self, step: float, length: int, first: float) -> float:
-        return self.to + (first - self.to) * 0.5 * (1.0 + math.cos(math.pi * step / length))
+    def value(self, step: float, span: Span, first: float) -> float:
+        return self.to + (first - self.to) * 0.5 * (1.0 + math.cos(math.pi * step / span.length))
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Polynomial(_Decay):
+    """A power of what is left, to ``to``."""
+
+    power: float
+
+    def value(self, step: float, span: Span, first: float) -> float:
+        return self.to + (first - self.to) * float((1.0 - step / span.length) ** self.power)
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,8 +104,8 @@ class Exponential(_Decay):
             raise ValueError(f"exponential(to={self.to!r}) must start above 0, got {first!r} before it")
         return first
 
-    def value(self, step: float, length: int, first: float) -> float:
-        share = step / length
+    def value(self, step: float, span: Span, first: float) -> float:
+        share = step / span.length
         return float(first ** (1.0 - share) * self.to**share)
 
 
@@ -112,13 +123,19 @@ class Warmup(Part):
             return self.start
         return 0.0 if self.shape == "linear" else 0.01
 
-    def last(self, first: float) -> float:
+    def last(self, span: Span, first: float) -> float:
         return 1.0
 
-    def value(self, step: float, length: int, first: float) -> float:
+    def reach(self, first: float) -> tuple[float, ...]:
+        return first, 1.0
+
+    def ends(self, first: float) -> tuple[float, ...]:
+        return (1.0,)
+
+    def value(self, step: float, span: Span, first: float) -> float:
         if self.shape == "linear":
-            return first + (1.0 - first) * (step + 1) / (length + 1)
-        return float(first ** (1.0 - step / length))
+            return first + (1.0 - first) * (step + 1) / (span.length + 1)
+        return float(first ** (1.0 - step / span.length))
 
 
 def constant(level: float | None = None, *, over: int | str | None = None) -> Part:
@@ -128,7 +145,9 @@ def constant(level: float | None = None, *, over: int | str | None = None) -> Pa
         level: The value; ``None`` for the last value before it.
         over: Length in steps, epochs or percent; ``None`` for the rest of the run.
     """
-    return Constant(over=_length(over), level=None if level is None else _finite("level", level))
+    return Constant(
+        over=as_length("over", over), level=None if level is None else checks.finite("level", level)
+    )
 
 
 def linear(*, to: float, over: int | str | None = None, start: float | None = None) -> Part:
@@ -143,7 +162,7 @@ def linear(*, to: float, over: int | str | None = None, start: float | None = No
         >>> constant(2.0, over=10) >> linear(to=0.0, over="50%")
         constant(2.0, over=10) >> linear(over='50%', to=0.0)
     """
-    return Linear(over=_length(over), to=_finite("to", to), start=_start(start))
+    return Linear(over=as_length("over", over), to=checks.finite("to", to), start=as_start(start))
 
 
 def cosine(*, to: float = 0.0, over: int | str | None = None, start: float | None = None) -> Part:
@@ -158,7 +177,24 @@ def cosine(*, to: float = 0.0, over: int | str | None = None, start: float | Non
         >>> warmup("5%") >> cosine(to=0.1)
         warmup('5%') >> cosine(to=0.1)
     """
-    return Cosine(over=_length(over), to=_finite("to", to), start=_start(start))
+    return Cosine(over=as_length("over", over), to=checks.finite("to", to), start=as_start(start))
+
+
+def polynomial(
+    *, power: float, to: float = 0.0, over: int | str | None = None, start: float | None = None
+) -> Part:
+    """Return the schedule that goes to ``to`` as a power of the share of it that is left.
+
+    Args:
+        power: The power, above 0: with 1 a straight line, above it fast at first.
+        to: The value at the end.
+        over: Length in steps, epochs or percent; ``None`` for the rest of the run.
+        start: The value at the beginning; ``None`` for the last value before it.
+    """
+    checks.in_range("power", power, 0.0, open_low=True, open_high=True)
+    return Polynomial(
+        over=as_length("over", over), power=power, to=checks.finite("to", to), start=as_start(start)
+    )
 
 
 def exponential(*, to: float, over: int | str | None = None, start: float | None = None) -> Part:
@@ -172,7 +208,7 @@ def exponential(*, to: float, over: int | str | None = None, start: float | None
     checks.in_range("to", to, 0.0, open_low=True)
     if start is not None:
         checks.in_range("start", start, 0.0, open_low=True)
-    return Exponential(over=_length(over), to=_finite("to", to), start=_start(start))
+    return Exponential(over=as_length("over", over), to=checks.finite("to", to), start=as_start(start))
 
 
 def warmup(over: int | str, *, shape: str = "linear", start: float | None = None) -> Part:
@@ -186,16 +222,9 @@ def warmup(over: int | str, *, shape: str = "linear", start: float | None = None
     checks.one_of("shape", shape, WARMUP_SHAPES)
     if start is not None:
         checks.in_range("start", start, 0.0, 1.0, open_low=shape == "exponential", open_high=True)
-    return Warmup(over=as_duration("over", over), shape=shape, start=_start(start))
+    return Warmup(over=as_duration("over", over), shape=shape, start=as_start(start))
 
 
-def _length(over: int | str | None) -> Duration | None:
-    return None if over is None else as_duration("over", over)
-
-
-def _finite(name: str, value: float) -> float:
-    return checks.in_range(name, value, -math.inf, math.inf, open_low=True, open_high=True)
-
-
-def _start(start: float | None) -> float | None:
-    return None if start is None else _finite("start", start)
+def as_start(start: float | None) -> float | None:
+    """Return ``start`` if it is ``None`` or finite; an error otherwise."""
+    return None if start is None else checks.finite("start", start)

@@ -32,6 +32,7 @@ from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import callbacks_of, warn
 from lightning_tricks.lifecycle.ownership import foreign_claims
+from lightning_tricks.lifecycle.rates import Rates
 from lightning_tricks.lifecycle.seal import sealed, unsealed
 
 __all__ = ["Conductor"]
@@ -43,12 +44,14 @@ class Conductor(Callback):
     Attributes:
         clock: Where the run stands.
         logs: Whether Lightning will log the current step.
+        rates: What techniques scale learning rates by.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         """Start with clocks at zero, for ``trainer`` alone."""
         self.clock = Clock()
         self.logs = False
+        self.rates = Rates()
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
         self._scaled = False
         self._hooks: list[Any] = []
@@ -110,6 +113,7 @@ class Conductor(Callback):
                 self._take_back.pop()()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rates = Rates()
         members = _members(trainer)
         _check_names(members)
         if isinstance(trainer.strategy, DeepSpeedStrategy):

@@ -18,9 +18,11 @@ from lightning_tricks.lifecycle.notice import callbacks_of
 
 __all__ = ["foreign_claims"]
 
+# Of what follows a schedule and of what follows a metric: ours go together, those of others with neither.
+_RATES = ("lr", "lr_decay")
 _CALLBACKS: tuple[tuple[type[Callback], tuple[str, ...]], ...] = (
     (WeightAveraging, ("eval_weights", "final_weights")),
-    (StochasticWeightAveraging, ("eval_weights", "final_weights", "lr")),
+    (StochasticWeightAveraging, ("eval_weights", "final_weights", *_RATES)),
     (BaseFinetuning, ("requires_grad", "param_groups")),
 )
 
@@ -36,7 +38,8 @@ def foreign_claims(trainer: Trainer, pl_module: LightningModule) -> Iterator[Cla
         yield Claim("clipping", owner, None, "do not override configure_gradient_clipping")
     if trainer.strategy.lr_scheduler_configs:
         owner = f"the scheduler of {name}.configure_optimizers"
-        yield Claim("lr", owner, None, "return no scheduler from configure_optimizers")
+        remedy = "return no scheduler from configure_optimizers"
+        yield from (Claim(slot, owner, None, remedy) for slot in _RATES)
     for callback in callbacks_of(trainer):
         for kind, slots in _CALLBACKS:
             if isinstance(callback, kind):

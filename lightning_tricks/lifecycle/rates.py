@@ -1,16 +1,21 @@
-"""Learning rates that techniques write, shown to Lightning as if a scheduler wrote them."""
+"""Learning rates that techniques write, shown to Lightning as if a scheduler wrote them.
+
+    rate of a group = its base rate * the product of what each technique scales it by
+
+so that techniques with different reasons to change a rate need not know of one another.
+"""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["RateView", "scale_rates", "show_rates"]
+__all__ = ["RateView", "Rates", "check_rates"]
 
 
 class RateView:
@@ -40,28 +45,69 @@ class RateView:
         """Take nothing back."""
 
 
-def show_rates(trainer: Trainer) -> None:
-    """Make today's rates the base rates of all groups, and attach a view of each optimizer.
+class Rates:
+    """What the techniques of a run scale its rates by."""
 
-    To be called in ``on_fit_start``, after all regrouping. An ``initial_lr`` that an earlier scheduler or
-    a rate finder left behind is overwritten.
+    def __init__(self) -> None:
+        """Know of no technique."""
+        self._factors: dict[str, tuple[frozenset[int] | None, float]] = {}
+        self._shown = False
+
+    def show(self, trainer: Trainer) -> None:
+        """Make today's rates the base rates of all groups, and attach a view of each optimizer.
+
+        To be called in ``on_fit_start``, after all regrouping, by each technique that scales rates. An
+        ``initial_lr`` that an earlier scheduler or a rate finder left behind is overwritten.
+        """
+        for optimizer in [] if self._shown else trainer.optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"] = group["lr"].clone()  # it may be the module's own, for a later optimizer too
+                group["initial_lr"] = float(group["lr"])
+            config = LRSchedulerConfig(cast(LRScheduler, RateView(optimizer)), interval="step")
+            trainer.strategy.lr_scheduler_configs.append(config)
+        self._shown = True
+
+    def scale(
+        self, trainer: Trainer, owner: str, factor: float, *, among: frozenset[int] | None = None
+    ) -> None:
+        """Scale rates by ``factor`` from now on, instead of what ``owner`` scaled them by before.
+
+        Args:
+            trainer: The Trainer of the run.
+            owner: Who scales them.
+            factor: At least 0.
+            among: The ``id`` of each parameter concerned, with all others of its groups; ``None`` for all.
+        """
+        self._factors[owner] = among, factor
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if _concerned(group, among):
+                    self._set(group)
+
+    def _set(self, group: dict[str, Any]) -> None:
+        # A checkpoint written without any schedule holds no base rate.
+        rate = group.setdefault("initial_lr", float(group["lr"]))
+        for owner in sorted(self._factors):  # in one order, or a resumed run might differ in the last bit
+            among, factor = self._factors[owner]
+            if _concerned(group, among):
+                rate *= factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _concerned(group: dict[str, Any], among: frozenset[int] | None) -> bool:
+    return among is None or (bool(group["params"]) and id(group["params"][0]) in among)
+
+
+def check_rates(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Accept a run with rates to scale.
+
+    Raises:
+        ValueError: If there is no optimizer.
     """
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"] = group["lr"].clone()  # it may be the module's own, for a later optimizer too
-            group["initial_lr"] = float(group["lr"])
-        config = LRSchedulerConfig(cast(LRScheduler, RateView(optimizer)), interval="step")
-        trainer.strategy.lr_scheduler_configs.append(config)
-
-
-def scale_rates(trainer: Trainer, factor: float) -> None:
-    """Set the rate of every parameter group to ``factor`` times its base rate."""
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            # A checkpoint written without any schedule holds no base rate.
-            rate = group.setdefault("initial_lr", float(group["lr"])) * factor
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+    if not any(optimizer.param_groups for optimizer in trainer.optimizers):
+        name = type(pl_module).__name__
+        raise ValueError(f"{name}.configure_optimizers must return an optimizer, got none")

@@ -201,7 +201,8 @@ class Technique(Member):
             horizon = dataclasses.replace(horizon, total=total)
         before = {**self._lengths, **self._laid()}.get(name, {})
         goes_on = self.clock.position > 0 and before.get("written") == repr(schedule)
-        course = schedule.resolve(horizon, kept=before["kept"] if goes_on else ())
+        kept = [Horizon(**laid) for laid in before["kept"]] if goes_on else []
+        course = schedule.resolve(horizon, kept=kept)
         if goes_on and before["end"] != course.end:
             say(trainer, f"{self.state_key}: {name} now ends at step {course.end}, not {before['end']}")
         self._courses[name] = (repr(schedule), course)
@@ -210,7 +211,11 @@ class Technique(Member):
     def _laid(self) -> dict[str, dict[str, Any]]:
         position = self.clock.position
         return {
-            name: {"written": written, "kept": course.kept(position), "end": course.end}
+            name: {
+                "written": written,
+                "kept": [dataclasses.asdict(horizon) for horizon in course.kept(position)],
+                "end": course.end,
+            }
             for name, (written, course) in self._courses.items()
         }
 

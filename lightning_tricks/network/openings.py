@@ -1,27 +1,21 @@
 """When stages open: at moments of the run, or each time a monitored metric stalls.
 
-    improved   value < best - min_delta   (mode "min"),   value > best + min_delta   (mode "max")
-    bad        0 after an improvement, else one more; NaN never improves
-    stalled    bad >= patience
-
-``value`` is observed once per validation, and has the metric's own unit, as has ``min_delta``.
+A metric is observed once per validation; whether it stalls is counted in
+:mod:`~lightning_tricks.core.stalling`.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from lightning_tricks.core import checks
 from lightning_tricks.core.duration import Duration, as_duration
-from lightning_tricks.lifecycle.evaluation import MissingMetricError, Objective
+from lightning_tricks.core.stalling import check_stalling, observed, unseen
 
-__all__ = ["Plateau", "Trigger", "opening_moments", "watched"]
+__all__ = ["Plateau", "Trigger", "opening_moments"]
 
 
 def opening_moments(at: int | str | Sequence[int | str], later: int) -> tuple[Duration, ...]:
@@ -54,31 +48,6 @@ def opening_moments(at: int | str | Sequence[int | str], later: int) -> tuple[Du
     if distance.unit == "percent" and distance.amount * later > 100.0:
         raise ValueError(f"at must leave room for {later} openings within 100%, got {at!r}")
     return tuple(Duration(distance.amount * k, distance.unit, "at") for k in range(1, later + 1))
-
-
-def watched(monitor: str, logged: Mapping[str, float], *, sanity: bool) -> float | None:
-    """Return the metric ``monitor`` of a validation that logged ``logged``.
-
-    Args:
-        monitor: Its name.
-        logged: The metrics by name.
-        sanity: Whether it was a sanity check. That may leave out what a few batches cannot give, so there
-            only a name that is nearly one of ``logged`` is taken for a slip.
-
-    Returns:
-        Its value; ``None`` if a later validation may yet log it.
-
-    Raises:
-        MissingMetricError: If it is missing; gives the nearest name.
-    """
-    try:
-        return Objective(monitor, 1.0).score(logged)
-    except MissingMetricError as error:
-        if sanity and not difflib.get_close_matches(monitor, logged, n=1, cutoff=0.85):
-            return None
-        if sanity:
-            error.add_note("if only later validations log it, set num_sanity_val_steps=0")
-        raise
 
 
 class Trigger(ABC):
@@ -137,19 +106,13 @@ class Plateau(Trigger):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        checks.text("monitor", self.monitor)
-        checks.whole("patience", self.patience, 1)
-        checks.in_range("min_delta", self.min_delta, 0.0, open_high=True)
-        checks.one_of("mode", self.mode, ("min", "max"))
+        check_stalling(self.monitor, self.patience, self.min_delta, self.mode)
 
     def start(self) -> dict[str, float]:
-        return {"best": math.inf if self.mode == "min" else -math.inf, "bad": 0}
+        return unseen(self.mode)
 
     def observe(self, state: dict[str, float], value: float) -> dict[str, float]:
-        gain = state["best"] - value if self.mode == "min" else value - state["best"]
-        if gain > self.min_delta:
-            return {"best": value, "bad": 0}
-        return {"best": state["best"], "bad": state["bad"] + 1}
+        return observed(state, value, min_delta=self.min_delta, mode=self.mode)
 
     def fires(self, state: dict[str, float]) -> bool:
         return state["bad"] >= self.patience

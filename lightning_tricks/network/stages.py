@@ -12,26 +12,27 @@ from __future__ import annotations
 import glob
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, zip_longest
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.checks import listed
+from lightning_tricks.core.groups import split_groups_
 from lightning_tricks.core.select import Patterns, as_patterns, clean_name, select
 
 __all__ = [
     "check_factor",
     "check_optimizers",
     "check_same",
-    "listed",
     "open_stages_",
     "partition",
     "propose_stages",
-    "split_groups_",
+    "split_by_stage_",
     "written",
 ]
 
@@ -201,7 +202,7 @@ def open_stages_(stages: Iterable[Mapping[str, nn.Parameter]], opened: int) -> d
     return fresh
 
 
-def split_groups_(
+def split_by_stage_(
     optimizer: torch.optim.Optimizer, depths: Mapping[nn.Parameter, int], factor: float
 ) -> None:
     """Split each parameter group by stage and set the rate of each part.
@@ -218,33 +219,23 @@ def split_groups_(
     Raises:
         ValueError: If the optimizer takes one group only, or a group has no rate.
     """
-    parts = [part for group in optimizer.param_groups for part in _parts(group, depths, factor)]
-    if isinstance(optimizer, torch.optim.LBFGS) and len(parts) > 1:
-        raise ValueError(f"lr_factor must be 1 with LBFGS, which takes a single group, got {factor!r}")
-    # In place, because others hold the list.
-    optimizer.param_groups[:] = parts
-
-
-def _parts(
-    group: dict[str, Any], depths: Mapping[nn.Parameter, int], factor: float
-) -> Iterator[dict[str, Any]]:
-    if not isinstance(group.get("lr"), int | float | Tensor):
-        raise ValueError(
-            f"lr_factor must be 1 for groups without a rate, got {factor!r} for lr={group.get('lr')!r}"
-        )
-    members: dict[float, list[int]] = {}
-    for index, parameter in enumerate(group["params"]):
-        members.setdefault(depths.get(parameter, math.inf), []).append(index)
-    for depth in sorted(members):
-        part = dict(group)
-        for key in {"params", "param_names"} & part.keys():
-            part[key] = [group[key][index] for index in members[depth]]
-        if "name" in part and len(members) > 1:  # names of groups must differ
-            part["name"] += "/frozen" if depth == math.inf else f"/stage {depth + 1}"
-        if depth != math.inf:
-            part["lr"] = part["lr"] * factor**depth
-        part["initial_lr"] = float(part["lr"])
-        yield part
+    for group in optimizer.param_groups:
+        if not isinstance(group.get("lr"), int | float | Tensor):
+            raise ValueError(
+                f"lr_factor must be 1 for groups without a rate, got {factor!r} for lr={group.get('lr')!r}"
+            )
+    rest = max(depths.values(), default=-1) + 1
+    places = split_groups_(
+        optimizer,
+        lambda parameter: depths.get(cast(nn.Parameter, parameter), rest),
+        called=lambda depth: "frozen" if depth == rest else f"stage {depth + 1}",
+        rule="lr_factor must be 1",
+        value=factor,
+    )
+    for group, depth in zip(optimizer.param_groups, places, strict=True):
+        if 0 <= depth < rest:
+            group["lr"] = group["lr"] * factor**depth
+        group["initial_lr"] = float(group["lr"])
 
 
 def written(patterns: Patterns) -> str:
@@ -256,9 +247,3 @@ def written(patterns: Patterns) -> str:
     """
     entries = as_patterns("patterns", patterns)
     return ", ".join(e if isinstance(e, str) else getattr(e, "__name__", repr(e)) for e in entries)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first five of ``names`` for an error, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more

@@ -20,23 +20,24 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from torch import nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.checks import listed
 from lightning_tricks.core.conflicts import ConflictError
+from lightning_tricks.core.groups import group_sizes
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.seal import unsealed
 from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, follow_trainable
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.network.openings import Trigger, opening_moments, watched
+from lightning_tricks.lifecycle.watching import check_validation, validated
+from lightning_tricks.network.openings import Trigger, opening_moments
 from lightning_tricks.network.stage_table import stage_rows, stage_table
 from lightning_tricks.network.stages import (
     check_factor,
     check_optimizers,
     check_same,
-    listed,
     open_stages_,
     partition,
-    split_groups_,
+    split_by_stage_,
     written,
 )
 from lightning_tricks.network.statistics import FrozenStatistics
@@ -130,8 +131,9 @@ norm_stats='frozen')
     ) -> None:
         entry = unsealed(checkpoint, self.state_key)
         self._found = None if entry is None else entry["state"]
-        groups = [state["param_groups"] for state in checkpoint.get("optimizer_states", [])]
-        self._found_sizes = [[len(group["params"]) for group in each] for each in groups]
+        self._found_sizes = group_sizes(
+            each["param_groups"] for each in checkpoint.get("optimizer_states", [])
+        )
         if self._module is not None:  # sharding strategies load after ``prepare``
             self._accept_found()
 
@@ -177,8 +179,8 @@ norm_stats='frozen')
     def _split(self, trainer: Trainer) -> None:
         depths = {p: depth for depth, stage in enumerate(self._members) for p in stage.values()}
         for optimizer in trainer.optimizers:
-            split_groups_(optimizer, depths, self.lr_factor)
-        sizes = [[len(group["params"]) for group in opt.param_groups] for opt in trainer.optimizers]
+            split_by_stage_(optimizer, depths, self.lr_factor)
+        sizes = group_sizes(optimizer.param_groups for optimizer in trainer.optimizers)
         if self._found is None and self._found_sizes not in ([], sizes):
             raise ValueError(
                 f"lr_factor must be 1 to go on from a checkpoint written without {self.state_key}, got "
@@ -191,8 +193,8 @@ norm_stats='frozen')
             self._watch = dict(state["watch"])
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(self.at, Trigger) and not trainer.enable_validation:
-            raise ValueError(f"at needs validation to watch {self.at.monitor!r}, but the run has none")
+        if isinstance(self.at, Trigger):
+            check_validation(trainer, "at", self.at.monitor)
         for moment in self._moments:
             self.clock.reached(moment)  # says now, and not in some later epoch, what cannot be reckoned
         if self.norm_stats == "frozen":
@@ -256,16 +258,10 @@ norm_stats='frozen')
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         at = self.at
-        if not isinstance(at, Trigger) or trainer.state.fn != "fit" or self._due == len(self.stages):
+        if not isinstance(at, Trigger) or self._due == len(self.stages):
             return
-        logged = logged_by_validation(trainer)
-        value = watched(at.monitor, logged, sanity=trainer.sanity_checking)
-        if value is None:
-            seen = f"watches {at.monitor!r}, but the sanity check logged {listed(list(logged)) or 'nothing'}"
-            warn(
-                trainer, f"{self.state_key} {seen}: if the first validation lacks it too, the run stops there"
-            )
-        if value is None or trainer.sanity_checking or self._opened < self._due:  # one has yet to act
+        value = validated(self, trainer, at.monitor)
+        if value is None or self._opened < self._due:  # one has yet to act
             return
         self._watch = at.observe(self._watch, value)
         # One decision for all processes, or their trainable parameters would differ.

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import as_duration
-from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import WARMUP_SHAPES, cosine, warmup
 from lightning_tricks.lifecycle.notice import warn
-from lightning_tricks.lifecycle.rates import scale_rates, show_rates
+from lightning_tricks.lifecycle.rates import check_rates
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.updates.following import Following
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -57,6 +58,8 @@ def warmup_cosine(over: int | str, *, shape: str, final: float) -> Schedule:
 class WarmupCosine(Technique):
     """Warm the learning rate up, then anneal it along half a cosine (:func:`warmup_cosine`).
 
+    The short name for ``LearningRate(schedule="warmup('5%') >> cosine()")``.
+
     * **When** after each optimizer step, never after a micro-batch; the first rate is set before the first
       batch. Needs no change to ``configure_optimizers``.
     * **Changes** ``lr`` of every parameter group of every optimizer, to a multiple of the group's own base
@@ -85,8 +88,7 @@ class WarmupCosine(Technique):
     shape: Literal["linear", "exponential"] = "linear"
     final: float = 0.0
     total: int | str | None = None
-    _course: Course | None = field(default=None, init=False, repr=False)
-    _factor: float = field(default=1.0, init=False, repr=False)
+    _following: Following = field(default_factory=Following, init=False, repr=False)
 
     def __post_init__(self) -> None:
         as_duration("warmup", self.warmup)
@@ -98,23 +100,20 @@ class WarmupCosine(Technique):
             raise ValueError(f"total must be above 0, got {self.total!r}")
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not any(optimizer.param_groups for optimizer in trainer.optimizers):
-            name = type(pl_module).__name__
-            raise ValueError(f"{name}.configure_optimizers must return an optimizer, got none")
+        check_rates(trainer, pl_module)
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("lr", None)]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        show_rates(trainer)
+        self.conductor.rates.show(trainer)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = self._total()
         schedule = warmup_cosine(self.warmup, shape=self.shape, final=self.final)
-        self._course = self.lay(trainer, "the rate", schedule, total=total)
-        if (end := self._course.legs[0].end) > total:
+        course = self._following.begin(self, trainer, schedule, total=total)
+        if (end := course.legs[0].span.end) > total:
             warn(trainer, f"warmup should end within the run of {total} steps, got step {end}")
-        self._apply(trainer)
 
     def _total(self) -> int:
         horizon = self.clock.horizon
@@ -125,17 +124,10 @@ class WarmupCosine(Technique):
         return horizon.total
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.report(trainer, pl_module, factor=self._factor)
+        self._following.report(self, trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.clock.attempted:
-            self._apply(trainer)
-
-    def _apply(self, trainer: Trainer) -> None:
-        assert self._course is not None
-        self._factor = self._course(self.clock.position)
-        scale_rates(trainer, self._factor)
+        self._following.advance(self, trainer)
 
     def outcome(self) -> dict[str, float | int | str]:
-        end = self._course.end if self._course else 0
-        return {"steps": self.clock.position, "end": end, "factor": self._factor}
+        return self._following.outcome(self)

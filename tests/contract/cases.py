@@ -47,9 +47,19 @@ CASES: dict[str, Case] = {
         active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
         exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
     ),
+    "PlateauDecay": Case(
+        neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
+        active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
+    ),
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
         active=lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at="30%"),
+    ),
+    "LearningRate": Case(
+        neutral=lambda: lt.LearningRate(schedule=1.0),
+        active=lambda: lt.LearningRate(
+            schedule="warmup('20%') >> step(every='1 epoch', gamma=0.5)", params="head"
+        ),
     ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),

@@ -28,6 +28,8 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
     "GradientCentralization": lambda _: lt.GradientCentralization(),
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
+    "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
+    "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
     "WeightFusion": lambda _: lt.WeightFusion(collect=lt.EverySteps(1, k=2), keep="always"),

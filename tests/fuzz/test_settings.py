@@ -35,7 +35,7 @@ from tests.toys import Loader, Toy, trainer
 
 BUILT = [kind for kind in vars(lt).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 # What policies and schedules need, by the type of a setting without default; techniques have their cases.
-SAMPLES = {"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1}
+SAMPLES = {"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]}
 METRIC: dict[str, Any] = {"monitor": "val_loss", "mode": "min"}
 HOSTS: dict[type, Callable[[Any], Technique]] = {
     Technique: lambda technique: technique,
@@ -64,11 +64,13 @@ def valid(thing: Callable[..., Any]) -> dict[str, Any]:
     if isinstance(thing, type) and issubclass(thing, Technique):
         active = CASES[thing.__name__].active()
         return {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.init}
-    return {
+    needed = {
         name: SAMPLES[str(each.annotation)]
         for name, each in parameters(thing).items()
         if each.default is inspect.Parameter.empty
     }
+    # Its default is the length of a warm-up, and here there is none.
+    return {"timescale": 1} if thing is lt.inverse_sqrt else needed
 
 
 SETTINGS = [

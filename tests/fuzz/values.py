@@ -35,6 +35,20 @@ TEXTS = [
     *("constant(1e999, over=1) >> linear(to=1.0)", "exponential(to=1e308, start=1e-308)"),
     *("1e308 * constant(1e308)", "0 * cosine()", "cosine() * 2", "2 * 2", "-" * 5000 + "1", "(" * 5000),
     *("cosine(**x)", "cosine(*x)", "cosine(1)", "cosine(to='a')", "warmup(True)"),
+    *(
+        "step(every=1)",
+        "multistep([1, '50%'])",
+        "cyclic(2, to=0.5)",
+        "cosine_restarts(1, mult=0)",
+        "one_cycle()",
+    ),
+    *(
+        "inverse_sqrt()",
+        "warmup(1) >> inverse_sqrt()",
+        "stable_decay('50%')",
+        "multistep([[1]])",
+        "step(every=[])",
+    ),
     *("float32", "float64", "bfloat16", "average", "skip"),
     *("cpu", "meta", "cuda", "cuda:9", "mps", "nonsense"),
 ]
@@ -76,6 +90,11 @@ def schedules() -> st.SearchStrategy[str]:
         st.builds("{}(to={})".format, shape, number),
         st.builds("{}(to={}, start={})".format, shape, number, number),
         st.builds("constant({})".format, number),
+        st.builds("cosine_restarts({}, to={})".format, length, number),
+        st.builds("cyclic({}, to={})".format, length, number),
+        st.builds("step(every={}, gamma={})".format, length, number),
+        st.builds("multistep([{}, {}])".format, length, length),
+        st.builds("stable_decay({}, to={})".format, length, number),
     )
     first = st.one_of(
         st.builds("warmup({}, shape={!r})".format, length, st.sampled_from(["linear", "exponential"])),

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_tricks.core.checks import listed
 from lightning_tricks.network.stage_table import stage_rows, stage_table
 from lightning_tricks.network.stages import (
     check_same,
-    listed,
     open_stages_,
     partition,
     propose_stages,
-    split_groups_,
+    split_by_stage_,
 )
 
 
@@ -167,7 +167,7 @@ def test_groups_are_split_by_hand_worked_rates():
         weight_decay=0.3,
     )
     before = optimizer.param_groups
-    split_groups_(optimizer, depths_of(module, "2", "1", "0"), 0.5)
+    split_by_stage_(optimizer, depths_of(module, "2", "1", "0"), 0.5)
     assert optimizer.param_groups is before
     rates = [(group["lr"], group["initial_lr"], group["weight_decay"]) for group in before]
     assert rates == [
@@ -183,7 +183,7 @@ def test_split_keeps_order_names_and_tensor_rates_apart():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     named = [{"params": list(module.named_parameters()), "name": "all"}]
     optimizer = torch.optim.Adam(named, lr=torch.tensor(0.8), capturable=False, foreach=False)
-    split_groups_(optimizer, depths_of(module, "1", "0"), 0.5)
+    split_by_stage_(optimizer, depths_of(module, "1", "0"), 0.5)
     first, second = optimizer.param_groups
     assert first["param_names"] == ["1.weight", "1.bias"]
     assert second["param_names"] == ["0.weight", "0.bias"]
@@ -196,7 +196,7 @@ def test_split_leaves_frozen_parameters_a_group_of_their_own():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     module[0].requires_grad_(False)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.8)
-    split_groups_(optimizer, depths_of(module, "1"), 0.5)
+    split_by_stage_(optimizer, depths_of(module, "1"), 0.5)
     assert [group["params"][0] for group in optimizer.param_groups] == [module[1].weight, module[0].weight]
     assert [group["lr"] for group in optimizer.param_groups] == [0.8, 0.8]
 
@@ -206,7 +206,7 @@ def test_a_group_within_one_stage_stays_whole():
     optimizer = torch.optim.SGD(
         [{"params": m.parameters(), "name": str(i)} for i, m in enumerate(module)], lr=1.0
     )
-    split_groups_(optimizer, depths_of(module, "1", "0"), 0.5)
+    split_by_stage_(optimizer, depths_of(module, "1", "0"), 0.5)
     assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("0", 0.5), ("1", 1.0)]
 
 
@@ -214,13 +214,13 @@ def test_split_is_refused_where_groups_cannot_differ():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     depths = depths_of(module, "1", "0")
     with pytest.raises(ValueError, match="lr_factor must be 1 with LBFGS"):
-        split_groups_(torch.optim.LBFGS(module.parameters()), depths, 0.5)
+        split_by_stage_(torch.optim.LBFGS(module.parameters()), depths, 0.5)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     optimizer.param_groups[0]["lr"] = None
     with pytest.raises(
         ValueError, match="lr_factor must be 1 for groups without a rate, got 0.5 for lr=None"
     ):
-        split_groups_(optimizer, depths, 0.5)
+        split_by_stage_(optimizer, depths, 0.5)
 
 
 def test_same_stages_are_required():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from lightning.pytorch import Callback
 
-from lightning_tricks.network.openings import Plateau, watched
+from lightning_tricks.lifecycle.watching import watched
+from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from tests.network.deep import Deep, Graded, Watch, fit
 

@@ -32,7 +32,7 @@ class Rates(Callback):
         self.after = trainer.optimizers[0].param_groups[0]["lr"]
 
 
-def used(technique: WarmupCosine, module: Toy | None = None, **settings: Any) -> list[float]:
+def used(technique: Callback, module: Toy | None = None, **settings: Any) -> list[float]:
     rates = Rates()
     loader = settings.pop("loader", Loader())
     trainer(technique, rates, **settings).fit(module or Toy(lr=1.0), loader)
