@@ -76,8 +76,9 @@ class AdaptiveThreshold(ABC):
 class Percentile(AdaptiveThreshold):
     """AutoClip: the ``percent``-th percentile of the norms seen so far, that of this step included.
 
-    Exact over the first 10,000 steps, then over the last 10,000. Costs a sort of them: about half a
-    millisecond per step on a CPU when all are there. With the default, 9 steps of 10 are clipped.
+    Exact over the first 10,000 steps, then over the last 10,000. Costs a sort of them, about half a
+    millisecond per step on a CPU when all are there, and 40 kB in a checkpoint. With the default, most steps
+    are clipped, 9 of 10 where norms neither rise nor fall.
 
     Attributes:
         percent: In [0, 100].
