@@ -197,12 +197,11 @@ class Technique(Member):
             total: Optimizer steps of the run, if the Trainer's own length is not meant.
         """
         horizon = self.clock.horizon if schedule.varies else Horizon(None)
-        if total is not None:
-            horizon = dataclasses.replace(horizon, total=total)
+        horizon = horizon if total is None else dataclasses.replace(horizon, total=total)
         before = {**self._lengths, **self._laid()}.get(name, {})
         goes_on = self.clock.position > 0 and before.get("written") == repr(schedule)
-        kept = [Horizon(**laid) for laid in before["kept"]] if goes_on else []
-        course = schedule.resolve(horizon, kept=kept)
+        kept = before["kept"] if goes_on else []
+        course = schedule.resolve(horizon, kept=[Horizon(**laid) for laid in kept])
         if goes_on and before["end"] != course.end:
             say(trainer, f"{self.state_key}: {name} now ends at step {course.end}, not {before['end']}")
         self._courses[name] = (repr(schedule), course)
@@ -228,8 +227,7 @@ class Technique(Member):
     @final
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(trainer, Trainer):
-            rule = f"{self.state_key} must be given to a Trainer of lightning.pytorch, got one of "
-            raise TypeError(f"{rule}{type(trainer).__module__}: write `import lightning.pytorch as pl`")
+            raise TypeError(f"Trainer must be that of lightning.pytorch, got {type(trainer).__module__}'s")
         self._conductor = conductor = Conductor.of(trainer)
         if stage == "fit" and conductor is not self._fitted:
             self._forget()

@@ -61,7 +61,8 @@ class WarmupCosine(Technique):
     The short name for ``LearningRate(schedule="warmup('5%') >> cosine()")``.
 
     * **When** after each optimizer step, never after a micro-batch; the first rate is set before the first
-      batch. Needs no change to ``configure_optimizers``.
+      batch. Needs no change to ``configure_optimizers``. In manual optimization a batch counts once, if it
+      steps.
     * **Changes** ``lr`` of every parameter group of every optimizer, to a multiple of the group's own base
       rate; ratios between groups stay.
     * **Logs** ``warmup_cosine/factor``; Lightning's LearningRateMonitor shows the rates themselves.
@@ -75,7 +76,8 @@ class WarmupCosine(Technique):
         warmup: Length of the warm-up: optimizer steps, ``"3 epochs"`` or ``"5%"`` of the run. With 0 the run
             starts at the full rate.
         shape: ``"linear"``, or ``"exponential"`` from a hundredth of the base rate.
-        final: Share of each group's base rate at the end, in [0, 1]. No step of the run has rate 0.
+        final: Share of each group's base rate at the end, in [0, 1]. No step up to that end has rate 0; if
+            the run goes on past it, a warning says so.
         total: Length of the run in the same forms, where the Trainer does not know it: a loader without
             length, ``max_time`` alone, endless training. ``None`` takes it from the Trainer.
 
@@ -125,6 +127,9 @@ class WarmupCosine(Technique):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._following.report(self, trainer, pl_module)
+        if self.final == 0.0 and self.clock.position == self.outcome()["end"]:
+            told = "but the run goes on, with rate 0: raise total or final"
+            warn(trainer, f"{self.state_key} ends at step {self.clock.position}, {told}")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._following.advance(self, trainer)

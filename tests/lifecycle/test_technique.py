@@ -180,11 +180,13 @@ def test_what_is_not_ours_has_claims_too() -> None:
     assert found == {
         ("clipping", "Own.configure_gradient_clipping"),
         ("lr", "the scheduler of Own.configure_optimizers"),
+        ("lr_decay", "the scheduler of Own.configure_optimizers"),
         ("eval_weights", "EMAWeightAveraging"),
         ("final_weights", "EMAWeightAveraging"),
         ("eval_weights", "StochasticWeightAveraging"),
         ("final_weights", "StochasticWeightAveraging"),
         ("lr", "StochasticWeightAveraging"),
+        ("lr_decay", "StochasticWeightAveraging"),
         ("requires_grad", "BackboneFinetuning"),
         ("param_groups", "BackboneFinetuning"),
     }

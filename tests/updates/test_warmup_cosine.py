@@ -193,7 +193,7 @@ def test_epochs_of_changing_length_are_said() -> None:
             return Loader(5 + 5 * self.current_epoch)
 
     with pytest.warns(UserWarning, match="the run was taken to make 10 steps until now, but made 15"):
-        trainer(WarmupCosine(), reload_dataloaders_every_n_epochs=1).fit(Growing())
+        trainer(WarmupCosine(final=0.1), reload_dataloaders_every_n_epochs=1).fit(Growing())
 
 
 def test_a_stale_base_rate_does_not_count() -> None:
@@ -214,3 +214,10 @@ def test_lightnings_rate_finder_sets_the_base_rate_21030(tmp_path: Path) -> None
     runner.fit(module, Loader(100))
     assert module.lr != 1e-3
     assert max(rates.seen) == module.lr
+
+
+def test_a_run_that_goes_on_at_rate_0_is_told():
+    with pytest.warns(UserWarning, match="ends at step 10, but the run goes on, with rate 0: raise total"):
+        trainer(WarmupCosine(total=10)).fit(Toy(), Loader())
+    trainer(WarmupCosine(total=10, final=0.1)).fit(Toy(), Loader())
+    trainer(WarmupCosine(total=15)).fit(Toy(), Loader())
