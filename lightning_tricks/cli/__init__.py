@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from lightning_tricks import __version__
@@ -25,6 +26,16 @@ examples:
   lightning-tricks demo                     a minute: tables, a figure, two runs in Weights & Biases
   lightning-tricks demo --quick             the same in seconds, but too short for techniques to pay off
   lightning-tricks demo --seed 1 --output results
+  lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000
+"""
+_SCHEDULE_EXAMPLES = """\
+examples:
+  lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000 --png out.png
+  lightning-tricks schedule "warmup('5 epochs') >> multistep(['30 epochs', '60 epochs'])" --epochs 90
+  lightning-tricks schedule "cosine_restarts('10%', mult=2, peak_decay=0.8)"
+  lightning-tricks schedule "0.1 * (warmup(100) >> stable_decay('20%'))" --steps 2000
+
+made of (help(lightning_tricks.NAME) in Python tells more):
 """
 
 
@@ -59,18 +70,22 @@ def _refuse(error: Exception) -> int:
 def _command(argv: list[str]) -> Callable[[], None]:
     """Return what ``argv`` asks for, with its settings checked."""
     parser = _parser("Training techniques for PyTorch Lightning.", epilog=_EXAMPLES, version=__version__)
-    demo = _demo_parser()
+    known = {"demo": _demo_parser(), "schedule": _schedule_parser()}
     # Not required, because the error below says more.
     commands = parser.add_subcommands(dest="command", required=False, metavar="COMMAND", title="commands")
-    commands.add_subcommand("demo", demo, help="train a small model with and without techniques")
-    see = f"see lightning-tricks {'demo ' if argv[:1] == ['demo'] else ''}--help"
+    commands.add_subcommand("demo", known["demo"], help="train a small model with and without techniques")
+    commands.add_subcommand("schedule", known["schedule"], help="show a schedule over a run")
+    called = argv[0] if argv and argv[0] in known else ""
+    see = f"see lightning-tricks {called + ' ' if called else ''}--help"
     try:
         config = parser.parse_args(argv)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(f"{_explained(str(error), demo._option_string_actions)} {see}") from None
+        options = known[called]._option_string_actions if called else ()
+        raise ValueError(f"{_explained(str(error), options)} {see}") from None
     if config.command is None:
         raise ValueError(f"a command must be given, such as demo; {see}")
-    return _demo(config.demo.as_dict())
+    build = _demo if config.command == "demo" else _schedule
+    return build(config[config.command].as_dict())
 
 
 def _explained(message: str, options: Iterable[str]) -> str:
@@ -137,3 +152,29 @@ def _demo(settings: dict[str, Any]) -> Callable[[], None]:
     check_mode()
     build = Demo.quick if settings.pop("quick") else Demo
     return partial(run_demo, build(**settings))
+
+
+def _schedule_parser() -> ArgumentParser:
+    from lightning_tricks.core.notation import FUNCTIONS
+
+    names = fill(", ".join(FUNCTIONS), 96, initial_indent="  ", subsequent_indent="  ")
+    parser = _parser(
+        "Show a schedule over a run: a plot of plain characters and a table, and a picture if asked.",
+        usage="lightning-tricks schedule TEXT [options]",
+        epilog=f"{_SCHEDULE_EXAMPLES}{names}\n",
+    )
+    parser.add_argument("text", type=str, help="the schedule, as a setting takes it")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of the run")
+    parser.add_argument(
+        "--epochs", type=int, default=argparse.SUPPRESS, help="of the run, for lengths in epochs"
+    )
+    parser.add_argument(
+        "--png", type=str, default=argparse.SUPPRESS, help="file for a picture; needs matplotlib"
+    )
+    return parser
+
+
+def _schedule(settings: dict[str, Any]) -> Callable[[], None]:
+    from lightning_tricks.cli.schedule import Preview, show
+
+    return partial(show, Preview(**settings))

@@ -40,22 +40,26 @@ class Schedule(ABC):
         """Return this schedule with all its values multiplied by ``factor``."""
         return _Scaled(factor, self)
 
-    def resolve(self, horizon: Horizon, *, kept: Sequence[Horizon] = ()) -> Course:
+    def resolve(self, horizon: Horizon, *, kept: Sequence[Horizon] = (), name: str = "a value") -> Course:
         """Return the schedule as a function of the position in a run.
 
         Args:
             horizon: The run's length.
             kept: That of an earlier, interrupted run, for each of the first parts that it had fixed.
+            name: What follows the schedule, for errors.
 
         Raises:
-            ValueError: If a length needs a run's length that is unknown.
+            ValueError: If a length needs a run's length that is unknown, or a part cannot lie where it would.
         """
         legs: list[_Leg] = []
         begin, value = 0, None
         for index, (factor, part) in enumerate(self.parts()):
             laid = kept[index] if index < len(kept) else horizon
             span = Span(begin, max(begin, part.end(laid, begin)), laid)
-            part.check(span)
+            try:
+                part.check(span)
+            except ValueError as error:
+                raise ValueError(f"the schedule of {name} must fit the run, got {self!r}: {error}") from None
             first = part.first(None if value is None else value / factor)
             legs.append(_Leg(span, factor, first, part))
             begin, value = span.end, legs[-1].last

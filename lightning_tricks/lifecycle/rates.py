@@ -86,8 +86,9 @@ class Rates:
                     self._set(group)
 
     def _set(self, group: dict[str, Any]) -> None:
-        # A checkpoint written without any schedule holds no base rate.
-        rate = group.setdefault("initial_lr", float(group["lr"]))
+        if "initial_lr" not in group:  # in a checkpoint that was written without any schedule
+            group["initial_lr"] = float(group["lr"])  # not at each step: it may wait for a device
+        rate = group["initial_lr"]
         for owner in sorted(self._factors):  # in one order, or a resumed run might differ in the last bit
             among, factor = self._factors[owner]
             if _concerned(group, among):

@@ -201,7 +201,7 @@ class Technique(Member):
         before = {**self._lengths, **self._laid()}.get(name, {})
         goes_on = self.clock.position > 0 and before.get("written") == repr(schedule)
         kept = before["kept"] if goes_on else []
-        course = schedule.resolve(horizon, kept=[Horizon(**laid) for laid in kept])
+        course = schedule.resolve(horizon, kept=[Horizon(**laid) for laid in kept], name=name)
         if goes_on and before["end"] != course.end:
             say(trainer, f"{self.state_key}: {name} now ends at step {course.end}, not {before['end']}")
         self._courses[name] = (repr(schedule), course)

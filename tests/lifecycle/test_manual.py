@@ -50,7 +50,5 @@ def test_several_steps_in_a_batch_are_said_once() -> None:
 
 def test_a_trainer_of_the_other_package_is_refused_with_the_remedy(tmp_path: Path) -> None:
     other = type("Trainer", (SimpleNamespace,), {"__module__": "pytorch_lightning.trainer.trainer"})()
-    with pytest.raises(
-        TypeError, match="Trainer must be that of lightning.pytorch, got pytorch_lightning"
-    ):
+    with pytest.raises(TypeError, match="Trainer must be that of lightning.pytorch, got pytorch_lightning"):
         lt.GradientClip().setup(other, Toy(), "fit")

@@ -269,5 +269,7 @@ def test_an_optimizer_with_one_group_only_cannot_be_split() -> None:
 
 
 def test_a_schedule_that_cannot_lie_in_the_run_is_refused_before_the_first_batch() -> None:
-    with pytest.raises(ValueError, match="timescale must be given"):
+    with pytest.raises(
+        ValueError, match="the schedule of the rate must fit the run, got inverse_sqrt\\(\\): timescale must"
+    ):
         named(LearningRate(schedule="inverse_sqrt()"))

@@ -1,0 +1,145 @@
+"""``lightning-tricks schedule``: a schedule as a plot of plain characters, as a table, and as a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from operator import mul
+from pathlib import Path
+from textwrap import fill
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.duration import Horizon
+from lightning_tricks.core.notation import as_schedule
+from lightning_tricks.core.schedule import Course
+from lightning_tricks.recipes.extras import extra
+
+__all__ = ["Preview", "draw", "plot", "show", "table"]
+
+_WIDTH, _HEIGHT = 72, 13
+_FINE = 20  # values that are looked at for each column of the plot
+_TICKS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A schedule over a run.
+
+    Args:
+        text: The schedule, as it is written.
+        steps: Optimizer steps of the run.
+        epochs: Epochs of the run, all equally long up to rounding; ``None`` if they do not matter.
+        png: Where the picture is written; ``None`` for none.
+
+    Raises:
+        TypeError: If a setting is of another type.
+        ValueError: If the text cannot be read, or needs epochs that are not given.
+    """
+
+    text: str
+    steps: int = 1000
+    epochs: int | None = None
+    png: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        checks.whole("steps", self.steps, 1)
+        if self.epochs is not None and checks.whole("epochs", self.epochs, 1) > self.steps:
+            raise ValueError(f"epochs must be at most steps, {self.steps}, got {self.epochs}")
+        if self.png is not None:
+            checks.text("png", self.png)
+        self.course()
+
+    def course(self) -> Course:
+        """Return the schedule laid over the run."""
+        ends = None
+        if self.epochs is not None:
+            ends = tuple(round(self.steps * done / self.epochs) for done in range(1, self.epochs + 1))
+        horizon = Horizon(self.steps, ends, "--epochs is not given")
+        return as_schedule("schedule", self.text).resolve(horizon)
+
+    def epoch(self, step: float) -> float | None:
+        """Return the epochs done after ``step``; ``None`` if they do not matter."""
+        return None if self.epochs is None else step * self.epochs / self.steps
+
+
+def show(preview: Preview) -> None:
+    """Print the plot and the table, and write the picture if there is to be one."""
+    if preview.png is not None:
+        draw(preview, preview.png)
+    print("\n".join(["", preview.text, "", *plot(preview), "", *table(preview)]))
+    if preview.png is not None:
+        print(f"\nwritten: {preview.png}")
+
+
+def plot(preview: Preview) -> list[str]:
+    """Return the lines of a plot: each column a part of the run, from its least value to its greatest."""
+    course, steps = preview.course(), preview.steps
+    values = [course(steps * index // (_WIDTH * _FINE)) for index in range(_WIDTH * _FINE)]
+    # With the last value of the column before, so that a sudden fall is drawn as one.
+    columns = [values[max(0, _FINE * column - 1) : _FINE * (column + 1)] for column in range(_WIDTH)]
+    low = min(0.0, *(min(column) for column in columns))
+    high = max(max(column) for column in columns)
+    if high == low:
+        high = low + 1.0
+    scale = (_HEIGHT - 1) / (high - low)
+    marks = [(round((min(c) - low) * scale), round((max(c) - low) * scale)) for c in columns]
+    lines = []
+    for row in reversed(range(_HEIGHT)):
+        value = f"{low + row / scale:.4g}" if row % 3 == 0 else ""
+        cells = "".join("*" if least <= row <= most else " " for least, most in marks)
+        lines.append(f"{value:>10} |{cells}".rstrip())
+    lines.append(" " * 11 + "+" + "-" * _WIDTH)
+    lines.append(_axis("step", [str(0), str(steps // 2), str(steps)]))
+    if preview.epochs is not None:
+        lines.append(_axis("epoch", [f"{share * preview.epochs:g}" for share in (0.0, 0.5, 1.0)]))
+    return lines
+
+
+def _axis(name: str, labels: list[str]) -> str:
+    left, middle, right = labels
+    line = left.ljust(_WIDTH // 2 - len(middle) // 2) + middle
+    return f"{name:>10}  {line}{right:>{_WIDTH - len(line)}}"
+
+
+def table(preview: Preview) -> list[str]:
+    """Return the lines of a table: the value at some steps, those where a part ends among them."""
+    course, steps = preview.course(), preview.steps
+    chosen = {round(share * steps) for share in _TICKS} | {steps - 1}
+    chosen |= {leg.span.end for leg in course.legs if leg.span.end <= steps}
+    lines = [f"{'step':>10}{'' if preview.epochs is None else '     epoch'}{'value':>14}"]
+    for step in sorted(chosen):
+        epoch = preview.epoch(step)
+        shown = "" if epoch is None else f"{epoch:>10.2f}"
+        after = "  after the last step" if step == steps else ""
+        lines.append(f"{step:>10}{shown}{course(step):>14.6g}{after}")
+    return lines
+
+
+def draw(preview: Preview, path: str | Path) -> None:
+    """Draw the schedule over optimizer steps, as a PNG at ``path``.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
+        OSError: If the picture cannot be written.
+    """
+    with extra("plots"):
+        from matplotlib.figure import Figure
+
+    course, steps = preview.course(), preview.steps
+    fine = _WIDTH * _FINE
+    positions = range(steps) if steps <= fine else [steps * index // fine for index in range(fine)]
+    # Without pyplot: no state of the process, and no display, is touched.
+    figure = Figure(figsize=(8.0, 4.0), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.step([*positions, steps], [*map(course, positions), course(steps)], where="post", color="#0072B2")
+    axes.set_title(fill(preview.text, 90), fontsize=9, family="monospace")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("value")
+    axes.set_xlim(0, steps)
+    axes.grid(alpha=0.3)
+    if preview.epochs is not None:
+        ratio = preview.epochs / steps
+        above = axes.secondary_xaxis("top", functions=(partial(mul, ratio), partial(mul, 1 / ratio)))
+        above.set_xlabel("epoch")
+    figure.savefig(path, format="png")
