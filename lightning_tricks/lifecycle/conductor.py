@@ -123,7 +123,8 @@ class Conductor(Callback):
         own = (claim for member in members for claim in member.claims())
         check_claims([*foreign_claims(trainer, pl_module), *own])
         check_order([(m.state_key, m.gradient_stage) for m in members if m.gradient_stage])
-        for member in members:
+        # By name, or a run resumed with another order of the list would find other groups.
+        for member in sorted(members, key=lambda member: member.state_key):
             member.regroup(trainer, pl_module)
         self._scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._hooks = [opt.register_step_post_hook(self._after_step) for opt in trainer.optimizers]

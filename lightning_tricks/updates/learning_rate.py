@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from lightning_tricks.core.checks import listed
 from lightning_tricks.core.groups import group_sizes, split_groups_
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Schedule
@@ -65,8 +66,9 @@ class LearningRate(Technique):
       rate; ratios between groups stay. A group that holds other parameters too is split. Momentum stays as
       it is, also with ``cyclic`` and ``one_cycle``.
     * **Logs** ``learning_rate/factor``; Lightning's LearningRateMonitor shows the rates themselves.
-    * **Saves** how the parts of the schedule lie that have begun. Resumed with another length of the run,
-      they keep their lengths, the last one stretches to the new end, and a line says so.
+    * **Saves** which parameters it split off, and how the parts of the schedule lie that have begun. Resumed
+      with another length of the run, they keep their lengths, the last one stretches to the new end, and a
+      line says so.
     * **Cost** a few multiplications per step; no memory.
     * **Use** for any schedule but the usual one, which has the short name ``WarmupCosine``; **not** beside a
       scheduler of the module's own.
@@ -85,6 +87,7 @@ class LearningRate(Technique):
     _following: Following = field(default_factory=Following, init=False, repr=False)
     _chosen: dict[str, nn.Parameter] | None = field(default=None, init=False, repr=False)
     _held: frozenset[int] | None = field(default=None, init=False, repr=False)
+    _split: list[str] = field(default_factory=list, init=False, repr=False)
     _found_sizes: list[list[int]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -116,10 +119,15 @@ class LearningRate(Technique):
         return [self.claim("lr", self._chosen)]
 
     def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in [] if self._held is None else trainer.optimizers:
-            ends = (f"not {self.state_key}", self.state_key)
-            rule = "params must be '*'"
+        self._split = []
+        if self._chosen is None:
+            return
+        ends, rule = (f"not {self.state_key}", self.state_key), "params must be '*'"
+        for optimizer in trainer.optimizers:
+            before = len(optimizer.param_groups)
             split_groups_(optimizer, self._place, called=ends.__getitem__, rule=rule, value=self.params)
+            if len(optimizer.param_groups) > before:
+                self._split = list(self._chosen)
 
     def _place(self, parameter: Tensor) -> int:
         return int(self._held is None or id(parameter) in self._held)
@@ -135,6 +143,17 @@ class LearningRate(Technique):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._following.begin(self, trainer, self._written(), among=self._held)
+
+    def saved(self) -> dict[str, Any]:
+        return {"split": list(self._split)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state["split"] != self._split:
+            then, now = listed(state["split"]) or "nothing", listed(self._split) or "nothing"
+            raise ValueError(
+                "params must split off what they did in the checkpoint, with whose parameter groups the "
+                f"optimizer's state comes back, {then}; got {now}"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._following.report(self, trainer, pl_module)

@@ -12,8 +12,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningR
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_tricks as lt
-from lightning_tricks import ConflictError, LearningRate, WarmupCosine
-from lightning_tricks.updates.learning_rate import held_by
+from lightning_tricks import LearningRate, WarmupCosine
 from tests.toys import Loader, StopAfter, StopError, Toy, TwoOptimizers, assert_equal, trainer, weights
 from tests.updates.test_warmup_cosine import used
 
@@ -191,85 +190,12 @@ def test_with_more_epochs_on_resume_the_last_part_stretches_and_a_line_says_so(
     assert "LearningRate: the rate now ends at step 30, not 15" in capsys.readouterr().out
 
 
-def test_a_checkpoint_with_other_groups_is_refused_by_name(tmp_path: Path) -> None:
-    saved = tmp_path / "a.ckpt"
+def test_resumed_in_another_order_of_the_list_it_goes_on_to_the_bit(tmp_path: Path) -> None:
+    whole, saved = Toy(lr=0.1), tmp_path / "a.ckpt"
+    unfreeze = lambda: lt.ProgressiveUnfreeze(stages=["head", "body"], at=2)  # noqa: E731 splits too
+    trainer(*parts(), unfreeze()).fit(whole, Loader())
     with pytest.raises(StopError):
-        trainer(LearningRate(schedule=0.5), StopAfter(2, saved)).fit(Toy(), Loader())
-    message = (
-        r"params must split parameter groups as in the checkpoint, which has groups of \[\[6\]\] tensors"
-    )
-    with (
-        pytest.raises(ValueError, match=message),
-        pytest.warns(UserWarning, match="Be aware"),
-    ):
-        trainer(LearningRate(schedule=0.5, params="head", label="head")).fit(Toy(), Loader(), ckpt_path=saved)
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        (LearningRate(schedule=0.5, params="head.bias", label="b"),),
-        (LearningRate(schedule=0.5, label="b"),),
-        (WarmupCosine(),),
-    ],
-)
-def test_two_owners_of_one_rate_are_refused(others: tuple[Callback, ...]) -> None:
-    with pytest.raises(ConflictError, match="'lr' must have one owner, got LearningRate and"):
-        trainer(LearningRate(schedule=0.5, params="head"), *others).fit(Toy(), Loader())
-
-
-def test_the_modules_own_scheduler_is_refused() -> None:
-    class WithScheduler(Toy):
-        def configure_optimizers(self) -> Any:
-            optimizer = super().configure_optimizers()
-            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
-
-    with pytest.raises(ConflictError, match="'lr' must have one owner, got the scheduler of WithScheduler"):
-        trainer(LearningRate(schedule=0.5, params="head")).fit(WithScheduler(), Loader())
-
-
-def test_params_that_no_optimizer_holds_are_refused() -> None:
-    class HeadOnly(Toy):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.head.parameters(), 1.0)
-
-    message = "params must match a parameter that an optimizer holds, got body.0.weight, body.0.bias, in none"
-    with pytest.raises(ValueError, match=message):
-        trainer(LearningRate(schedule=0.5, params="body.0")).fit(HeadOnly(), Loader())
-    module = HeadOnly()
-    found = held_by([module.configure_optimizers()], dict(module.named_parameters()))
-    assert found == {id(p) for p in module.head.parameters()}
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"schedule": "step(every=0)"}, "schedule must be written like .* every must be above 0"),
-        ({"schedule": "-1 * cosine()"}, "every value of schedule must lie in"),
-        ({"schedule": -0.5}, r"schedule must lie in \[0.0, 1000000.0\], got -0.5"),
-        ({"schedule": None}, "schedule must be a number, got None"),
-        ({"schedule": 1.0, "params": ()}, "params must name at least one pattern"),
-        ({"schedule": 1.0, "parms": "*"}, "did you mean 'params'"),
-    ],
-)
-def test_bad_settings_are_refused_in_the_constructor(bad: dict[str, Any], message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
-        LearningRate(**bad)
-
-
-def test_an_optimizer_with_one_group_only_cannot_be_split() -> None:
-    class Quasi(Toy):
-        def __init__(self) -> None:
-            super().__init__(lr=0.1, optimizer="LBFGS")
-
-    with pytest.raises(
-        ValueError, match=r"params must be '\*' with LBFGS, which takes a single group, got 'head'"
-    ):
-        trainer(LearningRate(schedule=0.5, params="head")).fit(Quasi(), Loader())
-
-
-def test_a_schedule_that_cannot_lie_in_the_run_is_refused_before_the_first_batch() -> None:
-    with pytest.raises(
-        ValueError, match="the schedule of the rate must fit the run, got inverse_sqrt\\(\\): timescale must"
-    ):
-        named(LearningRate(schedule="inverse_sqrt()"))
+        trainer(*parts(), unfreeze(), StopAfter(7, saved)).fit(Toy(lr=0.1), Loader())
+    resumed = Toy(lr=0.1)
+    trainer(unfreeze(), *parts()[::-1]).fit(resumed, Loader(), ckpt_path=saved)
+    assert_equal(weights(resumed), weights(whole))
