@@ -20,7 +20,7 @@ from lightning_tricks.gradients.adaptive import AdaptiveGradientClip
 from lightning_tricks.gradients.centralization import GradientCentralization
 from lightning_tricks.gradients.clip import GradientClip
 from lightning_tricks.gradients.noise import GradientNoise
-from lightning_tricks.gradients.thresholds import Percentile, ZClip
+from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
@@ -52,7 +52,7 @@ __all__ = [
     "Schedule",
     "WarmupCosine",
     "WeightFusion",
-    "ZClip",
+    "ZScore",
     "average_state",
     "constant",
     "cosine",

@@ -72,7 +72,7 @@ class GradientClip(Technique):
     Args:
         max_norm: Largest global norm, at least 0; a number, a schedule or its text; ``None`` for no limit.
             Or a policy that derives it from the norms seen so far, for each optimizer by itself: AutoClip's
-            ``Percentile(10)`` or ``ZClip()``.
+            ``Percentile(10)`` or ``ZScore()``.
         max_value: Largest magnitude of an entry, likewise, but no policy, nor beside one.
         norm_type: Order of the norm, above 0; infinity for the largest magnitude.
         params: Name patterns of the parameters to clip.

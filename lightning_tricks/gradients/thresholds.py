@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 
-__all__ = ["AdaptiveThreshold", "Percentile", "ZClip"]
+__all__ = ["AdaptiveThreshold", "Percentile", "ZScore"]
 
 WINDOW = 10_000
 """How many norms a percentile is taken of at most."""
@@ -110,7 +110,7 @@ class Percentile(AdaptiveThreshold):
 
 
 @dataclass(frozen=True)
-class ZClip(AdaptiveThreshold):
+class ZScore(AdaptiveThreshold):
     """The norm at which a spike stands out from a moving mean by ``z_max`` standard deviations.
 
     A spike is cut to less than that, the more the higher it is, and what is left enters the statistics. The
@@ -123,7 +123,7 @@ class ZClip(AdaptiveThreshold):
         warmup_steps: Steps at the start that are only watched, at least 1; nothing is clipped in them.
 
     Example:
-        >>> policy = ZClip(warmup_steps=2)
+        >>> policy = ZScore(warmup_steps=2)
         >>> state = policy.start(torch.tensor(1.0))
         >>> for norm in (1.0, 3.0, 12.0):
         ...     state, threshold = policy.observe(state, torch.tensor(norm))

@@ -60,7 +60,7 @@ def test_no_hook_waits_for_the_gpu_on_steps_that_do_not_log(
     clips = [
         lt.GradientClip(label=str(index), params=part, max_norm=limit, non_finite=non_finite)
         for index, (part, limit) in enumerate(
-            [("body.0", 0.5), ("body.1", lt.Percentile()), ("head", lt.ZClip(warmup_steps=2))]
+            [("body.0", 0.5), ("body.1", lt.Percentile()), ("head", lt.ZScore(warmup_steps=2))]
         )
     ]
     works = [lt.GradientCentralization(), lt.GradientNoise(), lt.AdaptiveGradientClip(), *clips]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lightning_tricks import GradientClip, Percentile, ZClip
+from lightning_tricks import GradientClip, Percentile, ZScore
 from tests.contract.cases import Case
 from tests.distributed.cells import Watch, check, fit
 from tests.distributed.worlds import WORLDS
@@ -20,7 +20,7 @@ CASES = {
     name: Case(neutral=lambda: GradientClip(max_norm=1e9), active=active)
     for name, active in {
         "Percentile": lambda: GradientClip(max_norm=Percentile(30)),
-        "ZClip": lambda: GradientClip(max_norm=ZClip(z_max=0.5, alpha=0.5, warmup_steps=2)),
+        "ZScore": lambda: GradientClip(max_norm=ZScore(z_max=0.5, alpha=0.5, warmup_steps=2)),
     }.items()
 }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_tricks import GradientClip, Percentile, ZClip
+from lightning_tricks import GradientClip, Percentile, ZScore
 from lightning_tricks.gradients import thresholds
 from lightning_tricks.gradients.thresholds import AdaptiveThreshold
 from tests.contract import test_laws
@@ -22,7 +22,7 @@ from tests.contract.test_laws import STOPS
 from tests.contract.test_together import reads_per_step
 from tests.toys import Loader, Toy, TwoOptimizers, trainer, weights
 
-POLICIES = [Percentile(), Percentile(50), ZClip(z_max=1.0, alpha=0.5, warmup_steps=2)]
+POLICIES = [Percentile(), Percentile(50), ZScore(z_max=1.0, alpha=0.5, warmup_steps=2)]
 each_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
 
 
@@ -72,7 +72,7 @@ def test_percentile_of_ten_thousand_is_of_all_of_them() -> None:
     assert torch.equal(state["norms"], torch.cat([norms[1:], torch.tensor([5.0, 6.0])]))
 
 
-def slow_zclip(policy: ZClip, norms: Iterable[float]) -> list[float]:
+def slow_zclip(policy: ZScore, norms: Iterable[float]) -> list[float]:
     """Return what is left of each norm, in the paper's notation."""
     watched: list[float] = []
     mu = sigma = math.nan
@@ -93,9 +93,9 @@ def slow_zclip(policy: ZClip, norms: Iterable[float]) -> list[float]:
     return left
 
 
-@pytest.mark.parametrize("policy", [ZClip(), ZClip(z_max=1.0, alpha=0.5, warmup_steps=1)], ids=repr)
+@pytest.mark.parametrize("policy", [ZScore(), ZScore(z_max=1.0, alpha=0.5, warmup_steps=1)], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_zclip_leaves_what_its_slow_twin_leaves(policy: ZClip, dtype: torch.dtype) -> None:
+def test_zclip_leaves_what_its_slow_twin_leaves(policy: ZScore, dtype: torch.dtype) -> None:
     norms = torch.tensor(spiky(300), dtype=dtype).tolist()
     pairs = zip(norms, limits(policy, norms, dtype), strict=True)
     left = [min(norm, limit) if math.isfinite(norm) else math.nan for norm, limit in pairs]
@@ -106,20 +106,20 @@ def test_zclip_leaves_what_its_slow_twin_leaves(policy: ZClip, dtype: torch.dtyp
 
 def test_zclip_by_hand() -> None:
     # Mean 2 and deviation 1; 12 is z = 10, and cut to 2 + 4 / 10. Then mean 2.2, variance (1 + 0.04) / 2.
-    policy = ZClip(z_max=2.0, alpha=0.5, warmup_steps=2)
+    policy = ZScore(z_max=2.0, alpha=0.5, warmup_steps=2)
     found = limits(policy, [1.0, 3.0, 12.0, 0.0])
     assert found == pytest.approx([math.inf, math.inf, 2.4, 2.2 + 2 * math.sqrt(0.52)])
 
 
 def test_norms_that_hardly_differ_are_no_spikes() -> None:
     norms = [1.0] * 30 + [1.02] * 30
-    assert all(norm <= limit for norm, limit in zip(norms, limits(ZClip(), norms), strict=True))
-    assert limits(ZClip(), [0.0] * 30)[-1] > 0.0
+    assert all(norm <= limit for norm, limit in zip(norms, limits(ZScore(), norms), strict=True))
+    assert limits(ZScore(), [0.0] * 30)[-1] > 0.0
 
 
 def test_zclip_complains_of_a_lasting_jump_only() -> None:
     def complaint(norms: list[float]) -> str | None:
-        state = (policy := ZClip()).start(torch.zeros(()))
+        state = (policy := ZScore()).start(torch.zeros(()))
         for norm in norms:
             state, _ = policy.observe(state, torch.tensor(norm))
         return policy.complaint(state)
@@ -221,7 +221,7 @@ def test_what_is_not_finite_leaves_the_statistics_alone(policy: AdaptiveThreshol
 
 def test_a_lasting_jump_is_told_once() -> None:
     with pytest.warns(UserWarning, match="GradientClip: the norm has jumped for good") as told:
-        trainer(Spike(1e3, range(10, 999)), GradientClip(max_norm=ZClip(warmup_steps=5)), max_epochs=1).fit(
+        trainer(Spike(1e3, range(10, 999)), GradientClip(max_norm=ZScore(warmup_steps=5)), max_epochs=1).fit(
             Toy(optimizer="SGD", lr=0.0), Loader(150)
         )
     assert len([each for each in told if "jumped" in str(each.message)]) == 1
@@ -231,7 +231,7 @@ def test_a_changed_policy_is_told_and_starts_anew(tmp_path: Path) -> None:
     runner = trainer(GradientClip(max_norm=Percentile(10)), max_epochs=1)
     runner.fit(Toy(), Loader())
     runner.save_checkpoint(tmp_path / "a.ckpt")
-    for policy, known in ((Percentile(20), 10), (ZClip(), None)):
+    for policy, known in ((Percentile(20), 10), (ZScore(), None)):
         clip = GradientClip(max_norm=policy)
         with pytest.warns(UserWarning, match="changed settings: max_norm"):
             trainer(clip, max_epochs=2).fit(Toy(), Loader(), ckpt_path=tmp_path / "a.ckpt")
@@ -243,9 +243,9 @@ def test_a_changed_policy_is_told_and_starts_anew(tmp_path: Path) -> None:
     ("build", "message"),
     [
         (lambda: Percentile(101), r"percent must lie in \[0.0, 100.0\], got 101"),
-        (lambda: ZClip(z_max=0.0), r"z_max must lie in \(0.0, inf\), got 0.0"),
-        (lambda: ZClip(alpha=1.0), r"alpha must lie in \[0.0, 1.0\), got 1.0"),
-        (lambda: ZClip(warmup_steps=0), "warmup_steps must be at least 1, got 0"),
+        (lambda: ZScore(z_max=0.0), r"z_max must lie in \(0.0, inf\), got 0.0"),
+        (lambda: ZScore(alpha=1.0), r"alpha must lie in \[0.0, 1.0\), got 1.0"),
+        (lambda: ZScore(warmup_steps=0), "warmup_steps must be at least 1, got 0"),
         (lambda: GradientClip(max_value=Percentile()), "max_value must be a number, got Percentile"),
         (
             lambda: GradientClip(max_norm=Percentile(10), max_value=1.0),
