@@ -66,6 +66,7 @@ class BodyAlone(TwoOptimizers):
         return torch.optim.AdamW(self.parameters(), lr=0.05, fused=True)
 
 
+@pytest.mark.filterwarnings("ignore:the module made 2 steps in a batch")
 def test_a_cancelled_step_does_not_cancel_the_next_of_the_batch() -> None:
     module = BodyAlone()
     trainer(Poison(0), GradientClip(params="head"), max_epochs=1, limit_train_batches=1).fit(module, Loader())

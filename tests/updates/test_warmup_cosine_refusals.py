@@ -52,7 +52,8 @@ def test_a_run_of_unknown_length_needs_total(settings: dict[str, Any], reason: s
 
 
 def test_total_stands_in_for_an_unknown_length() -> None:
-    rates = used(WarmupCosine(warmup="20%", total=10), loader=unsized())
+    with pytest.warns(UserWarning, match="ends at step 10, but the run goes on"):
+        rates = used(WarmupCosine(warmup="20%", total=10), loader=unsized())
     assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
     assert rates[2] == 1.0
     assert rates[10:] == [0.0] * 6
