@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from lightning_tricks.core import checks
 
@@ -119,6 +121,17 @@ class Horizon:
     total: int | None
     epoch_ends: tuple[int, ...] | None = None
     unknown: str = "the run's length is unknown"
+
+    def saved(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        ends = None if self.epoch_ends is None else list(self.epoch_ends)
+        return {"total": self.total, "epoch_ends": ends, "unknown": self.unknown}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Self:
+        """Return what :meth:`saved` returned as plain values."""
+        ends = state["epoch_ends"]
+        return cls(state["total"], None if ends is None else tuple(ends), state["unknown"])
 
     def step_at(self, epochs: float) -> float:
         """Return the optimizer steps done after ``epochs`` epochs, a fraction of an epoch included."""

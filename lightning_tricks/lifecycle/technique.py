@@ -200,8 +200,8 @@ class Technique(Member):
         horizon = horizon if total is None else dataclasses.replace(horizon, total=total)
         before = {**self._lengths, **self._laid()}.get(name, {})
         goes_on = self.clock.position > 0 and before.get("written") == repr(schedule)
-        kept = before["kept"] if goes_on else []
-        course = schedule.resolve(horizon, kept=[Horizon(**laid) for laid in kept], name=name)
+        kept = [Horizon.restored(laid) for laid in before["kept"]] if goes_on else []
+        course = schedule.resolve(horizon, kept=kept, name=name)
         if goes_on and before["end"] != course.end:
             say(trainer, f"{self.state_key}: {name} now ends at step {course.end}, not {before['end']}")
         self._courses[name] = (repr(schedule), course)
@@ -212,7 +212,7 @@ class Technique(Member):
         return {
             name: {
                 "written": written,
-                "kept": [dataclasses.asdict(horizon) for horizon in course.kept(position)],
+                "kept": [horizon.saved() for horizon in course.kept(position)],
                 "end": course.end,
             }
             for name, (written, course) in self._courses.items()
