@@ -41,7 +41,7 @@ soak: .venv/.stamp ## break runs off at 50 random points and resume them
 fuzz: export OMP_NUM_THREADS ?= 1
 fuzz: export HYPOTHESIS_PROFILE := long
 fuzz: .venv/.stamp ## try settings, modules and damaged checkpoints of all kinds, for hours
-	$(BIN)/python -m pytest tests/fuzz
+	$(BIN)/python -m pytest tests/fuzz --timeout 0
 
 notebooks: .venv/.stamp ## run the notebooks from the start and keep their outputs
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py

@@ -23,7 +23,7 @@ def sealed(entry: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> sealed({"lengths": {}, "state": {"steps": 3}})
-        {'lengths': {}, 'state': {'steps': 3}, 'seal': {'lengths': 'a3a6bf43', 'state/steps': '6dd28e9b'}}
+        {'lengths': {}, 'state': {'steps': 3}, 'seal': {'lengths': '4f5e993a', 'state/steps': '4b434cf6'}}
     """
     return {**entry, "seal": _seal(entry)}
 
@@ -58,7 +58,8 @@ def _seal(entry: Mapping[str, Any]) -> dict[str, str]:
     for key, value in entry.items():
         inner = value if isinstance(value, dict) else {}
         parts |= {f"{key}/{name}": part for name, part in inner.items()} or {str(key): value}
-    return {key: f"{zlib.crc32(_written(value).encode()):08x}" for key, value in parts.items()}
+    # With the key, which a file may hold once for both, so that damage to it would change both alike.
+    return {key: f"{zlib.crc32(f'{key}: {_written(value)}'.encode()):08x}" for key, value in parts.items()}
 
 
 def _written(value: Any) -> str:
