@@ -1,18 +1,26 @@
-"""A table of stages: what each holds, when it opens, how many parameters learn from then on."""
+"""The rows of a table of stages: what each holds, when it opens, how many parameters learn from then on."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from torch import nn
 
+from lightning_tricks.core.partition import written
 from lightning_tricks.core.select import Patterns, select
-from lightning_tricks.network.stages import written
 
-__all__ = ["stage_rows", "stage_table"]
+__all__ = ["STAGE_COLUMNS", "stage_rows"]
 
-_COLUMNS = ("stage", "patterns", "opens at", "tensors", "parameters", "rate factor", "trainable so far")
+STAGE_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "stage": "left",
+    "patterns": "left",
+    "opens at": "left",
+    "tensors": "right",
+    "parameters": "right",
+    "rate factor": "left",
+    "trainable so far": "right",
+}
 
 
 def stage_rows(
@@ -22,7 +30,7 @@ def stage_rows(
     opens: Sequence[str],
     factor: float,
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each stage, and one for the parameters that are in none.
+    """Yield a row of :data:`STAGE_COLUMNS` for each stage, and one for the parameters that are in none.
 
     Args:
         module: The whole network.
@@ -42,27 +50,3 @@ def stage_rows(
     if frozen:
         size = sum(parameter.numel() for parameter in frozen)
         yield ("-", "frozen, in no stage", "never", str(len(frozen)), f"{size:,}", "-", f"{so_far:,}")
-
-
-def stage_table(title: str, rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of :func:`stage_rows` as plain text.
-
-    Example:
-        >>> print(stage_table("Two", [("1", "head", "start", "2", "99", "1", "99")]).splitlines()[1])
-        | stage | patterns | opens at | tensors | parameters | rate factor | trainable so far |
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    # Letters that every terminal and every file encoding has.
-    table = Table(box=box.MARKDOWN)
-    for column in _COLUMNS:
-        right = column in {"tensors", "parameters", "trainable so far"}
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    with io.StringIO() as text:
-        Console(file=text, width=110, color_system=None, markup=False).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
-    return "\n".join([title, *lines])

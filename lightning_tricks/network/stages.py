@@ -13,27 +13,24 @@ import glob
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, zip_longest
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.groups import split_groups_
-from lightning_tricks.core.select import Patterns, as_patterns, clean_name, select
+from lightning_tricks.core.select import clean_name
 
 __all__ = [
     "check_factor",
     "check_optimizers",
     "check_same",
     "open_stages_",
-    "partition",
     "propose_stages",
     "split_by_stage_",
-    "written",
 ]
 
 
@@ -78,41 +75,6 @@ def _lone_depth(paths: list[list[str]]) -> int:
     while len({tuple(path[: depth + 1]) for path in paths}) == 1 and max(map(len, paths)) > depth + 2:
         depth += 1
     return depth
-
-
-def partition(module: nn.Module, stages: Sequence[Patterns]) -> list[dict[str, nn.Parameter]]:
-    """Return the parameters of each stage by name, in the module's order.
-
-    Parameters that need no gradient may be in no stage.
-
-    Args:
-        module: Searched with all its children.
-        stages: For each stage one pattern or several.
-
-    Raises:
-        ValueError: If a pattern matches nothing, or a parameter is in two stages or in none, or lazy.
-    """
-    parts = [select(module, patterns, name=f"stages[{index}]") for index, patterns in enumerate(stages)]
-    if lazy := [name for part in parts for name, parameter in part.items() if is_lazy(parameter)]:
-        raise ValueError(
-            f"stages must hold initialised parameters, got the lazy {listed(lazy)}: "
-            "run one batch through the module first"
-        )
-    for (i, first), (k, second) in combinations(enumerate(parts), 2):
-        if both := [name for name in second if name in first]:
-            raise ValueError(
-                f"each parameter must be in one stage, got {listed(both)} in stages[{i}] "
-                f"({written(stages[i])}) and stages[{k}] ({written(stages[k])}): narrow the patterns of one "
-                "of them; parameters that are tied count under all their names"
-            )
-    held = {name for part in parts for name in part}
-    everything = select(module, "*", name="the module")
-    if left := [name for name, p in everything.items() if p.requires_grad and name not in held]:
-        raise ValueError(
-            f"stages must hold each parameter, got none for {listed(left)}: add a last stage with patterns "
-            "for them, or name them in one, or freeze them with requires_grad_(False)"
-        )
-    return parts
 
 
 def check_factor(factor: float, stages: int) -> None:
@@ -236,14 +198,3 @@ def split_by_stage_(
         if 0 <= depth < rest:
             group["lr"] = group["lr"] * factor**depth
         group["initial_lr"] = float(group["lr"])
-
-
-def written(patterns: Patterns) -> str:
-    """Return patterns as a reader of a table or an error wants them.
-
-    Example:
-        >>> written(("head", nn.LayerNorm))
-        'head, LayerNorm'
-    """
-    entries = as_patterns("patterns", patterns)
-    return ", ".join(e if isinstance(e, str) else getattr(e, "__name__", repr(e)) for e in entries)

@@ -23,22 +23,22 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.groups import group_sizes
+from lightning_tricks.core.partition import partition, written
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.seal import unsealed
 from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, follow_trainable
+from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.watching import check_validation, validated
 from lightning_tricks.network.openings import Trigger, opening_moments
-from lightning_tricks.network.stage_table import stage_rows, stage_table
+from lightning_tricks.network.stage_table import STAGE_COLUMNS, stage_rows
 from lightning_tricks.network.stages import (
     check_factor,
     check_optimizers,
     check_same,
     open_stages_,
-    partition,
     split_by_stage_,
-    written,
 )
 from lightning_tricks.network.statistics import FrozenStatistics
 
@@ -138,7 +138,7 @@ norm_stats='frozen')
             self._accept_found()
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._members = partition(pl_module, self.stages)
+        self._members = partition(pl_module, self.stages, name="stages", part="stage")
         self._chosen = {name: p for stage in self._members for name, p in stage.items()}
         if self.lr_factor != 1 and trainer.strategy.lr_scheduler_configs:
             raise ConflictError(
@@ -204,7 +204,8 @@ norm_stats='frozen')
         self._apply(trainer, pl_module, self._due)
         self._fresh = {name: p for stage in self._members[: self._opened] for name, p in stage.items()}
         rows = stage_rows(pl_module, self.stages, self._members, self._opens(), self.lr_factor)
-        say(trainer, stage_table(f"{self.state_key}: {self._opened} of {len(self.stages)} stages open", rows))
+        title = f"{self.state_key}: {self._opened} of {len(self.stages)} stages open"
+        say(trainer, text_table(title, STAGE_COLUMNS, rows))
 
     def _opens(self) -> list[str]:
         if isinstance(self.at, Trigger):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_tricks.core.checks import listed
-from lightning_tricks.network.stage_table import stage_rows, stage_table
+from lightning_tricks.core.partition import partition as parts_of
+from lightning_tricks.lifecycle.table import text_table
+from lightning_tricks.network.stage_table import STAGE_COLUMNS, stage_rows
 from lightning_tricks.network.stages import (
     check_same,
     open_stages_,
-    partition,
     propose_stages,
     split_by_stage_,
 )
+
+partition = partial(parts_of, name="stages", part="stage")
 
 
 class Net(nn.Module):
@@ -252,7 +257,7 @@ def test_table_counts_what_learns_so_far():
         ("3", "0.bias", "2 epochs", "1", "20", "0.25", "87"),
         ("-", "frozen, in no stage", "never", "1", "2,000", "-", "87"),
     ]
-    table = stage_table("A title", rows)
+    table = text_table("A title", STAGE_COLUMNS, rows)
     assert table.splitlines()[0] == "A title"
     assert (
         "| 2     | 1                   | 1 epoch  |       2 |         63 | 0.5         |               67 |"

@@ -1,0 +1,55 @@
+"""Which weights decay leaves alone: biases, normalisation and embeddings, told by type and shape.
+
+Not by name: ``"LayerNorm"`` misses a layer that is called ``norm1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+__all__ = ["exempt_from_decay"]
+
+_SCALES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_MATRICES = (nn.Linear, nn.Bilinear, _ConvNd)
+
+
+def exempt_from_decay(
+    module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] | None = None
+) -> set[nn.Parameter]:
+    """Return the parameters of ``module`` that decay should leave alone.
+
+    These are all parameters of normalisation layers and embeddings, and of other layers those called
+    ``bias`` or with at most one axis longer than 1: scales, class tokens, temperatures. The ``weight`` of a
+    linear layer or a convolution decays whatever its shape. A parameter that two layers share is left alone
+    if either says so.
+
+    Args:
+        module: Searched with all its children.
+        shapes: Shapes of parameters that do not tell them, such as the flat pieces of FSDP1.
+
+    Example:
+        >>> net = nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 1), nn.LayerNorm(1))
+        >>> exempt = exempt_from_decay(net)
+        >>> [name for name, parameter in net.named_parameters() if parameter in exempt]
+        ['0.weight', '1.bias', '2.weight', '2.bias']
+    """
+    return {
+        parameter
+        for layer in module.modules()
+        for name, parameter in layer._parameters.items()
+        if parameter is not None and _exempt(layer, name, (shapes or {}).get(parameter, parameter.shape))
+    }
+
+
+def _exempt(layer: nn.Module, name: str, shape: torch.Size) -> bool:
+    if isinstance(layer, _SCALES + _TABLES) or name == "bias":
+        return True
+    if isinstance(layer, _MATRICES) and name == "weight":
+        return False
+    return sum(size > 1 for size in shape) <= 1
