@@ -27,8 +27,10 @@ from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
+from lightning_tricks.updates.norm_penalty import NormPenalty
 from lightning_tricks.updates.plateau_decay import PlateauDecay
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
+from lightning_tricks.updates.weight_decay import WeightDecay
 
 __all__ = [
     "AdaptiveGradientClip",
@@ -45,12 +47,14 @@ __all__ = [
     "Interpolate",
     "LastEpochs",
     "LearningRate",
+    "NormPenalty",
     "Percentile",
     "Plateau",
     "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
     "WarmupCosine",
+    "WeightDecay",
     "WeightFusion",
     "ZScore",
     "average_state",

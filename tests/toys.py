@@ -100,7 +100,7 @@ class TwoOptimizers(Toy):
             optimizer.step()
 
     def configure_optimizers(self) -> Any:
-        body = torch.optim.AdamW(self.body.parameters(), lr=self.lr)
+        body = torch.optim.AdamW(self.body.parameters(), lr=self.lr, **self.options)
         return [body, torch.optim.SGD(self.head.parameters(), lr=self.lr, momentum=0.9)]
 
 

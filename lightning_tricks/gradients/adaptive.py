@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.chosen import chosen_parameters
 from lightning_tricks.core.gradients import Groups
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.gradients.chosen import chosen_parameters
 from lightning_tricks.gradients.units import check_units, transposed, unit_norms, units_of
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
@@ -109,8 +109,6 @@ class AdaptiveGradientClip(Technique):
         AdaptiveGradientClip(clip=0.02, eps=0.001, params='*', exclude='head')
     """
 
-    gradient_stage: ClassVar[str] = "clipping"
-
     clip: float | str | Schedule = 0.01
     eps: float = 1e-3
     params: Patterns = "*"
@@ -119,6 +117,10 @@ class AdaptiveGradientClip(Technique):
     _members: set[nn.Parameter] = field(default_factory=set, init=False, repr=False)
     _turned: dict[nn.Parameter, int] = field(default_factory=dict, init=False, repr=False)
     _course: Course | None = field(default=None, init=False, repr=False)
+
+    @property
+    def gradient_stage(self) -> str:
+        return "clipping"
 
     def __post_init__(self) -> None:
         as_schedule("clip", self.clip, 0.0)

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_tricks.core.chosen import chosen_parameters
 from lightning_tricks.core.gradients import Groups
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.gradients.chosen import chosen_parameters
 from lightning_tricks.gradients.units import check_units, units_of, within_units
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
@@ -90,11 +90,13 @@ class GradientCentralization(Technique):
         GradientCentralization(params='encoder.*')
     """
 
-    gradient_stage: ClassVar[str] = "centralization"
-
     params: Patterns = "*"
     _chosen: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _members: set[nn.Parameter] = field(default_factory=set, init=False, repr=False)
+
+    @property
+    def gradient_stage(self) -> str:
+        return "centralization"
 
     def __post_init__(self) -> None:
         as_patterns("params", self.params)

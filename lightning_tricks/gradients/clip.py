@@ -13,17 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.chosen import chosen_parameters
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.gradients import Groups, gradients_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.gradients.chosen import chosen_parameters
 from lightning_tricks.gradients.norms import clip_, total_norm, within
 from lightning_tricks.gradients.skipping import (
     cancel_step_,
@@ -87,8 +87,6 @@ class GradientClip(Technique):
 params=('encoder.*', 'head'), non_finite='skip')
     """
 
-    gradient_stage: ClassVar[str] = "clipping"
-
     max_norm: float | str | Schedule | AdaptiveThreshold | None = 1.0
     max_value: float | str | Schedule | None = None
     norm_type: float = 2.0
@@ -104,6 +102,10 @@ params=('encoder.*', 'head'), non_finite='skip')
     _steps: int = field(default=0, init=False, repr=False)
     _clipped: int | Tensor = field(default=0, init=False, repr=False)
     _skipped: int | Tensor = field(default=0, init=False, repr=False)
+
+    @property
+    def gradient_stage(self) -> str:
+        return "clipping"
 
     def __post_init__(self) -> None:
         if self.max_norm is None and self.max_value is None:

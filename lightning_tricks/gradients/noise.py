@@ -14,18 +14,18 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.chosen import chosen_parameters
 from lightning_tricks.core.gradients import Groups, gradients_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.gradients.chosen import chosen_parameters
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
 
@@ -95,8 +95,6 @@ class GradientNoise(Technique):
         GradientNoise(variance=0.1, decay=0.55, params='*', seed=0)
     """
 
-    gradient_stage: ClassVar[str] = "noise"
-
     variance: float | str | Schedule = 0.01
     decay: float = 0.55
     params: Patterns = "*"
@@ -106,6 +104,10 @@ class GradientNoise(Technique):
     _spread: dict[nn.Parameter, Groups] = field(default_factory=dict, init=False, repr=False)
     _course: Course | None = field(default=None, init=False, repr=False)
     _drawn: int = field(default=0, init=False, repr=False)
+
+    @property
+    def gradient_stage(self) -> str:
+        return "noise"
 
     def __post_init__(self) -> None:
         as_schedule("variance", self.variance, 0.0, open_high=True)

@@ -174,7 +174,10 @@ class Conductor(Callback):
             )
         self._stepping = None
         self._steps += 1
-        self.clock.count(step_applied(optimizer))
+        applied = step_applied(optimizer)
+        self.clock.count(applied)
+        for member in _members(self.trainer):
+            member.after_step(self.trainer, self.trainer.lightning_module, optimizer, applied)
         self._unmark(optimizer)
 
     def _unmark(self, optimizer: Optimizer) -> None:

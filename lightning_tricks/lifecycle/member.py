@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_tricks.core.conflicts import Claim
 
@@ -18,8 +19,12 @@ __all__ = ["Member"]
 class Member(Callback, ABC):
     """What the conductor asks of a technique."""
 
-    gradient_stage: ClassVar[str | None] = None  # its place in GRADIENT_ORDER, if it works on gradients
     finish_order: ClassVar[int] = 0
+
+    @property
+    def gradient_stage(self) -> str | None:
+        """Its place in GRADIENT_ORDER, if it works on gradients."""
+        return None
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose parameters and check settings against the module; nothing is restored yet."""
@@ -36,6 +41,18 @@ class Member(Callback, ABC):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, with the run's length known and everything restored."""
+
+    def after_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, applied: bool | Tensor
+    ) -> None:
+        """Act right after ``optimizer`` made a step.
+
+        Args:
+            trainer: The Trainer of the run.
+            pl_module: Its module.
+            optimizer: The optimizer.
+            applied: Whether the step changed anything; a 0-d bool tensor if only the device knows.
+        """
 
     @property
     def evaluates_average(self) -> bool:

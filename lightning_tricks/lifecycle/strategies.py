@@ -21,6 +21,7 @@ __all__ = [
     "any_of",
     "check_parts",
     "check_places",
+    "flat_shapes",
     "flat_shards",
     "flat_units",
     "follow_trainable",
@@ -81,6 +82,16 @@ def flat_shards(trainer: Trainer) -> dict[nn.Parameter, Groups]:
         # Outer ones come first; what an inner one holds is not the outer one's.
         spread |= dict.fromkeys(unit.parameters(), groups_of(unit))
     return spread
+
+
+def flat_shapes(trainer: Trainer) -> dict[nn.Parameter, torch.Size]:
+    """Return the whole shapes of the parameters that FSDP1 holds in flat pieces, which tell none."""
+    found: dict[nn.Parameter, torch.Size] = {}
+    for unit in flat_units(trainer):
+        if unit._handle is not None:
+            flat = unit._handle.flat_param
+            found |= zip(flat._params or (), flat._shapes, strict=True)
+    return found
 
 
 def any_of(trainer: Trainer, answers: list[bool]) -> list[bool]:

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 
 import lightning_tricks as lt
 from lightning_tricks.lifecycle.technique import Technique
+from tests.toys import Toy
+
+
+def as_it_is(module: Toy) -> Toy:
+    """Return ``module``."""
+    return module
 
 
 @dataclass(frozen=True)
@@ -17,11 +23,19 @@ class Case:
         neutral: Builds it so that a run equals the plain one to the bit.
         active: Builds it so that a run does not.
         exempt: Laws that do not apply, each with its reason.
+        adapt: Makes of a toy module one that the technique can train.
     """
 
     neutral: Callable[[], Technique]
     active: Callable[[], Technique]
     exempt: Mapping[str, str] = field(default_factory=dict)
+    adapt: Callable[[Toy], Toy] = as_it_is
+
+
+def without_own_decay(module: Toy) -> Toy:
+    """Return ``module`` with an AdamW that leaves decay to others."""
+    module.options |= {"weight_decay": 0.0}
+    return module
 
 
 CASES: dict[str, Case] = {
@@ -47,6 +61,10 @@ CASES: dict[str, Case] = {
         active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
         exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
     ),
+    "NormPenalty": Case(
+        neutral=lambda: lt.NormPenalty(l1=0.0, proximal=True),
+        active=lambda: lt.NormPenalty(l1="1e-2 * linear(to=0.1)", proximal=True),
+    ),
     "PlateauDecay": Case(
         neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
         active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
@@ -64,6 +82,11 @@ CASES: dict[str, Case] = {
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
         active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),
+    ),
+    "WeightDecay": Case(
+        neutral=lambda: lt.WeightDecay(strength=0.0),
+        active=lambda: lt.WeightDecay(strength="0.1 * linear(to=0.1)"),
+        adapt=without_own_decay,
     ),
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),

@@ -17,7 +17,7 @@ from packaging.version import Version
 import lightning_tricks
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.lifecycle.technique import Technique
-from tests.contract.cases import CASES, Case
+from tests.contract.cases import CASES, Case, as_it_is
 from tests.contract.regimes import ON_GPU, REGIMES, Regime, needs_gpu
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 from tests.yaml_trainer import yaml_trainer
@@ -47,10 +47,14 @@ def _compiled_modules_see_openings(request: pytest.FixtureRequest) -> None:
 
 
 def fit(
-    regime: Regime, *techniques: Callback, ckpt_path: Path | None = None, root: Path | None = None
+    regime: Regime,
+    *techniques: Callback,
+    adapt: Callable[[Toy], Toy] = as_it_is,
+    ckpt_path: Path | None = None,
+    root: Path | None = None,
 ) -> tuple[Toy, Trainer]:
     """Train three epochs with validation and return the module and its Trainer."""
-    module = regime.module()
+    module = adapt(regime.module())
     runner = trainer(*techniques, default_root_dir=root, **regime.settings())
     runner.fit(module, Loader(), Loader(2, seed=9, fixed=True), ckpt_path=ckpt_path)
     return module, runner
@@ -66,8 +70,8 @@ def full_state(runner: Trainer, path: Path) -> dict[str, Any]:
 @every_regime
 @law("neutral")
 def test_neutral_setting_changes_no_bit(case: Case, regime: Regime, tmp_path: Path) -> None:
-    plain, plain_runner = fit(regime, root=tmp_path)
-    ours, runner = fit(regime, case.neutral(), root=tmp_path)
+    plain, plain_runner = fit(regime, adapt=case.adapt, root=tmp_path)
+    ours, runner = fit(regime, case.neutral(), root=tmp_path, adapt=case.adapt)
     assert_equal(weights(plain), weights(ours))
     for first, second in zip(plain_runner.optimizers, runner.optimizers, strict=True):
         assert_equal(first.state_dict()["state"], second.state_dict()["state"])
@@ -76,8 +80,8 @@ def test_neutral_setting_changes_no_bit(case: Case, regime: Regime, tmp_path: Pa
 @every_regime
 @law("active")
 def test_active_setting_changes_the_run(case: Case, regime: Regime, tmp_path: Path) -> None:
-    plain, _ = fit(regime, root=tmp_path)
-    ours, _ = fit(regime, case.active(), root=tmp_path)
+    plain, _ = fit(regime, root=tmp_path, adapt=case.adapt)
+    ours, _ = fit(regime, case.active(), root=tmp_path, adapt=case.adapt)
     with pytest.raises(AssertionError):
         assert_equal(weights(plain), weights(ours))
 
@@ -98,12 +102,12 @@ STOPS = [
 def test_resumed_run_equals_uninterrupted_run(
     case: Case, stop: tuple[str, int], regime: Regime, tmp_path: Path
 ) -> None:
-    whole, whole_runner = fit(regime, case.active(), root=tmp_path / "whole")
+    whole, whole_runner = fit(regime, case.active(), root=tmp_path / "whole", adapt=case.adapt)
     saved = tmp_path / "parts" / "stopped.ckpt"
     hook, count = stop
     with pytest.raises(StopError):
-        fit(regime, case.active(), StopAfter(count, saved, hook), root=tmp_path / "parts")
-    parts, runner = fit(regime, case.active(), ckpt_path=saved, root=tmp_path / "parts")
+        fit(regime, case.active(), StopAfter(count, saved, hook), root=tmp_path / "parts", adapt=case.adapt)
+    parts, runner = fit(regime, case.active(), ckpt_path=saved, root=tmp_path / "parts", adapt=case.adapt)
     assert_equal(weights(whole), weights(parts))
     assert_equal(full_state(whole_runner, tmp_path / "a.ckpt"), full_state(runner, tmp_path / "b.ckpt"))
 
@@ -111,7 +115,7 @@ def test_resumed_run_equals_uninterrupted_run(
 @law("safe")
 def test_checkpoint_holds_tensors_and_plain_values_only(case: Case, tmp_path: Path) -> None:
     technique = case.active()
-    _, runner = fit(REGIMES["fp32"], technique, root=tmp_path)
+    _, runner = fit(REGIMES["fp32"], technique, root=tmp_path, adapt=case.adapt)
     state = full_state(runner, tmp_path / "a.ckpt")
     assert technique.state_key in state["callbacks"]
 
@@ -150,7 +154,7 @@ def test_later_calls_on_one_trainer_neither_count_twice_nor_leave_anything(
     case: Case, tmp_path: Path
 ) -> None:
     technique = case.active()
-    module, runner = fit(REGIMES["fp32"], technique, root=tmp_path)
+    module, runner = fit(REGIMES["fp32"], technique, root=tmp_path, adapt=case.adapt)
     callbacks = list(runner.callbacks)
     before = weights(module)
     first, second = (runner.validate(module, Loader(2, seed=9, fixed=True), verbose=False) for _ in range(2))
@@ -170,7 +174,7 @@ def test_later_calls_on_one_trainer_neither_count_twice_nor_leave_anything(
 def test_a_copy_after_a_run_trains_on_as_the_original_does(
     case: Case, copy: Callable[[Any], Any], tmp_path: Path
 ) -> None:
-    pair = fit(REGIMES["fp32"], case.active(), root=tmp_path)
+    pair = fit(REGIMES["fp32"], case.active(), root=tmp_path, adapt=case.adapt)
     results = []
     for module, runner in (copy(pair), pair):
         runner.fit_loop.max_epochs = 4
@@ -204,7 +208,7 @@ class Breaks(Callback):
 def test_an_exception_leaves_the_modules_own_weights_and_no_hooks(
     case: Case, hook: str, regime: Regime, tmp_path: Path
 ) -> None:
-    module, breaks = regime.module(), Breaks(hook)
+    module, breaks = case.adapt(regime.module()), Breaks(hook)
     trainable = [p.requires_grad for p in module.parameters()]
     runner = trainer(case.active(), breaks, default_root_dir=tmp_path, **regime.settings())
     with pytest.raises(StopError):

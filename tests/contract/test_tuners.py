@@ -52,7 +52,7 @@ def test_a_search_before_the_run_leaves_no_trace_in_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(*callbacks: Callback, first: Callable[[Trainer, Tuned], Any] = lambda *_: None) -> Tuned:
-        module = Tuned()
+        module = case.adapt(Tuned())
         runner = trainer(case.active(), *callbacks, default_root_dir=tmp_path)
         first(runner, module)
         runner.fit(module)

@@ -70,10 +70,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def fit(
-    world: World, root: Path, *callbacks: Callback, ckpt_path: Path | None = None
+    world: World, case: Case, root: Path, *callbacks: Callback, ckpt_path: Path | None = None
 ) -> tuple[Toy, Trainer, dict[str, Tensor]]:
     """Train three epochs with validation; return the module, its Trainer and the whole weights."""
-    module = world.module()
+    module = case.adapt(world.module())
     runner = trainer(*callbacks, **world.trainer_settings(root))
     runner.fit(module, Part(), Part(2, seed=9, fixed=True), ckpt_path=ckpt_path)
     return module, runner, whole_weights(runner)
@@ -95,17 +95,17 @@ def state_of(runner: Trainer, path: Path) -> dict[str, Any]:
 def check(case: Case, world: World, plain: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Assert what must hold in a cell; return the final weights of the active setting."""
     if "neutral" not in case.exempt:
-        _, _, neutral = fit(world, folder / "neutral", case.neutral(), Watch(world))
+        _, _, neutral = fit(world, case, folder / "neutral", case.neutral(), Watch(world))
         assert_equal(plain, neutral)
-    _, whole_runner, final = fit(world, folder / "whole", case.active(), Watch(world))
+    _, whole_runner, final = fit(world, case, folder / "whole", case.active(), Watch(world))
     changed = any(not torch.equal(plain[name], final[name]) for name in plain)
     assert changed or "active" in case.exempt, "the active setting did nothing"
     saved = folder / "parts" / "stopped.ckpt"
     try:
-        fit(world, folder / "parts", case.active(), Watch(world), StopAfter(STOP[1], saved, STOP[0]))
+        fit(world, case, folder / "parts", case.active(), Watch(world), StopAfter(STOP[1], saved, STOP[0]))
     except StopError:
         dist.barrier()
-    _, runner, parts = fit(world, folder / "parts", case.active(), Watch(world), ckpt_path=saved)
+    _, runner, parts = fit(world, case, folder / "parts", case.active(), Watch(world), ckpt_path=saved)
     assert_equal(final, parts)
     assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
     return final
@@ -115,7 +115,7 @@ def refusal(case: Case, world: World, folder: Path) -> str | None:
     """Return why the technique refuses to train so, before the first batch; ``None`` if it does not."""
     watch = Watch(world)
     try:
-        fit(world, folder / "asked", case.active(), watch)
+        fit(world, case, folder / "asked", case.active(), watch)
     except ValueError as error:
         if watch.batches:
             raise
@@ -126,12 +126,14 @@ def refusal(case: Case, world: World, folder: Path) -> str | None:
 def main(name: str, folder: Path) -> None:
     """Run every case in the world of this name."""
     world, results = WORLDS[name], {}
-    _, _, plain = fit(world, folder / "plain", Watch(world))
+    plain: dict[object, dict[str, Tensor]] = {}  # most cases train the same module
     for key, case in CASES.items():
         reason = refusal(case, world, folder / key)
         if reason is None:
+            if case.adapt not in plain:
+                plain[case.adapt] = fit(world, case, folder / "plain", Watch(world))[2]
             try:
-                weights = check(case, world, plain, folder / key)
+                weights = check(case, world, plain[case.adapt], folder / key)
             except Exception as error:
                 error.add_note(f"in the case of {key}")
                 raise

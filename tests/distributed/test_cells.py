@@ -35,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def alone(technique: str, world: str, folder: Path) -> dict[str, Tensor]:
     """Return the final weights of the same run in one process, with the same global batches."""
-    module = WORLDS[world].module()
+    module = CASES[technique].adapt(WORLDS[world].module())
     settings = {k: v for k, v in WORLDS[world].settings().items() if k != "plugins"}
     runner = trainer(CASES[technique].active(), default_root_dir=folder, **settings)
     runner.fit(module, Part(), Part(2, seed=9, fixed=True))

@@ -1,4 +1,4 @@
-"""Which parameters' gradients a technique works on."""
+"""Which parameters a technique works on as an optimizer steps them."""
 
 from __future__ import annotations
 
