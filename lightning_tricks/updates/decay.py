@@ -85,14 +85,20 @@ def decay_(weights: list[Tensor], *, factor: float | Tensor, unless: Tensor | No
         weight.mul_(by.view([1] * weight.ndim))
 
 
+def _steps(state: dict[str, Any]) -> Tensor:
+    step: Tensor = state["step"]
+    # In single precision 1 - 0.999 would be off by 1e-5; another device may have no double.
+    return step.double() if step.device.type == "cpu" else step
+
+
 def _adam(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     second: Tensor = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    correction: Tensor = 1 - group["betas"][1] ** state["step"]
+    correction: Tensor = 1 - group["betas"][1] ** _steps(state)
     return (local(second) / correction).sqrt_().add_(group["eps"])
 
 
 def _adagrad(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    past: Tensor = 1 + (state["step"] - 1) * group["lr_decay"]
+    past: Tensor = 1 + (_steps(state) - 1) * group["lr_decay"]
     return past * local(state["sum"]).sqrt().add_(group["eps"])
 
 
