@@ -28,6 +28,8 @@ from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.norm_penalty import NormPenalty
+from lightning_tricks.updates.optimizer_mixin import OptimizerMixin
+from lightning_tricks.updates.optimizer_settings import OptimizerSettings
 from lightning_tricks.updates.plateau_decay import PlateauDecay
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
@@ -48,6 +50,8 @@ __all__ = [
     "LastEpochs",
     "LearningRate",
     "NormPenalty",
+    "OptimizerMixin",
+    "OptimizerSettings",
     "Percentile",
     "Plateau",
     "PlateauDecay",

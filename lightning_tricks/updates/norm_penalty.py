@@ -31,6 +31,7 @@ from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.notice import warn
+from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.updates.decay import (
     add_l1_,
@@ -107,7 +108,7 @@ class NormPenalty(Technique):
         return {name: value for name in ("l1", "l2") if (value := getattr(self, name)) is not None}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_steps(trainer, alone=self.proximal)
+        check_steps(trainer.optimizers, alone=self.proximal)
         for optimizer in trainer.optimizers if self.proximal else ():
             if not has_proximal(optimizer):
                 kind = type(optimizer).__name__
@@ -115,7 +116,7 @@ class NormPenalty(Technique):
                     f"proximal must be False with {kind}, of which it is unknown what its steps are divided "
                     "by, got True"
                 )
-        self._chosen = decaying_parameters(trainer, pl_module, self.params)
+        self._chosen = decaying_parameters(pl_module, self.params, trainer.optimizers, flat_shapes(trainer))
         self._members = set(self._chosen.values())
         in_gradients = self.l2 is not None or not self.proximal
         if in_gradients and (name := coupled_adaptive(trainer.optimizers)):
@@ -127,7 +128,7 @@ class NormPenalty(Technique):
             yield self.claim("l1_penalty", self._chosen)
         if self.l2 is not None:
             yield self.claim("weight_decay", self._chosen)
-            yield from own_decay(self.conductor.trainer)
+            yield from own_decay(self.conductor.trainer.optimizers)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, strength in self._given().items():

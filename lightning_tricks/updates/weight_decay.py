@@ -25,6 +25,7 @@ from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.cancelled import cancelled
 from lightning_tricks.lifecycle.notice import warn
+from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.updates.decay import add_l2_, coupled_adaptive, decay_, pairs_of, why_not_coupled
 from lightning_tricks.updates.decaying import check_steps, decaying_parameters, own_decay
@@ -86,14 +87,14 @@ class WeightDecay(Technique):
             as_patterns("params", self.params)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_steps(trainer, alone=self.form == "decoupled")
-        self._chosen = decaying_parameters(trainer, pl_module, self.params)
+        check_steps(trainer.optimizers, alone=self.form == "decoupled")
+        self._chosen = decaying_parameters(pl_module, self.params, trainer.optimizers, flat_shapes(trainer))
         self._members = set(self._chosen.values())
         if self.form == "l2" and (name := coupled_adaptive(trainer.optimizers)):
             warn(trainer, f"{self.state_key}: {why_not_coupled(name)}: use form='decoupled'")
 
     def claims(self) -> Iterable[Claim]:
-        return [self.claim("weight_decay", self._chosen), *own_decay(self.conductor.trainer)]
+        return [self.claim("weight_decay", self._chosen), *own_decay(self.conductor.trainer.optimizers)]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "strength", as_schedule("strength", self.strength))

@@ -1,0 +1,104 @@
+"""The table of an optimizer's parameter groups: what is in force, and what it takes to remember."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_tricks.updates.optimizer_names import options_of
+from lightning_tricks.updates.parameter_groups import Group
+
+__all__ = ["GROUP_COLUMNS", "group_rows", "in_force", "state_bytes"]
+
+GROUP_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "group": "left",
+    "holds": "left",
+    "tensors": "right",
+    "parameters": "right",
+    "rate": "left",
+    "decay": "left",
+    "state": "right",
+}
+
+
+def group_rows(optimizer: Optimizer, groups: Iterable[Group]) -> Iterator[tuple[str, ...]]:
+    """Yield a row of :data:`GROUP_COLUMNS` for each group of ``optimizer``."""
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
+        held = list(group.members.values())
+        frozen = sum(not parameter.requires_grad for parameter in held)
+        tensors = f"{len(held)}" + (f" ({frozen} frozen)" if frozen else "")
+        alike = Counter((p.shape, p.dtype) for p in held)
+        sizes = [(count, state_bytes(optimizer, own, *kind)) for kind, count in alike.items()]
+        known = [count * size for count, size in sizes if size is not None]
+        state = _readable(sum(known)) if len(known) == len(sizes) else "?"
+        numbers = [f"{own[name]:.4g}" if name in own else "-" for name in ("lr", "weight_decay")]
+        yield group.name, group.holds, tensors, f"{sum(p.numel() for p in held):,}", *numbers, state
+
+
+def state_bytes(
+    optimizer: Optimizer, group: Mapping[str, Any], shape: torch.Size, dtype: torch.dtype
+) -> int | None:
+    """Return how many bytes ``optimizer`` will keep for a parameter, from a step on a stand-in of it.
+
+    Args:
+        optimizer: Left as it is.
+        group: The one that the parameter is in.
+        shape: Of the parameter; under shards that of the part that this process holds.
+        dtype: Of the parameter.
+
+    Returns:
+        ``None`` if that cannot be known before training.
+    """
+    known = options_of(type(optimizer)) or optimizer.defaults
+    options = {key: value for key, value in group.items() if key in known and key != "params"}
+    for device in ("meta", "cpu"):  # the first costs nothing, but tells no optimizer that looks at values
+        stand_in = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+        stand_in.grad = torch.zeros_like(stand_in)
+        try:
+            trial = type(optimizer)([stand_in], **options)
+            getattr(trial, "train", lambda: None)()  # those that are free of schedules have two modes
+            trial.step()
+        except (RuntimeError, NotImplementedError, TypeError):
+            continue
+        return sum(v.nbytes for v in trial.state[stand_in].values() if isinstance(v, Tensor))
+    return None
+
+
+def in_force(optimizer: Optimizer) -> str:
+    """Return the name of ``optimizer`` with the options that all its groups share, and that say something.
+
+    Example:
+        >>> in_force(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
+        'SGD(momentum=0.9, dampening=0, nesterov=False)'
+    """
+    shown = {
+        name: value
+        for name, value in optimizer.defaults.items()
+        if name not in {"lr", "weight_decay", *_DETAILS}
+        and all(group[name] == value for group in optimizer.param_groups)
+    }
+    return f"{type(optimizer).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+# How a step is computed, not what it is.
+_DETAILS = (
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+    "decoupled_weight_decay",
+)
+
+
+def _readable(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"

@@ -1,0 +1,110 @@
+"""``configure_optimizers`` for any module: an optimizer by name, in groups that decay and learn as told.
+
+    no decay on biases, normalisation and embeddings, told by type and shape
+    rate of layer l = base rate * layer_decay ** (L - l),    l = 0 (input) .. L (output)
+
+References: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019,
+https://arxiv.org/abs/1711.05101; Clark et al., "ELECTRA", 2020, https://arxiv.org/abs/2003.10555, for
+layer-wise rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from torch.optim import Optimizer
+
+from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.strategies import flat_shapes
+from lightning_tricks.lifecycle.table import text_table
+from lightning_tricks.updates.combined import CombinedOptimizer
+from lightning_tricks.updates.group_table import GROUP_COLUMNS, group_rows, in_force
+from lightning_tricks.updates.optimizer_settings import OptimizerSettings
+from lightning_tricks.updates.parameter_groups import build_optimizer, divide, groups_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+__all__ = ["OptimizerMixin"]
+
+
+class OptimizerMixin:
+    """Configure the optimizer that ``optimizer_settings`` describes; inherit it before LightningModule.
+
+    * **When** Lightning asks for optimizers, before training.
+    * **Changes** nothing but what ``configure_optimizers`` returns: one optimizer, and of several settings
+      one that steps them all, or in manual optimization a list of them.
+    * **Logs** nothing; prints a table of the groups: what each holds, its rate, its decay, and the bytes that
+      the optimizer will remember for it.
+    * **Saves** nothing beyond what Lightning saves of an optimizer. Groups follow from the settings and the
+      module, so a run resumes with the same ones.
+    * **Cost** none in training; at the start a step on stand-ins of the weights, to tell those bytes.
+    * **Use** wherever ``configure_optimizers`` would be written by hand; schedules come as callbacks beside
+      it. **Not** for an optimizer that steps what the module does not hold.
+
+    Attributes:
+        optimizer_settings: What the optimizer is to be; several, if different weights take different
+            optimizers: each is for the parameters that it matches and none before it took.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> class Net(OptimizerMixin, LightningModule):
+        ...     optimizer_settings = OptimizerSettings("AdamW", lr=3e-4, weight_decay=0.05)
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.head = torch.nn.Linear(4, 3)
+        >>> [group["weight_decay"] for group in Net().configure_optimizers().param_groups]
+        [0.05, 0.0]
+    """
+
+    optimizer_settings: OptimizerSettings | Sequence[OptimizerSettings] = OptimizerSettings()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class in which LightningModule's own ``configure_optimizers`` would come first.
+
+        Raises:
+            TypeError: If it would.
+        """
+        super().__init_subclass__(**options)
+        for kind in cls.__mro__:
+            if "configure_optimizers" in vars(kind):
+                if kind.__module__.startswith(("lightning.", "pytorch_lightning.")):
+                    raise TypeError(f"{cls.__name__} must inherit OptimizerMixin before LightningModule")
+                return
+
+    def configure_optimizers(self) -> Optimizer | list[Optimizer]:
+        """Return the optimizer; in manual optimization one for each of several settings.
+
+        Raises:
+            TypeError: If ``optimizer_settings`` is neither settings nor several of them.
+            ValueError: If a pattern matches nothing, or a parameter is left over.
+        """
+        module = cast("LightningModule", self)
+        several = _several(self.optimizer_settings)
+        trainer = module._trainer
+        shapes = {} if trainer is None else flat_shapes(trainer)
+        if shapes and any(each.optimizer == "Muon" for each in several):
+            raise ValueError("Muon needs whole matrices, of which FSDP1 holds flat pieces: use FSDP2")
+        optimizers: list[Optimizer] = []
+        for settings, members in zip(several, divide(module, several, shapes), strict=True):
+            groups = groups_of(module, settings, members, shapes)
+            optimizer = build_optimizer(settings, groups)
+            optimizers.append(optimizer)
+            if trainer is not None:
+                title = f"{type(self).__name__}: {in_force(optimizer)}"
+                say(trainer, text_table(title, GROUP_COLUMNS, group_rows(optimizer, groups)))
+        if len(optimizers) == 1:
+            return optimizers[0]
+        return CombinedOptimizer(optimizers) if module.automatic_optimization else optimizers
+
+
+def _several(settings: object) -> list[OptimizerSettings]:
+    found: list[Any] = list(settings) if isinstance(settings, list | tuple) else [settings]
+    for each in found:
+        if not isinstance(each, OptimizerSettings):
+            raise TypeError(f"optimizer_settings must be OptimizerSettings, or several of them, got {each!r}")
+    if not found:
+        raise ValueError(f"optimizer_settings must not be empty, got {settings!r}")
+    return found

@@ -1,0 +1,217 @@
+"""The mixin: groups against those of timm's rules by hand, equality with optimizers built by hand, errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+
+import lightning_tricks as lt
+from lightning_tricks import OptimizerMixin, OptimizerSettings
+from tests.contract.regimes import REGIMES
+from tests.contract.test_laws import STOPS
+from tests.toys import Loader, StopAfter, StopError, Toy, TwoOptimizers, assert_equal, trainer, weights
+
+Settings = OptimizerSettings | Sequence[OptimizerSettings]
+
+
+class Mixed(OptimizerMixin, Toy):
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__()
+        if settings is not None:
+            self.optimizer_settings = settings
+        self.save_hyperparameters(logger=False)
+
+
+class MixedManual(OptimizerMixin, TwoOptimizers):
+    optimizer_settings = (
+        OptimizerSettings("SGD", lr=0.05, options={"momentum": 0.9}, params="head"),
+        OptimizerSettings("AdamW", lr=0.05, weight_decay=0.1),
+    )
+
+
+MATRICES = (
+    OptimizerSettings("AdamW", lr=0.05, params="head"),
+    OptimizerSettings("Muon", lr=0.05),
+    OptimizerSettings("AdamW", lr=0.01),
+)
+RICH = OptimizerSettings(
+    "AdamW",
+    lr=0.05,
+    weight_decay=0.1,
+    options={"betas": (0.8, 0.9)},
+    layer_decay=0.5,
+    overrides={"head": {"lr": 0.01}, "body.0.bias": {"weight_decay": 0.2}},
+)
+
+
+@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES)
+def test_without_decay_it_is_the_optimizer_built_by_hand(regime: Any) -> None:
+    kind = regime.module
+    plain = kind() if kind is not TwoOptimizers else TwoOptimizers()
+    plain.options |= {"weight_decay": 0.0}
+    ours = copy.deepcopy(plain)
+    fused = {"fused": True} if plain.options.get("fused") else {}
+    settings: Settings = OptimizerSettings("AdamW", lr=0.05, weight_decay=0.0, options=fused)
+    if kind is TwoOptimizers:
+        head = OptimizerSettings("SGD", lr=0.05, options={"momentum": 0.9}, params="head")
+        settings = [OptimizerSettings("AdamW", lr=0.05, weight_decay=0.0, params="body"), head]
+    ours.__class__ = type("Ours", (OptimizerMixin, type(plain)), {"optimizer_settings": settings})
+    for module in (plain, ours):
+        trainer(**regime.settings()).fit(module, Loader())
+    assert_equal(weights(plain), weights(ours))
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+@pytest.mark.parametrize("build", [lambda: Mixed(RICH), lambda: Mixed(MATRICES), MixedManual])
+def test_a_resumed_run_equals_an_uninterrupted_one(build: Any, stop: Any, tmp_path: Path) -> None:
+    whole = build()
+    trainer(lt.WarmupCosine()).fit(whole, Loader(), Loader(2, seed=9, fixed=True))
+    saved = tmp_path / "stopped.ckpt"
+    with pytest.raises(StopError):
+        stopper = StopAfter(stop[1], saved, stop[0])
+        trainer(lt.WarmupCosine(), stopper).fit(build(), Loader(), Loader(2, seed=9, fixed=True))
+    resumed = build()
+    runner = trainer(lt.WarmupCosine())
+    runner.fit(resumed, Loader(), Loader(2, seed=9, fixed=True), ckpt_path=saved)
+    assert_equal(weights(whole), weights(resumed))
+
+
+def test_hyperparameters_with_settings_load_safely(tmp_path: Path) -> None:
+    runner = trainer(max_epochs=1)
+    runner.fit(Mixed(RICH), Loader())
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert Mixed.load_from_checkpoint(tmp_path / "a.ckpt").optimizer_settings == RICH
+
+
+def test_several_optimizers_as_one_equal_each_alone() -> None:
+    combined, alone = Mixed(MATRICES), Mixed(MATRICES)
+    alone.configure_optimizers = lambda: None
+    trainer(max_epochs=2).fit(combined, Loader())
+    named = dict(alone.named_parameters())
+    assert torch.equal(named["body.0.weight"], Mixed(MATRICES).body[0].weight)
+    rest = [p for name, p in named.items() if name.startswith("body") and name != "body.0.weight"]
+    optimizers = [
+        torch.optim.AdamW(
+            [{"params": [alone.head.weight]}, {"params": [alone.head.bias], "weight_decay": 0}], lr=0.05
+        ),
+        torch.optim.Muon([alone.body[0].weight], lr=0.05),
+        torch.optim.AdamW(rest, lr=0.01, weight_decay=0.0),
+    ]
+    for epoch in range(2):
+        loader = Loader()
+        loader.set_epoch(epoch)
+        for index, batch in enumerate(loader):
+            torch.manual_seed(1000 * epoch + index)
+            for each in optimizers:
+                each.zero_grad()
+            alone.loss(batch).backward()
+            for each in optimizers:
+                each.step()
+    assert_equal(weights(combined), weights(alone))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+def test_a_copy_of_several_optimizers_steps_on(copied: Any) -> None:
+    module = Mixed(MATRICES)
+    optimizer = module.configure_optimizers()
+    module.loss(next(iter(Loader()))).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    results = []
+    for own, stepped in (copied((module, optimizer)), (module, optimizer)):
+        torch.manual_seed(0)
+        own.loss(next(iter(Loader()))).backward()
+        stepped.step()
+        results.append(weights(own))
+    assert_equal(*results)
+
+
+def test_techniques_split_and_drive_the_groups() -> None:
+    module = Mixed(MATRICES)
+    unfreeze = lt.ProgressiveUnfreeze(stages=["head", "body"], at="1 epoch", lr_factor=0.5)
+    runner = trainer(unfreeze, lt.WarmupCosine(warmup=0, final=0.1), lt.GradientClip(max_norm=1.0))
+    runner.fit(module, Loader())
+    names = [group["name"] for group in runner.optimizers[0].param_groups]
+    assert names == [
+        "0 AdamW, weights",
+        "0 AdamW, no decay",
+        "1 Muon",
+        "2 AdamW",
+    ]
+    rates = [group["lr"] for group in runner.optimizers[0].param_groups]
+    assert rates == pytest.approx([0.005, 0.005, 0.0025, 0.0005], rel=1e-6)
+
+
+def test_the_table_is_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(max_epochs=1).fit(Mixed(RICH), Loader())
+    title, *table = capsys.readouterr().out.splitlines()
+    assert title == "Mixed: AdamW(betas=(0.8, 0.9), eps=1e-08, amsgrad=False)"
+    # AdamW keeps two numbers of 4 bytes for each, and 4 bytes of a count for each tensor.
+    assert [
+        ", ".join(entry for entry in line.replace(" ", "").split("|") if entry) for line in table[2:]
+    ] == [
+        "layer0,body.0.bias, body.0.bias, 1, 8, 0.025, 0.2, 68B",
+        "layer0, body.0,body.1:weights, 1, 32, 0.025, 0.1, 260B",
+        "layer0,nodecay, body.0,body.1:biases,norms,, 2, 16, 0.025, 0, 136B",
+        "embeddings",
+        "layer1,head, head:weights, 1, 24, 0.01, 0.1, 196B",
+        "layer1,head,nodecay, head:biases,norms,embeddings, 1, 3, 0.01, 0, 28B",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (lambda: OptimizerSettings("adamw"), "got 'adamw'; did you mean 'AdamW'"),
+        (lambda: OptimizerSettings("Optimizer"), "optimizer must be an optimizer's name or class"),
+        (
+            lambda: OptimizerSettings("no.such.Kind"),
+            "must be a path that can be imported, got 'no.such.Kind'",
+        ),
+        (
+            lambda: OptimizerSettings("SGD", options={"momentun": 0.9}),
+            "got 'momentun'; did you mean 'momentum'",
+        ),
+        (lambda: OptimizerSettings(options={"lr": 0.9}), "lr must be given by itself, got it in options"),
+        (lambda: OptimizerSettings("LBFGS", weight_decay=0.1), "weight_decay must be an option of LBFGS"),
+        (lambda: OptimizerSettings(lr=0.0), "lr must lie in"),
+        (lambda: OptimizerSettings(layer_decay=1.5), "layer_decay must lie in"),
+        (lambda: OptimizerSettings(layers=["head"]), "layer_decay must be below 1 where layers are given"),
+        (lambda: OptimizerSettings(overrides={"head": {"lrr": 1.0}}), "did you mean 'lr'"),
+        (lambda: OptimizerSettings(overrides={"head": 1.0}), "must be options by name, got 1.0"),
+        (
+            lambda: OptimizerSettings(overrides={"hed": {"lr": 1.0}}),
+            "overrides must match .* nearest: 'head'",
+        ),
+        (lambda: OptimizerSettings("Muon"), "got none for 'body.0.bias', .*: add OptimizerSettings"),
+        (lambda: OptimizerSettings("LBFGS", layer_decay=0.5), "LBFGS takes a single group"),
+        (
+            lambda: OptimizerSettings(params="head"),
+            "must be for each parameter, got none for 'body.0.weight'",
+        ),
+        (
+            lambda: [OptimizerSettings(), OptimizerSettings()],
+            r"optimizer_settings\[1\] must be for a parameter",
+        ),
+        (list, "must not be empty"),
+        (lambda: "AdamW", "must be OptimizerSettings, or several of them, got 'AdamW'"),
+    ],
+)
+def test_errors_come_before_the_first_batch_and_say_what_to_do(settings: Any, expected: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=expected):
+        trainer(max_epochs=1).fit(Mixed(settings()), Loader())
+
+
+def test_the_mixin_must_come_first() -> None:
+    with pytest.raises(TypeError, match="Late must inherit OptimizerMixin before LightningModule"):
+
+        class Late(LightningModule, OptimizerMixin):
+            pass
