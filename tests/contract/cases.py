@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from lightning.pytorch import Callback
+
 import lightning_tricks as lt
-from lightning_tricks.lifecycle.technique import Technique
+from tests.contract.mixing import Mixes, as_by_hand, in_layers
 from tests.toys import Toy
 
 
@@ -17,7 +19,7 @@ def as_it_is(module: Toy) -> Toy:
 
 @dataclass(frozen=True)
 class Case:
-    """A technique, with a setting that changes a run of the toy module and one that does not.
+    """A technique or a mixin, with a setting that changes a run of the toy module and one that does not.
 
     Attributes:
         neutral: Builds it so that a run equals the plain one to the bit.
@@ -26,8 +28,8 @@ class Case:
         adapt: Makes of a toy module one that the technique can train.
     """
 
-    neutral: Callable[[], Technique]
-    active: Callable[[], Technique]
+    neutral: Callable[[], Callback]
+    active: Callable[[], Callback]
     exempt: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Toy], Toy] = as_it_is
 
@@ -65,6 +67,12 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.NormPenalty(l1=0.0, proximal=True),
         active=lambda: lt.NormPenalty(l1="1e-2 * linear(to=0.1)", proximal=True),
     ),
+    "OptimizerMixin": Case(
+        neutral=lambda: Mixes(as_by_hand),
+        active=lambda: Mixes(in_layers),
+        exempt=dict.fromkeys(("safe", "rebuild", "quiet", "documented"), "a mixin is part of a module"),
+        adapt=without_own_decay,
+    ),
     "PlateauDecay": Case(
         neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
         active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
@@ -98,3 +106,4 @@ CASES: dict[str, Case] = {
         exempt={"active": "it changes nothing in a run that is not resumed, as law neutral shows"},
     ),
 }
+MIXINS = [name for name in CASES if name.endswith("Mixin")]

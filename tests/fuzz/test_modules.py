@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 
 import lightning_tricks as lt
 from lightning_tricks.lifecycle.technique import Technique
-from tests.contract.cases import CASES
+from tests.contract.cases import CASES, MIXINS
 from tests.fuzz.effort import examples
 from tests.fuzz.parts import NAMES, PARTS, Patchwork, bits, everything
 from tests.fuzz.verdicts import Batches, refusal
@@ -72,7 +72,7 @@ def fit(
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.:UserWarning")
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in MIXINS])
 @given(build=modules())
 @examples(10)
 def test_a_technique_refuses_a_module_or_is_right(name: str, build: Callable[[], Patchwork]) -> None:

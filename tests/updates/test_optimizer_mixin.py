@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule
 
 import lightning_tricks as lt
 from lightning_tricks import OptimizerMixin, OptimizerSettings
-from tests.contract.regimes import REGIMES
 from tests.contract.test_laws import STOPS
 from tests.toys import Loader, StopAfter, StopError, Toy, TwoOptimizers, assert_equal, trainer, weights
+from tests.yaml_trainer import yaml_module
 
 Settings = OptimizerSettings | Sequence[OptimizerSettings]
 
@@ -49,23 +49,6 @@ RICH = OptimizerSettings(
     layer_decay=0.5,
     overrides={"head": {"lr": 0.01}, "body.0.bias": {"weight_decay": 0.2}},
 )
-
-
-@pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES)
-def test_without_decay_it_is_the_optimizer_built_by_hand(regime: Any) -> None:
-    kind = regime.module
-    plain = kind() if kind is not TwoOptimizers else TwoOptimizers()
-    plain.options |= {"weight_decay": 0.0}
-    ours = copy.deepcopy(plain)
-    fused = {"fused": True} if plain.options.get("fused") else {}
-    settings: Settings = OptimizerSettings("AdamW", lr=0.05, weight_decay=0.0, options=fused)
-    if kind is TwoOptimizers:
-        head = OptimizerSettings("SGD", lr=0.05, options={"momentum": 0.9}, params="head")
-        settings = [OptimizerSettings("AdamW", lr=0.05, weight_decay=0.0, params="body"), head]
-    ours.__class__ = type("Ours", (OptimizerMixin, type(plain)), {"optimizer_settings": settings})
-    for module in (plain, ours):
-        trainer(**regime.settings()).fit(module, Loader())
-    assert_equal(weights(plain), weights(ours))
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=str)
@@ -215,3 +198,38 @@ def test_the_mixin_must_come_first() -> None:
 
         class Late(LightningModule, OptimizerMixin):
             pass
+
+
+def test_the_card_is_complete() -> None:
+    headings = ("When", "Changes", "Logs", "Saves", "Cost", "Use")
+    assert all(f"* **{heading}**" in str(OptimizerMixin.__doc__) for heading in headings)
+
+
+class FromYAML(OptimizerMixin, Toy):
+    def __init__(self, optimizer_settings: OptimizerSettings | list[OptimizerSettings]) -> None:
+        super().__init__()
+        self.optimizer_settings = optimizer_settings
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (
+            {"optimizer": "SGD", "lr": 0.1, "options": {"momentum": 0.9}, "overrides": {"head": {"lr": 1.0}}},
+            OptimizerSettings("SGD", lr=0.1, options={"momentum": 0.9}, overrides={"head": {"lr": 1.0}}),
+        ),
+        (
+            [
+                {"params": "head"},
+                {"optimizer": "torch.optim.Adam", "layer_decay": 0.5, "layers": ["body.0", "*"]},
+            ],
+            [
+                OptimizerSettings(params="head"),
+                OptimizerSettings("torch.optim.Adam", layer_decay=0.5, layers=["body"]),
+            ],
+        ),
+    ],
+)
+def test_settings_from_yaml(written: Any, expected: Any) -> None:
+    config = {"model": {"optimizer_settings": written}, "trainer": {"logger": False}}
+    assert yaml_module(config, FromYAML).optimizer_settings == expected
