@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from lightning_tricks.core.select import clean_name
-from tests.contract.cases import CASES, Case
+from tests.contract.cases import CASES, Case, as_it_is
 from tests.distributed.worlds import WORLDS, Part, World
 from tests.toys import StopAfter, StopError, Toy, assert_equal, trainer
 
@@ -70,10 +70,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def fit(
-    world: World, case: Case, root: Path, *callbacks: Callback, ckpt_path: Path | None = None
+    world: World,
+    root: Path,
+    *callbacks: Callback,
+    adapt: Callable[[Toy], Toy] = as_it_is,
+    ckpt_path: Path | None = None,
 ) -> tuple[Toy, Trainer, dict[str, Tensor]]:
     """Train three epochs with validation; return the module, its Trainer and the whole weights."""
-    module = case.adapt(world.module())
+    module = adapt(world.module())
     runner = trainer(*callbacks, **world.trainer_settings(root))
     runner.fit(module, Part(), Part(2, seed=9, fixed=True), ckpt_path=ckpt_path)
     return module, runner, whole_weights(runner)
@@ -95,17 +99,20 @@ def state_of(runner: Trainer, path: Path) -> dict[str, Any]:
 def check(case: Case, world: World, plain: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Assert what must hold in a cell; return the final weights of the active setting."""
     if "neutral" not in case.exempt:
-        _, _, neutral = fit(world, case, folder / "neutral", case.neutral(), Watch(world))
+        _, _, neutral = fit(world, folder / "neutral", case.neutral(), Watch(world), adapt=case.adapt)
         assert_equal(plain, neutral)
-    _, whole_runner, final = fit(world, case, folder / "whole", case.active(), Watch(world))
+    _, whole_runner, final = fit(world, folder / "whole", case.active(), Watch(world), adapt=case.adapt)
     changed = any(not torch.equal(plain[name], final[name]) for name in plain)
     assert changed or "active" in case.exempt, "the active setting did nothing"
     saved = folder / "parts" / "stopped.ckpt"
     try:
-        fit(world, case, folder / "parts", case.active(), Watch(world), StopAfter(STOP[1], saved, STOP[0]))
+        stopper = StopAfter(STOP[1], saved, STOP[0])
+        fit(world, folder / "parts", case.active(), Watch(world), stopper, adapt=case.adapt)
     except StopError:
         dist.barrier()
-    _, runner, parts = fit(world, case, folder / "parts", case.active(), Watch(world), ckpt_path=saved)
+    _, runner, parts = fit(
+        world, folder / "parts", case.active(), Watch(world), adapt=case.adapt, ckpt_path=saved
+    )
     assert_equal(final, parts)
     assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
     return final
@@ -115,7 +122,7 @@ def refusal(case: Case, world: World, folder: Path) -> str | None:
     """Return why the technique refuses to train so, before the first batch; ``None`` if it does not."""
     watch = Watch(world)
     try:
-        fit(world, case, folder / "asked", case.active(), watch)
+        fit(world, folder / "asked", case.active(), watch, adapt=case.adapt)
     except ValueError as error:
         if watch.batches:
             raise
@@ -131,7 +138,7 @@ def main(name: str, folder: Path) -> None:
         reason = refusal(case, world, folder / key)
         if reason is None:
             if case.adapt not in plain:
-                plain[case.adapt] = fit(world, case, folder / "plain", Watch(world))[2]
+                plain[case.adapt] = fit(world, folder / "plain", Watch(world), adapt=case.adapt)[2]
             try:
                 weights = check(case, world, plain[case.adapt], folder / key)
             except Exception as error:

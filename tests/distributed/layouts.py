@@ -11,9 +11,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 
+from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.layouts import layouts_of
+from lightning_tricks.lifecycle.strategies import flat_shapes
 from tests.distributed.cells import fit, whole_weights
 from tests.distributed.worlds import WORLDS
 
@@ -36,6 +39,10 @@ class Checks(Callback):
         parts = {name.replace("_fsdp_wrapped_module.", ""): value for name, value in parts.items()}
         assert layouts.keys() == expected.keys() == parts.keys()
         assert sum(part.numel() for part in parts.values()) < sum(w.numel() for w in expected.values())
+        names = {parameter: name for name, parameter in pl_module.named_parameters()}
+        told = {clean_name(names[parameter]): shape for parameter, shape in flat_shapes(trainer).items()}
+        flat = isinstance(trainer.strategy, FSDPStrategy)
+        assert told == ({name: weight.shape for name, weight in expected.items()} if flat else {})
         for name, layout in layouts.items():
             assert torch.equal(layout.whole(parts[name]), expected[name])
             assert torch.equal(layout.whole(parts[name].float()), expected[name].float())  # of another type
