@@ -29,6 +29,8 @@ types: .venv/.stamp ## check the types of the package
 
 bench: .venv/.stamp ## measure what the techniques cost
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/pip install --quiet --no-deps timm==1.0.31 # to compare with; without torchvision, which it asks for
+	$(BIN)/python -m benchmarks.steps
 
 matrix: export OMP_NUM_THREADS ?= 1
 matrix: .venv/.stamp ## write the table of techniques and regimes into the README, from the tests

@@ -31,7 +31,7 @@ from rich.progress import track
 import lightning_tricks as lt
 from benchmarks.machine import machine
 from benchmarks.readme import replace_table
-from lightning_tricks.cli.demo import Demo
+from lightning_tricks.cli.demo_settings import Demo
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from tests.host_reads import HostReads
 

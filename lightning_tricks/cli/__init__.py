@@ -26,6 +26,7 @@ examples:
   lightning-tricks demo                     a minute: tables, a figure, two runs in Weights & Biases
   lightning-tricks demo --quick             the same in seconds, but too short for techniques to pay off
   lightning-tricks demo --seed 1 --output results
+  lightning-tricks demo --optimizer AdamW --schedule "warmup('10%') >> stable_decay('30%')"
   lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000
 """
 _SCHEDULE_EXAMPLES = """\
@@ -137,6 +138,18 @@ def _demo_parser() -> ArgumentParser:
         help="of each of the two phases (default: 10, or 3 if quick)",
     )
     parser.add_argument(
+        "--schedule", type=str, default=argparse.SUPPRESS, help="of the rate in the run with techniques"
+    )
+    parser.add_argument(
+        "--optimizer", type=str, default="SGD", help="of both runs, by its name in torch.optim"
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="base rate of both runs (default: 0.05 for SGD, else the optimizer's own)",
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="seconds instead of a minute, to see that everything runs; a network too small and a training "
@@ -146,7 +159,8 @@ def _demo_parser() -> ArgumentParser:
 
 
 def _demo(settings: dict[str, Any]) -> Callable[[], None]:
-    from lightning_tricks.cli.demo import Demo, run_demo
+    from lightning_tricks.cli.demo import run_demo
+    from lightning_tricks.cli.demo_settings import Demo
     from lightning_tricks.cli.demo_wandb import check_mode
 
     check_mode()

@@ -14,116 +14,28 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lightning_tricks import (
-    EMAWeights,
-    GradientClip,
-    LastEpochs,
-    ProgressiveUnfreeze,
-    WarmupCosine,
-    WeightFusion,
-)
+from lightning_tricks import LearningRate, OptimizerMixin, WarmupCosine, WeightFusion
 from lightning_tricks.cli.demo_record import Record, Recorder, evaluate
 from lightning_tricks.cli.demo_report import Arm, Deed, deed_table, draw, score_table, verdict
+from lightning_tricks.cli.demo_settings import PHASES, Demo
 from lightning_tricks.cli.demo_wandb import tracking
-from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
-from lightning_tricks.recipes.residual import ResidualNet
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
-__all__ = ["Demo", "run_demo"]
-
-PHASES = ("8 digits", "all ten")
-_CLASSES = (tuple(range(8)), tuple(range(10)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """The settings of a demo.
-
-    Args:
-        output: Folder for the figure and for runs that are logged offline; made if need be.
-        seed: Of data, weights and order, in [0, 2**32 - 1].
-        epochs: Of each of the two phases, at least 1.
-        widths: Channels of each group of residual blocks.
-        blocks: Residual blocks per group.
-        training: Training images of all ten digits.
-        label_noise: Share of the training labels that is drawn anew.
-        batch_size: Of training.
-        lr: Base learning rate of both runs.
-        max_norm: To which gradients are clipped in the run with techniques.
-    """
-
-    output: str = "demo_output"
-    seed: int = 0
-    epochs: int = 10
-    widths: tuple[int, ...] = (32, 64, 128)
-    blocks: int = 2
-    training: int = 800
-    label_noise: float = 0.2
-    batch_size: int = 40
-    lr: float = 0.05
-    max_norm: float = 2.5
-
-    def __post_init__(self) -> None:
-        checks.whole("seed", self.seed)
-        checks.in_range("seed", self.seed, 0, 2**32 - 1)  # scikit-learn's
-        checks.whole("epochs", self.epochs, 1)
-
-    @classmethod
-    def quick(cls, **settings: Any) -> Self:
-        """Return a demo of a few seconds, with a network too small to learn much."""
-        return cls(**{"epochs": 3, "widths": (4, 8), "blocks": 1, **settings})
-
-    def network(self, classes: int) -> ResidualNet:
-        """Return the network with the first weights that torch's random state gives."""
-        return ResidualNet(classes=classes, widths=self.widths, blocks=self.blocks)
-
-    def data(self, phase: int) -> DigitsData:
-        """Return the data of a phase."""
-        return DigitsData(
-            classes=_CLASSES[phase],
-            training=self.training,
-            batch_size=self.batch_size,
-            label_noise=self.label_noise,
-            seed=self.seed,
-        )
-
-    def caution(self, steps: int) -> str:
-        """Return what must be said of the result after so many ``steps``, if this demo is too small a one."""
-        if self.epochs >= type(self).epochs and self.widths == type(self).widths:
-            return ""
-        return (
-            f"Too small for a comparison: within {steps} steps the techniques may cost more than they give. "
-            "It shows that everything runs; leave out --quick and --epochs to compare."
-        )
-
-    def techniques(self, phase: int) -> list[Technique]:
-        """Return those of the run that has any."""
-        common: list[Technique] = [
-            GradientClip(max_norm=self.max_norm),
-            WarmupCosine(warmup="10%", final=0.1),
-            EMAWeights(),
-        ]
-        if phase == 0:
-            return common
-        groups = [f"network.groups.{index}" for index in reversed(range(len(self.widths)))]
-        stages = ["network.head", *groups, "network.stem"]
-        # Always kept, because here it shall be shown beside the others and not only used if it is better.
-        fusion = WeightFusion(collect=LastEpochs(5), monitor="val_loss", mode="min", keep="always")
-        return [*common, ProgressiveUnfreeze(stages=stages, at="8%"), fusion]
+__all__ = ["run_demo"]
 
 
 def run_demo(demo: Demo) -> None:
@@ -208,7 +120,7 @@ def _train(
 
 
 def _outcome(technique: Technique, record: Record) -> dict[str, float | int | str]:
-    if isinstance(technique, WarmupCosine):
+    if isinstance(technique, WarmupCosine | LearningRate):
         rates = next(iter(record.rates.values()))
         return {"first rate": rates[0], "highest": max(rates), "last": rates[-1]}
     done = technique.outcome()
@@ -225,7 +137,15 @@ def _classifier(demo: Demo, classes: int, previous: DigitsClassifier | None) -> 
         learned = previous.network.state_dict()
         body = {name: value for name, value in learned.items() if not name.startswith("head.")}
         network.load_state_dict(body, strict=False)
-    return DigitsClassifier(network, classes=classes, lr=demo.lr)
+    if (settings := demo.other_optimizer()) is None:
+        return DigitsClassifier(network, classes=classes, lr=demo.rate)
+    module = _Configured(network, classes=classes)
+    module.optimizer_settings = settings
+    return module
+
+
+class _Configured(OptimizerMixin, DigitsClassifier):  # type: ignore[misc]  # of several settings a list
+    """The classifier with another optimizer than its own."""
 
 
 def _fit(trainer: Trainer, module: DigitsClassifier, data: DigitsData) -> None:
@@ -257,7 +177,8 @@ def _setting(demo: Demo, data: DigitsData) -> str:
     return (
         f"\nA residual network with {size:,} parameters; {demo.training} training images, the labels of "
         f"{demo.label_noise:.0%} drawn at random, {len(data.val_set)} validation images with true labels; "
-        f"twice {demo.epochs} epochs of SGD with base rate {demo.lr} in batches of {demo.batch_size}; "
+        f"twice {demo.epochs} epochs of {demo.optimizer} with base rate {demo.rate:g} in batches of "
+        f"{demo.batch_size}; "
         f"seed {demo.seed}.\n"
     )
 

@@ -116,7 +116,8 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         optimizer = trainer.optimizers[0]
         self.record.clipped_norms.append(_norm(optimizer))
-        for name, group in zip(self._groups, optimizer.param_groups, strict=True):
+        # Groups of one name differ in other things than their rate.
+        for name, group in dict(zip(self._groups, optimizer.param_groups, strict=True)).items():
             learns = any(parameter.requires_grad for parameter in group["params"])
             self.record.rates[name].append(group["lr"] if learns else math.nan)
         self.record.trainable.append(sum(p.numel() for p in pl_module.parameters() if p.requires_grad))

@@ -160,8 +160,12 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     Example:
         >>> nearest("max_nrom", ["params", "max_norm"], count=1)
         ['max_norm']
+        >>> nearest("adamw", ["Adam", "AdamW"], count=1)  # other case is no other name
+        ['AdamW']
     """
-    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.4)
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=len(names) or 1, cutoff=0.4)
+    return sorted(close, key=lambda name: name.lower() != word.lower())[:count]
 
 
 def listed(names: Sequence[str]) -> str:

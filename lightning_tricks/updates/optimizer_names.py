@@ -59,7 +59,7 @@ def _named(name: str) -> object:
                 f"optimizer must be a path that can be imported, got {name!r}: {error}"
             ) from None
     known = [each for each in (*own, *_SCHEDULE_FREE) if each != "Optimizer"]
-    close = [each for each in known if each.lower() == name.lower()] or checks.nearest(name, known, count=1)
+    close = checks.nearest(name, known, count=1)
     meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
     raise ValueError(f"optimizer must be one of torch.optim or schedulefree, got {name!r}; {meant}")
 

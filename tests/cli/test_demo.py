@@ -14,6 +14,7 @@ import torch
 from lightning_tricks.cli import demo as demo_module
 from lightning_tricks.cli import main
 from lightning_tricks.cli.demo_record import Recorder
+from lightning_tricks.cli.demo_settings import Demo
 from tests import wandb_offline
 from tests.cli.conftest import stranger
 
@@ -67,9 +68,9 @@ def test_the_tables_name_all_weights_and_techniques(done):
 def test_a_demo_too_small_to_compare_says_so(done):
     shown = " ".join(done[0].stdout.split())
     assert "Too small for a comparison: within 72 steps the techniques may cost more than they give." in shown
-    assert demo_module.Demo().caution(360) == demo_module.Demo(epochs=11, seed=1).caution(360) == ""
+    assert Demo().caution(360) == Demo(epochs=11, seed=1).caution(360) == ""
     for small in ({"epochs": 9}, {"widths": (4, 8)}):
-        assert "to compare" in demo_module.Demo(**small).caution(360)
+        assert "to compare" in Demo(**small).caution(360)
 
 
 def test_the_same_seed_gives_the_same_table(done, tmp_path, capsys):
@@ -201,3 +202,24 @@ def test_a_missing_package_is_named_before_training(package, tmp_path, monkeypat
     assert main([*ARGV, str(tmp_path / "out")]) == 2
     expected = f'{package} must be installed: pip install "lightning_tricks[demo]"'
     assert expected in capsys.readouterr().err
+
+
+def test_another_optimizer_and_schedule_are_what_both_runs_have(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = ["--optimizer", "AdamW", "--schedule", "warmup('20%') >> linear(to=0.5)"]
+    assert main([*ARGV, str(tmp_path), *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "of AdamW with base rate 0.001" in printed
+    # 32 steps of 8 digits: a warm-up of 6, so 1 / 7 at first; 1 - (31 - 6) / (32 - 6) / 2 at last.
+    assert "LearningRate first rate 0.000143, highest 0.001, last 0.000519" in printed
+
+
+def test_the_rate_is_the_optimizers_own_unless_given():
+    assert [Demo(optimizer=name).rate for name in ("SGD", "Adam", "Adadelta")] == [0.05, 0.001, 1.0]
+    assert Demo(optimizer="Adam", lr=0.1).rate == Demo(lr=0.1).rate == 0.1
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "LBFGS"}, {"lr": 0.0}, {"schedule": "fast"}])
+def test_settings_are_refused_before_anything_runs(settings):
+    with pytest.raises(ValueError, match=f"^{next(iter(settings))} must"):
+        Demo(**settings)

@@ -7,6 +7,7 @@ import wandb
 from lightning_tricks import __version__
 from lightning_tricks.cli import demo as demo_module
 from lightning_tricks.cli import main
+from lightning_tricks.cli.demo_settings import Demo
 
 
 @pytest.fixture
@@ -96,7 +97,9 @@ def test_without_a_wandb_mode_nothing_is_refused(calls, monkeypatch):
 
 def test_options_arrive(calls):
     assert main(["demo", "--output", "here", "--seed", "7", "--epochs", "2"]) == 0
-    assert calls == [demo_module.Demo(output="here", seed=7, epochs=2)]
+    assert calls == [Demo(output="here", seed=7, epochs=2)]
+    assert main(["demo", "--optimizer", "AdamW", "--lr", "3e-3", "--schedule", "linear(to=0.1)"]) == 0
+    assert calls[1] == Demo(optimizer="AdamW", lr=0.003, schedule="linear(to=0.1)")
 
 
 def test_quick_is_small_and_may_be_made_longer(calls):
@@ -104,10 +107,10 @@ def test_quick_is_small_and_may_be_made_longer(calls):
     main(["demo", "--quick"])
     main(["demo", "--quick", "--epochs", "9"])
     normal, quick, longer = calls
-    assert normal == demo_module.Demo()
+    assert normal == Demo()
     assert quick.epochs < normal.epochs
     assert max(quick.widths) < min(normal.widths)
-    assert longer == demo_module.Demo.quick(epochs=9)
+    assert longer == Demo.quick(epochs=9)
 
 
 @pytest.mark.parametrize(
