@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor
 
-from lightning_tricks.averaging.second_set import SecondSet
-from lightning_tricks.averaging.storage import as_device, as_dtype, require_device
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import as_duration
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.checkpoints import averaged_steps
+from lightning_tricks.lifecycle.second_set import SecondSet
+from lightning_tricks.lifecycle.storage import as_device, as_dtype, require_device
 from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:

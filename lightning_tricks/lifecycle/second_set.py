@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from lightning_tricks.averaging.no_fit import NoFit
-from lightning_tricks.averaging.shadow import Shadows
-from lightning_tricks.averaging.slots import Slot, find_slots, same_places, stand_in
 from lightning_tricks.core.select import Patterns, clean_name
 from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.checkpoints import (
@@ -25,7 +22,10 @@ from lightning_tricks.lifecycle.checkpoints import (
     write_sets,
 )
 from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, module_parts, parts_of, wholes_of
+from lightning_tricks.lifecycle.no_fit import NoFit
 from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.shadow import Shadows
+from lightning_tricks.lifecycle.slots import Slot, find_slots, same_places, stand_in
 from lightning_tricks.lifecycle.strategies import any_of, check_parts, reshard
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_tricks.averaging.slots import Slot
-from lightning_tricks.averaging.storage import shadow_dtype
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import copy_, lerp_, local, swap_
+from lightning_tricks.lifecycle.slots import Slot
+from lightning_tricks.lifecycle.storage import shadow_dtype
 
 __all__ = ["Shadows"]
 
@@ -53,7 +53,7 @@ class Shadows:
 
         Args:
             slots: What to shadow.
-            dtype: As :func:`~lightning_tricks.averaging.storage.shadow_dtype` takes it.
+            dtype: As :func:`~lightning_tricks.lifecycle.storage.shadow_dtype` takes it.
             device: Where to keep shadows; ``None`` for each beside its live tensor.
             values: Earlier shadows, by any of their names.
             agree: Returns of each answer whether it is yes in any of the processes that hold parts.
