@@ -27,6 +27,7 @@ from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
+from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.plateau_decay import PlateauDecay
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
@@ -45,6 +46,7 @@ __all__ = [
     "Interpolate",
     "LastEpochs",
     "LearningRate",
+    "Lookahead",
     "Percentile",
     "Plateau",
     "PlateauDecay",

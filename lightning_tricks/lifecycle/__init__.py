@@ -1,5 +1,5 @@
-"""The door to Lightning: the base of every technique, clocks, checkpoints, logging, evaluation, and
-what is kept of weights beside the module.
+"""The door to Lightning: the base of every technique, clocks, checkpoints, logging, evaluation.
 
-Nothing here knows any technique by name.
+Weights that are kept beside those of the module are here too, since several stages need them. Nothing here
+knows any technique by name.
 """

@@ -37,6 +37,9 @@ class Member(Callback, ABC):
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, with the run's length known and everything restored."""
 
+    def after_update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change the weights after a batch whose steps were applied, before any other hook sees them."""
+
     @property
     def evaluates_average(self) -> bool:
         """Whether validation within ``fit`` sees its :meth:`average`."""

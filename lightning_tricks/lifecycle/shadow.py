@@ -110,11 +110,19 @@ class Shadows:
 
     def lerp_(self, share: float | Tensor) -> None:
         """Move all shadows towards the live tensors by ``share`` of the way; a tensor stays on its device."""
+        for shadows, live in self.lists():
+            lerp_(shadows, live, share)
+
+    def lists(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Yield shadows with the live tensors in the same order, in lists of one type and device each.
+
+        Live tensors that are on another device than their shadows come as copies.
+        """
         for group in self._grouped():
-            live = [local(slot.owner[slot.key]) for slot in group.slots]
+            live = [local(slot.owner[slot.key]).detach() for slot in group.slots]
             if group.apart:
                 live = [tensor.to(group.shadows[0].device) for tensor in live]
-            lerp_(group.shadows, live, share)
+            yield group.shadows, live
 
     def _grouped(self) -> list[_Group]:
         # Lists of one type and device, because torch's foreach kernels fall back to loops for mixed ones.

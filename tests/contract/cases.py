@@ -61,6 +61,10 @@ CASES: dict[str, Case] = {
             schedule="warmup('20%') >> step(every='1 epoch', gamma=0.5)", params="head"
         ),
     ),
+    "Lookahead": Case(
+        neutral=lambda: lt.Lookahead(k=2, alpha=1.0),
+        active=lambda: lt.Lookahead(k=2, alpha="0.8 * linear(to=0.5)"),
+    ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
         active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),

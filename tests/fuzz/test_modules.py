@@ -29,6 +29,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "GradientCentralization": lambda _: lt.GradientCentralization(),
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
     "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
+    "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
