@@ -29,6 +29,7 @@ from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.plateau_decay import PlateauDecay
+from lightning_tricks.updates.schedule_free import ScheduleFree
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
+    "ScheduleFree",
     "WarmupCosine",
     "WeightFusion",
     "ZScore",
