@@ -188,12 +188,12 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         """Begin to average at ``start``, or at once if a checkpoint holds an average."""
         if self._second.shadows is not None:
             return
-        if not (self._second.found or self.clock.reached(as_duration("start", self.start))):
+        if not (self._second.values is not None or self.clock.reached(as_duration("start", self.start))):
             return
         state, self._state = self._state, {}
         saved = _Progress(**state.get("progress", {}))
-        own = "wide" in state and (self._second.found or saved.seen == 0)
-        self._progress, self._decay = saved if self._second.found else _Progress(), None
+        own = "wide" in state and (self._second.values is not None or saved.seen == 0)
+        self._progress, self._decay = saved if self._second.values is not None else _Progress(), None
         self._second.begin(
             trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
         )
@@ -239,7 +239,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self._second.finish(trainer, self.state_key)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._second.found:  # the run was over before it began, and no hook of training came
+        if self._second.values is not None:  # the run was over before it began, and no hook of training came
             self.take_state(trainer)
             self._begin_if_due(trainer)
         self._second.rest(trainer, self.state_key)

@@ -42,6 +42,7 @@ class SecondSet:
     Attributes:
         slots: The tensors that are averaged, by first clean name.
         shadows: Their averages; ``None`` until averaging begins.
+        values: The average of the checkpoint that ``fit`` has loaded, until it is taken; ``None`` for none.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class SecondSet:
 
     def _forget(self) -> None:
         self.shadows: Shadows | None = None
-        self._values: dict[str, Tensor] | None = None
+        self.values: dict[str, Tensor] | None = None
         self._loaded = False
         self._left: LightningModule | None = None
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
@@ -67,7 +68,7 @@ class SecondSet:
             load_average(pl_module, checkpoint, layouts)
             return False
         self._forget()
-        self._loaded, self._values = True, take_sets(pl_module, checkpoint, layouts)
+        self._loaded, self.values = True, take_sets(pl_module, checkpoint, layouts)
         return True
 
     def prepare(
@@ -96,11 +97,6 @@ class SecondSet:
         self.slots, self._save, self._conductor = slots, save, conductor
         conductor.on_next_fit(partial(remove, WeightsOnlyHook(trainer, pl_module, edit or self.write)))
 
-    @property
-    def found(self) -> bool:
-        """Whether the checkpoint that ``fit`` has loaded holds an average that is not yet taken."""
-        return self._values is not None
-
     def begin(
         self,
         trainer: Trainer,
@@ -121,7 +117,7 @@ class SecondSet:
             wide: Unrounded values that the checkpoint holds beside.
             known: Whether the average, or that there is none, is what ``who`` has saved itself.
         """
-        found, loaded = self._values, self._loaded
+        found, loaded = self.values, self._loaded
         values = None if found is None else {**found, **parts_of(wide or {}, self._layouts)}
         shadows = self.hold(values, dtype=dtype, device=device)
         if loaded and found is None and not known:
@@ -144,7 +140,7 @@ class SecondSet:
             values=values,
             agree=partial(any_of, self._conductor.trainer) if self._layouts else list,
         )
-        self._loaded, self._values = False, None
+        self._loaded, self.values = False, None
         return self.shadows
 
     def drop(self) -> None:

@@ -23,10 +23,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.batchnorm import learning_batchnorms, reestimate_batchnorm
 from lightning_tricks.lifecycle.second_set import SecondSet
@@ -100,6 +101,10 @@ def evaluation_weights(optimizer: Any) -> dict[Tensor, Tensor]:
     return {parameter: local(copy) for parameter, copy in copies.items()}
 
 
+def _statistics(layer: nn.Module) -> list[Tensor]:
+    return list(layer.buffers(recurse=False))
+
+
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class ScheduleFree(Technique):
@@ -138,6 +143,7 @@ class ScheduleFree(Technique):
     update_batchnorm: bool = True
     _second: SecondSet = field(default_factory=SecondSet, init=False, repr=False)
     _loaded: bool = field(default=False, init=False, repr=False)
+    _layers: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         checks.flag("update_batchnorm", self.update_batchnorm)
@@ -145,7 +151,7 @@ class ScheduleFree(Technique):
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._loaded = self._second.read(trainer, pl_module, checkpoint) and self._second.found
+        self._loaded = self._second.read(trainer, pl_module, checkpoint) and self._second.values is not None
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -195,7 +201,7 @@ class ScheduleFree(Technique):
             for optimizer in switchable(trainer.optimizers):
                 found |= evaluation_weights(optimizer)
             slots = self._second.slots.items()
-            self._second.hold({name: found[slot.held] for name, slot in slots})
+            self._second.hold({name: found[slot.held] for name, slot in slots if slot.held in found})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # In a sanity check x and y are the same.
@@ -219,29 +225,42 @@ class ScheduleFree(Technique):
             self._mark(self.conductor.trainer, training=True)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take(trainer)
-        layers = learning_batchnorms(pl_module) if self.update_batchnorm else []
-        if layers:
-            kept = [[value.clone() for value in layer.buffers(recurse=False)] for layer in layers]
-            # Called after the weights were taken back, since it is the last to be called.
-            self.conductor.on_next_fit(partial(self._statistics_back, layers, kept))
-        self._second.finish(trainer, self.state_key)
-        if layers:
+        learning = learning_batchnorms(pl_module) if self.update_batchnorm else []
+        self._rest(trainer, {path: each for path, each in pl_module.named_modules() if each in learning})
+        if learning:
             reestimate_batchnorm(trainer, pl_module)
+
+    def _rest(self, trainer: Trainer, layers: dict[str, nn.Module]) -> None:
+        """Put x into the module until the next fit, where ``layers`` by name will get statistics for it."""
+        self._take(trainer)
+        self._layers = layers
+        kept = {path: [value.clone() for value in _statistics(layer)] for path, layer in layers.items()}
+        # Called after the weights were taken back, since it is the last to be called.
+        self.conductor.on_next_fit(partial(self._statistics_back, kept))
+        self._second.finish(trainer, self.state_key)
         self._mark(trainer, training=False)
 
-    def _statistics_back(self, layers: list[_BatchNorm], kept: list[list[Tensor]]) -> None:
+    def _statistics_back(self, kept: dict[str, list[Tensor]]) -> None:
+        layers, self._layers = self._layers, {}
         if self._second.shadows is not None:  # else there are other weights now
-            for layer, values in zip(layers, kept, strict=True):
-                copy_(list(layer.buffers(recurse=False)), values)
+            for path, layer in layers.items():
+                copy_(_statistics(layer), kept[path])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded:  # the run was over before it began, and no hook of training came
-            self.take_state(trainer)
-            self.begin(trainer, pl_module)
-            self._take(trainer)
-            self._mark(trainer, training=False)
+            self._stay(trainer, pl_module)
         self._second.rest(trainer, self.state_key)
+
+    def _stay(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put x into the module with the statistics that the checkpoint held."""
+        values = self._second.values or {}
+        self.take_state(trainer)
+        self.begin(trainer, pl_module)
+        modules = pl_module.named_modules()
+        self._rest(trainer, {path: each for path, each in modules if isinstance(each, _BatchNorm)})
+        for path, layer in self._layers.items():
+            for key, value in layer.named_buffers(recurse=False):
+                value.copy_(values.get(clean_name(f"{path}.{key}"), value))
 
     @property
     def evaluates_average(self) -> bool:
@@ -256,6 +275,8 @@ class ScheduleFree(Technique):
         found = self._second.shadows.named()
         if not held:
             self._second.drop()
+        for path, layer in self._layers.items():
+            found |= {clean_name(f"{path}.{key}"): value for key, value in layer.named_buffers(recurse=False)}
         return found
 
     def _write(self, checkpoint: dict[str, Any]) -> None:

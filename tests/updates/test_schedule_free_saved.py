@@ -110,12 +110,14 @@ def test_a_checkpoint_in_eval_mode_of_a_run_without_it_goes_on(tmp_path: Path) -
         torch.testing.assert_close(value, before.steps[-1][name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_resumed_run_with_nothing_left_to_do_holds_x(tmp_path: Path) -> None:
-    first = Free()
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_resumed_run_with_nothing_left_to_do_holds_x(normed: bool, tmp_path: Path) -> None:
+    kind = Normed if normed else Free
+    first = kind()
     runner = trainer(ScheduleFree())
     runner.fit(first, Loader(), VALIDATION)
     runner.save_checkpoint(tmp_path / "a.ckpt")
-    second = Free()
+    second = kind()
     again = trainer(ScheduleFree())
     again.fit(second, Loader(), VALIDATION, ckpt_path=tmp_path / "a.ckpt")
     assert_equal(weights(second), weights(first))
@@ -157,8 +159,17 @@ class Normed(Free):
         self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh())
 
 
-def test_batchnorm_at_the_end_is_that_of_x_over_the_training_data() -> None:
-    module, loader = Normed(), Loader(fixed=True)
+class Insists(Normed):
+    """Puts its optimizer into train mode before each step, which it is in."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.optimizers().train()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", [Normed, Insists])
+def test_batchnorm_at_the_end_is_that_of_x_over_the_training_data(kind: type[Normed]) -> None:
+    module, loader = kind(), Loader(fixed=True)
     trainer(ScheduleFree()).fit(module, loader)
     inputs = torch.cat([batch[0] for batch in Loader(fixed=True)])
     seen = module.body[0](inputs).detach()
@@ -207,6 +218,30 @@ def test_fusing_one_average_gives_x(tmp_path: Path) -> None:
         runner.fit(module, Loader(), VALIDATION)
         assert_equal(weights(module), expected)
     assert differ(weights(plain), watch.steps[-1])
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_after_a_fusion_training_goes_on_from_y_with_its_statistics(resumed: bool, tmp_path: Path) -> None:
+    def fit(module: Normed, runner: Trainer, epochs: int, path: Path | None = None) -> None:
+        runner.fit_loop.max_epochs = epochs
+        runner.fit(module, Loader(), VALIDATION, ckpt_path=path)
+
+    def run() -> tuple[Normed, Watch, Trainer]:
+        watch, fusion = Watch(), WeightFusion(collect=LastEpochs(2), keep="always")
+        return Normed(), watch, trainer(fusion, ScheduleFree(), watch, default_root_dir=tmp_path)
+
+    module, watch, runner = run()
+    fit(module, runner, 2)
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    assert_equal(average_state(tmp_path / "a.ckpt"), weights(module))  # the fused ones
+    assert_equal(live_state(tmp_path / "a.ckpt"), watch.steps[-1])
+    if resumed:
+        module, again, runner = run()
+        fit(module, runner, 3, tmp_path / "a.ckpt")
+        assert_equal(again.starts[0], watch.steps[10])
+    else:
+        fit(module, runner, 3)
+        assert_equal(watch.starts[1], watch.steps[10])
 
 
 def test_the_toy_trains_to_a_lower_loss_at_x_than_at_y() -> None:
