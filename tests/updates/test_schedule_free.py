@@ -242,6 +242,18 @@ def test_a_step_that_the_scaler_skips_is_not_counted_by_the_optimizer() -> None:
     assert runner.optimizers[0].param_groups[0]["k"] == 10 - skipped
 
 
+def test_weights_that_are_frozen_in_mid_run_keep_their_average() -> None:
+    class Freezes(Free):
+        def on_train_epoch_start(self) -> None:
+            self.head.requires_grad_(self.current_epoch == 0)
+
+    watch = Watch()
+    trainer(ScheduleFree(), watch).fit(Freezes(), Loader(), VALIDATION)
+    first, last = watch.seen[0]["head.weight"], watch.seen[-1]["head.weight"]
+    assert torch.equal(first, last)
+    assert not torch.equal(last, watch.steps[-1]["head.weight"])
+
+
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end"])
 def test_an_error_gives_y_back_to_the_bit_and_the_optimizer_its_mode(hook: str) -> None:
     class Breaks(Callback):

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
-from lightning_tricks import LastEpochs, ScheduleFree, WeightFusion, average_state, live_state
+from lightning_tricks import EverySteps, LastEpochs, ScheduleFree, WeightFusion, average_state, live_state
 from tests.averaging.test_evaluated import SavesLate
 from tests.averaging.watching import Watch, differ, parameters
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
@@ -218,6 +218,16 @@ def test_fusing_one_average_gives_x(tmp_path: Path) -> None:
         runner.fit(module, Loader(), VALIDATION)
         assert_equal(weights(module), expected)
     assert differ(weights(plain), watch.steps[-1])
+
+
+def test_averages_that_are_collected_are_not_those_of_later_validations(tmp_path: Path) -> None:
+    seen = []
+    for others in ([], [WeightFusion(source="average", collect=EverySteps(2, k=2), keep="always")]):
+        watch = Watch()
+        runner = trainer(ScheduleFree(), *others, watch, default_root_dir=tmp_path)
+        runner.fit(Free(), Loader(), VALIDATION)
+        seen.append(watch.seen)
+    assert_equal(*seen)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
