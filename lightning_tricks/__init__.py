@@ -27,10 +27,12 @@ from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
+from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
 from lightning_tricks.updates.optimizer_mixin import OptimizerMixin
 from lightning_tricks.updates.optimizer_settings import OptimizerSettings
 from lightning_tricks.updates.plateau_decay import PlateauDecay
+from lightning_tricks.updates.schedule_free import ScheduleFree
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
 
@@ -49,6 +51,7 @@ __all__ = [
     "Interpolate",
     "LastEpochs",
     "LearningRate",
+    "Lookahead",
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
@@ -57,6 +60,7 @@ __all__ = [
     "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
+    "ScheduleFree",
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",

@@ -53,6 +53,19 @@ class Loader:
         self.resumed = self.done < self.batches
 
 
+def optimizers_for(module: LightningModule, optimizers: Any) -> Any:
+    """Return ``optimizers``, or Schedule-Free ones for them in a run with the technique that needs these."""
+    callbacks = module._trainer.callbacks if module._trainer else []
+    if all(type(callback).__name__ != "ScheduleFree" for callback in callbacks):
+        return optimizers
+    if isinstance(optimizers, list):
+        return [optimizers_for(module, optimizer) for optimizer in optimizers]
+    import schedulefree
+
+    kind = getattr(schedulefree, f"{type(optimizers).__name__}ScheduleFree")
+    return kind(optimizers.param_groups[0]["params"], lr=optimizers.param_groups[0]["lr"])
+
+
 class Toy(LightningModule):
     """A body with BatchNorm and dropout, and a head; AdamW; reseeds itself before every step."""
 
@@ -80,7 +93,8 @@ class Toy(LightningModule):
         return self.head(self.body(batch[0]))
 
     def configure_optimizers(self) -> Any:
-        return getattr(torch.optim, self.optimizer)(self.parameters(), lr=self.lr, **self.options)
+        kind = getattr(torch.optim, self.optimizer)
+        return optimizers_for(self, kind(self.parameters(), lr=self.lr, **self.options))
 
 
 class TwoOptimizers(Toy):
@@ -101,7 +115,8 @@ class TwoOptimizers(Toy):
 
     def configure_optimizers(self) -> Any:
         body = torch.optim.AdamW(self.body.parameters(), lr=self.lr, **self.options)
-        return [body, torch.optim.SGD(self.head.parameters(), lr=self.lr, momentum=0.9)]
+        head = torch.optim.SGD(self.head.parameters(), lr=self.lr, momentum=0.9)
+        return optimizers_for(self, [body, head])
 
 
 class Compiled(Toy):

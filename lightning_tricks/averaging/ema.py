@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor
 
-from lightning_tricks.averaging.second_set import SecondSet
-from lightning_tricks.averaging.storage import as_device, as_dtype, require_device
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import as_duration
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.checkpoints import averaged_steps
+from lightning_tricks.lifecycle.second_set import SecondSet
+from lightning_tricks.lifecycle.storage import as_device, as_dtype, require_device
 from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:
@@ -188,12 +188,12 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         """Begin to average at ``start``, or at once if a checkpoint holds an average."""
         if self._second.shadows is not None:
             return
-        if not (self._second.found or self.clock.reached(as_duration("start", self.start))):
+        if not (self._second.values is not None or self.clock.reached(as_duration("start", self.start))):
             return
         state, self._state = self._state, {}
         saved = _Progress(**state.get("progress", {}))
-        own = "wide" in state and (self._second.found or saved.seen == 0)
-        self._progress, self._decay = saved if self._second.found else _Progress(), None
+        own = "wide" in state and (self._second.values is not None or saved.seen == 0)
+        self._progress, self._decay = saved if self._second.values is not None else _Progress(), None
         self._second.begin(
             trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
         )
@@ -239,7 +239,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self._second.finish(trainer, self.state_key)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._second.found:  # the run was over before it began, and no hook of training came
+        if self._second.values is not None:  # the run was over before it began, and no hook of training came
             self.take_state(trainer)
             self._begin_if_due(trainer)
         self._second.rest(trainer, self.state_key)

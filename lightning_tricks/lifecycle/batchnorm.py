@@ -195,6 +195,12 @@ class _Idle:
     def zero_grad(self, *_: Any, **__: Any) -> None:
         pass
 
+    def train(self) -> None:
+        pass
+
+    def eval(self) -> None:
+        pass
+
 
 def _idle(found: Any) -> Any:
     if isinstance(found, list):

@@ -9,6 +9,7 @@ The first is the layout of Lightning's own weight averaging, so that either read
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from copy import copy
 from os import PathLike
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_tricks.core.select import clean_name
-from lightning_tricks.lifecycle.layouts import Layouts, module_parts, parts_of
+from lightning_tricks.lifecycle.layouts import Layouts, module_parts, parts_of, wholes_of
 
 __all__ = [
     "WeightsOnlyHook",
@@ -32,6 +34,7 @@ __all__ = [
     "read_sets",
     "remove",
     "take_sets",
+    "write_parts",
     "write_sets",
 ]
 
@@ -119,6 +122,40 @@ def write_sets(
     for other in {_LIVE, _AVERAGE} & checkpoint.keys():
         del checkpoint[other]
     checkpoint["state_dict"], checkpoint[key] = first, second
+
+
+def write_parts(
+    trainer: Trainer,
+    checkpoint: dict[str, Any],
+    beside: dict[str, Tensor],
+    layouts: Layouts,
+    *,
+    exchanged: AbstractContextManager[None] | None,
+    save: str,
+) -> None:
+    """Write one set as the strategy does, and the other whole, by the first process; called by all.
+
+    Args:
+        trainer: The Trainer of the run.
+        checkpoint: As the strategy has filled it.
+        beside: This process's parts of the set that goes beside.
+        layouts: Of the weights that are not whole in each process.
+        exchanged: A context within which the module holds what goes under ``state_dict``; ``None`` if it
+            does already, and ``checkpoint`` with it.
+        save: As :func:`write_sets` takes it.
+    """
+    keys = {clean_name(key): key for key in checkpoint["state_dict"]}
+    wholes = wholes_of(beside, layouts, keep=trainer.is_global_zero)
+    whole = {keys.get(name, name): value for name, value in wholes.items()}
+    first = checkpoint["state_dict"]
+    if exchanged is not None:
+        with exchanged:
+            first = {
+                key: value if isinstance(value, ShardedTensor) else value.clone()
+                for key, value in trainer.strategy.lightning_module_state_dict().items()
+            }
+    live, average = (whole, first) if save == "average" else (first, whole)
+    write_sets(checkpoint, live=live, average=average, save=save)
 
 
 def take_sets(

@@ -4,9 +4,10 @@ The first technique of a Trainer installs one conductor at the head of ``trainer
 so every hook reaches the conductor first. At the start of a run it goes through all techniques phase by
 phase, so that their order in the list does not matter:
 
-    on_fit_start     prepare (choose and check) -> conflicts -> regroup (parameter groups)
-    on_train_start   restore (what a checkpoint held) -> begin (the run's length is known)
-    on_train_end     finish, in the order of ``finish_order``
+    on_fit_start        prepare (choose and check) -> conflicts -> regroup (parameter groups)
+    on_train_start      restore (what a checkpoint held) -> begin (the run's length is known)
+    on_train_batch_end  after_update (what changes weights that others average, collect, save), if it stepped
+    on_train_end        finish, in the order of ``finish_order``
 
 What ``finish`` put into the module is taken back, last first, when the same Trainer fits again.
 
@@ -186,8 +187,11 @@ class Conductor(Callback):
         if not self._scaled:
             vars(optimizer).pop("found_inf", None)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.clock.end_batch()
+        if self.clock.applied is not False:
+            for member in _members(trainer):
+                member.after_update(trainer, pl_module)
         steps, self._steps = self._steps or 0, None
         if steps > len(trainer.optimizers) and not self._told:
             self._told = True

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
-from lightning_tricks.lifecycle.position import Lookahead, Moment, given_generators, validation_loaders
+from lightning_tricks.lifecycle.position import Moment, ReadAhead, given_generators, validation_loaders
 from lightning_tricks.lifecycle.randomness import set_random_states
 from lightning_tricks.lifecycle.running_metrics import restore_metrics
 
@@ -43,12 +43,12 @@ class Continuation:
         trainer: Trainer,
         moment: Moment,
         place: dict[str, Any],
-        lookahead: Lookahead | None,
+        read_ahead: ReadAhead | None,
     ) -> None:
         """Stand ready; ``place`` is a :func:`position` at ``moment``."""
         self._trainer, self._moment, self._place = trainer, moment, place
         self._fit: Any = trainer.fit_loop
-        self._loop, self._lookahead = self._fit.epoch_loop, lookahead
+        self._loop, self._read_ahead = self._fit.epoch_loop, read_ahead
         self._fit.__dict__["on_advance_start"] = self
 
     def remove(self) -> None:
@@ -128,8 +128,8 @@ class Continuation:
         if data is None or not data["loaders"]:
             return
         self._fit._combined_loader._load_state_dicts(data["loaders"])
-        if self._lookahead is not None:
-            self._lookahead.noted = data
+        if self._read_ahead is not None:
+            self._read_ahead.noted = data
         if "random" in data:
             # Between the iterator, whose making draws, and the batch that is fetched ahead with it.
             self._fit._data_fetcher._start_profiler = partial(set_random_states, data["random"])

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lightning_tricks.lifecycle.continuation import Continuation, count_as_done
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.position import (
-    Lookahead,
+    ReadAhead,
     moment_of,
     obstacles,
     position,
@@ -84,7 +84,7 @@ class ExactResume(Technique):
     _restored: dict[str, Any] | None = field(default=None, init=False, repr=False)
     _unknown: bool = field(default=False, init=False, repr=False)
     _continuation: Continuation | None = field(default=None, init=False, repr=False)
-    _lookahead: Lookahead | None = field(default=None, init=False, repr=False)
+    _read_ahead: ReadAhead | None = field(default=None, init=False, repr=False)
 
     def claims(self) -> Iterable[Claim]:
         return []
@@ -104,7 +104,7 @@ class ExactResume(Technique):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if reads_ahead(trainer):
-            self._lookahead = Lookahead(trainer)
+            self._read_ahead = ReadAhead(trainer)
         without = stateless(trainer)
         if not self._go_on(trainer) and without:
             warn(
@@ -137,7 +137,7 @@ class ExactResume(Technique):
             warn(trainer, told + "; ".join(found))
         if any(_workers_begin_anew(loader, place) for loader in train_loaders(trainer)):
             say(trainer, f"{self.state_key}: what workers of the loader draw at random starts anew")
-        self._continuation = Continuation(trainer, state["moment"], place, self._lookahead)
+        self._continuation = Continuation(trainer, state["moment"], place, self._read_ahead)
         return bool(found)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,7 +147,7 @@ class ExactResume(Technique):
     def edit_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        place = position(trainer, pl_module, self._lookahead)
+        place = position(trainer, pl_module, self._read_ahead)
         checkpoint["callbacks"][self.state_key]["state"] = {
             "moment": moment_of(trainer),
             "obstacles": obstacles(trainer, pl_module),
@@ -155,7 +155,7 @@ class ExactResume(Technique):
         }
 
     def undo(self) -> None:
-        for patch in (self._continuation, self._lookahead):
+        for patch in (self._continuation, self._read_ahead):
             if patch is not None:
                 patch.remove()
-        self._continuation = self._lookahead = None
+        self._continuation = self._read_ahead = None

@@ -54,6 +54,9 @@ class Member(Callback, ABC):
             applied: Whether the step changed anything; a 0-d bool tensor if only the device knows.
         """
 
+    def after_update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change the weights after a batch whose steps were applied, before any other hook sees them."""
+
     @property
     def evaluates_average(self) -> bool:
         """Whether validation within ``fit`` sees its :meth:`average`."""

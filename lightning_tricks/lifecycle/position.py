@@ -14,8 +14,8 @@ from lightning_tricks.lifecycle.randomness import generators_of, random_states
 from lightning_tricks.lifecycle.running_metrics import saved_metrics
 
 __all__ = [
-    "Lookahead",
     "Moment",
+    "ReadAhead",
     "given_generators",
     "moment_of",
     "obstacles",
@@ -101,12 +101,12 @@ def obstacles(trainer: Trainer, pl_module: LightningModule) -> list[str]:
     return [text for text, holds in found.items() if holds]
 
 
-def position(trainer: Trainer, pl_module: LightningModule, lookahead: Lookahead | None) -> dict[str, Any]:
+def position(trainer: Trainer, pl_module: LightningModule, read_ahead: ReadAhead | None) -> dict[str, Any]:
     """Return where this process is, as tensors and plain values: randomness, data, metrics."""
     fit, validation = trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop
     data = None
     if _data_left(trainer):
-        data = lookahead.noted if lookahead is not None else {"loaders": _states(trainer)}
+        data = read_ahead.noted if read_ahead is not None else {"loaders": _states(trainer)}
     return {
         "random": random_states(),
         "generators": [[g.get_state() for g in group] for group in given_generators(trainer)],
@@ -137,7 +137,7 @@ def _keeps_workers(loader: Any) -> bool:
     return getattr(loader, "persistent_workers", False) and loader._iterator is not None
 
 
-class Lookahead:
+class ReadAhead:
     """Notes where loaders are before each fetch, and so how to read ahead what they had read ahead.
 
     Stands in the place of the epoch loop's ``_on_before_fetch`` until it is removed.

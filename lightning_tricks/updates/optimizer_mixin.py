@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch.optim import Optimizer
 
-from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.notice import callbacks_of, say
 from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.updates.combined import CombinedOptimizer
 from lightning_tricks.updates.group_table import GROUP_COLUMNS, group_rows, in_force
 from lightning_tricks.updates.optimizer_settings import OptimizerSettings
 from lightning_tricks.updates.parameter_groups import build_optimizer, divide, groups_of
+from lightning_tricks.updates.schedule_free import ScheduleFree
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -79,7 +80,8 @@ class OptimizerMixin:
 
         Raises:
             TypeError: If ``optimizer_settings`` is neither settings nor several of them.
-            ValueError: If a pattern matches nothing, or a parameter is left over.
+            ValueError: If a pattern matches nothing, a parameter is left over, or Schedule-Free optimizers
+                have nobody to switch them.
         """
         module = cast("LightningModule", self)
         several = _several(self.optimizer_settings)
@@ -95,6 +97,11 @@ class OptimizerMixin:
             if trainer is not None:
                 title = f"{type(self).__name__}: {in_force(optimizer)}"
                 say(trainer, text_table(title, GROUP_COLUMNS, group_rows(optimizer, groups)))
+        _check_schedule_free(
+            optimizers,
+            switched=trainer is None or any(isinstance(each, ScheduleFree) for each in callbacks_of(trainer)),
+            together=module.automatic_optimization,
+        )
         if len(optimizers) == 1:
             return optimizers[0]
         return CombinedOptimizer(optimizers) if module.automatic_optimization else optimizers
@@ -108,3 +115,16 @@ def _several(settings: object) -> list[OptimizerSettings]:
     if not found:
         raise ValueError(f"optimizer_settings must not be empty, got {settings!r}")
     return found
+
+
+def _check_schedule_free(optimizers: Sequence[Optimizer], *, switched: bool, together: bool) -> None:
+    names = [type(each).__name__ for each in optimizers if "schedulefree" in type(each).__module__]
+    if names and together and len(optimizers) > 1:
+        raise ValueError(
+            f"{names[0]} must be the only optimizer in automatic optimization, got {len(optimizers)}"
+        )
+    if names and not switched:
+        raise ValueError(
+            f"{names[0]} must be switched between training and evaluation: add ScheduleFree() to "
+            "Trainer(callbacks=[...])"
+        )

@@ -87,6 +87,18 @@ CASES: dict[str, Case] = {
             schedule="warmup('20%') >> step(every='1 epoch', gamma=0.5)", params="head"
         ),
     ),
+    "Lookahead": Case(
+        neutral=lambda: lt.Lookahead(k=2, alpha=1.0),
+        active=lambda: lt.Lookahead(k=2, alpha="0.8 * linear(to=0.5)"),
+    ),
+    "ScheduleFree": Case(
+        neutral=lambda: lt.ScheduleFree(update_batchnorm=False),
+        active=lt.ScheduleFree,
+        exempt={
+            "neutral": "its optimizers do not step without it",
+            "active": "so there is no run to compare with",
+        },
+    ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
         active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),

@@ -64,7 +64,7 @@ def test_no_hook_waits_for_the_gpu_on_steps_that_do_not_log(
         )
     ]
     works = [lt.GradientCentralization(), lt.GradientNoise(), lt.AdaptiveGradientClip(), *clips]
-    techniques = [*works, *five(monitor=None)[1:]]
+    techniques = [*works, lt.Lookahead(k=2), *five(monitor=None)[1:]]
     runner = trainer(*techniques, accelerator=accelerator, log_every_n_steps=1000, default_root_dir=tmp_path)
     runner.fit(Toy(fused=fused), Loader(6))
     assert set(guarded) == HOOKS

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils import parametrizations
 
+from tests.toys import optimizers_for
+
 __all__ = ["NAMES", "PARTS", "Patchwork", "everything"]
 
 # All parts map (batch, 4) to (batch, 4).
@@ -232,7 +234,7 @@ class Patchwork(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         outside = {p for part in self.modules() if isinstance(part, Outside) for p in part.parameters()}
         chosen = [p for p in [*self.parameters(), *self.foreign] if p not in outside]
-        return torch.optim.AdamW(chosen, lr=0.05) if chosen else None
+        return optimizers_for(self, torch.optim.AdamW(chosen, lr=0.05)) if chosen else None
 
 
 def everything(module: nn.Module) -> dict[str, Any]:

@@ -30,8 +30,10 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
     "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
     "NormPenalty": lambda _: lt.NormPenalty(l1=0.1, proximal=True, params="*"),
+    "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
+    "ScheduleFree": lambda _: lt.ScheduleFree(),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
     "WeightFusion": lambda _: lt.WeightFusion(collect=lt.EverySteps(1, k=2), keep="always"),
 }

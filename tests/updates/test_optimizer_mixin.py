@@ -221,7 +221,7 @@ class FromYAML(OptimizerMixin, Toy):
         (
             [
                 {"params": "head"},
-                {"optimizer": "torch.optim.Adam", "layer_decay": 0.5, "layers": ["body.0", "*"]},
+                {"optimizer": "torch.optim.Adam", "layer_decay": 0.5, "layers": ["body"]},
             ],
             [
                 OptimizerSettings(params="head"),
@@ -233,3 +233,15 @@ class FromYAML(OptimizerMixin, Toy):
 def test_settings_from_yaml(written: Any, expected: Any) -> None:
     config = {"model": {"optimizer_settings": written}, "trainer": {"logger": False}}
     assert yaml_module(config, FromYAML).optimizer_settings == expected
+
+
+def test_schedule_free_needs_its_callback_and_stands_alone() -> None:
+    free = OptimizerSettings("AdamWScheduleFree", lr=0.05, options={"warmup_steps": 3})
+    with pytest.raises(ValueError, match=r"AdamWScheduleFree must be switched .*: add ScheduleFree\(\)"):
+        trainer().fit(Mixed(free), Loader())
+    with pytest.raises(ValueError, match="must be the only optimizer in automatic optimization, got 2"):
+        trainer(lt.ScheduleFree()).fit(Mixed([OptimizerSettings(params="head"), free]), Loader())
+    module = Mixed(free)
+    before = weights(module)
+    trainer(lt.ScheduleFree()).fit(module, Loader())
+    assert not torch.equal(module.head.weight, before["head.weight"])

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from lightning_tricks.averaging.no_fit import NoFit
-from lightning_tricks.averaging.shadow import Shadows
-from lightning_tricks.averaging.slots import Slot, find_slots, same_places, stand_in
 from lightning_tricks.core.select import Patterns, clean_name
 from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.checkpoints import (
@@ -22,10 +18,14 @@ from lightning_tricks.lifecycle.checkpoints import (
     read_sets,
     remove,
     take_sets,
+    write_parts,
     write_sets,
 )
 from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, module_parts, parts_of, wholes_of
+from lightning_tricks.lifecycle.no_fit import NoFit
 from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.shadow import Shadows
+from lightning_tricks.lifecycle.slots import Slot, find_slots, same_places, stand_in
 from lightning_tricks.lifecycle.strategies import any_of, check_parts, reshard
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class SecondSet:
     Attributes:
         slots: The tensors that are averaged, by first clean name.
         shadows: Their averages; ``None`` until averaging begins.
+        values: The average of the checkpoint that ``fit`` has loaded, until it is taken; ``None`` for none.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class SecondSet:
 
     def _forget(self) -> None:
         self.shadows: Shadows | None = None
-        self._values: dict[str, Tensor] | None = None
+        self.values: dict[str, Tensor] | None = None
         self._loaded = False
         self._left: LightningModule | None = None
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
@@ -67,7 +68,7 @@ class SecondSet:
             load_average(pl_module, checkpoint, layouts)
             return False
         self._forget()
-        self._loaded, self._values = True, take_sets(pl_module, checkpoint, layouts)
+        self._loaded, self.values = True, take_sets(pl_module, checkpoint, layouts)
         return True
 
     def prepare(
@@ -79,8 +80,9 @@ class SecondSet:
         params: Patterns,
         buffers: bool,
         save: str,
+        edit: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """Find the tensors, and edit weights-only checkpoints too from here on.
+        """Find the tensors, and edit weights-only checkpoints too from here on, by ``edit`` or :meth:`write`.
 
         Raises:
             ValueError: If the strategy hides the weights, or ``params`` matches none that can be averaged.
@@ -93,12 +95,7 @@ class SecondSet:
         elif self.shadows is not None:
             self._forget()
         self.slots, self._save, self._conductor = slots, save, conductor
-        conductor.on_next_fit(partial(remove, WeightsOnlyHook(trainer, pl_module, self.write)))
-
-    @property
-    def found(self) -> bool:
-        """Whether the checkpoint that ``fit`` has loaded holds an average that is not yet taken."""
-        return self._values is not None
+        conductor.on_next_fit(partial(remove, WeightsOnlyHook(trainer, pl_module, edit or self.write)))
 
     def begin(
         self,
@@ -120,25 +117,37 @@ class SecondSet:
             wide: Unrounded values that the checkpoint holds beside.
             known: Whether the average, or that there is none, is what ``who`` has saved itself.
         """
-        self._reshard()
+        found, loaded = self.values, self._loaded
+        values = None if found is None else {**found, **parts_of(wide or {}, self._layouts)}
+        shadows = self.hold(values, dtype=dtype, device=device)
+        if loaded and found is None and not known:
+            say(trainer, f"{who}: the checkpoint holds no average, so it begins with the weights as they are")
+        elif found is not None and shadows.fresh:
+            missing = ", ".join(shadows.fresh)
+            say(trainer, f"{who}: the checkpoint holds no average of {missing}, which begin as they are")
+        elif found is not None and not known:
+            say(trainer, f"{who}: goes on from the average that the checkpoint holds")
+        return shadows
+
+    def hold(self, values: Mapping[str, Tensor] | None, *, dtype: Any = None, device: Any = None) -> Shadows:
+        """Let the average be ``values``, parts by clean names; what has none there begins as it is."""
+        assert self._conductor is not None
+        self.reshard()
         self.shadows = Shadows(
             self.slots,
             dtype=None if dtype is None else getattr(torch, str(dtype)),
             device=device,
-            values=None if self._values is None else {**self._values, **parts_of(wide or {}, self._layouts)},
-            agree=partial(any_of, trainer) if self._layouts else list,
+            values=values,
+            agree=partial(any_of, self._conductor.trainer) if self._layouts else list,
         )
-        if self._loaded and self._values is None and not known:
-            say(trainer, f"{who}: the checkpoint holds no average, so it begins with the weights as they are")
-        elif self._values is not None and self.shadows.fresh:
-            missing = ", ".join(self.shadows.fresh)
-            say(trainer, f"{who}: the checkpoint holds no average of {missing}, which begin as they are")
-        elif self._values is not None and not known:
-            say(trainer, f"{who}: goes on from the average that the checkpoint holds")
-        self._loaded, self._values = False, None
+        self._loaded, self.values = False, None
         return self.shadows
 
-    def _reshard(self) -> None:
+    def drop(self) -> None:
+        """Forget the average, which the module does not hold."""
+        self.shadows = None
+
+    def reshard(self) -> None:
         """Let the module hold parts, which an evaluation or a step may have left whole."""
         if self._layouts and self._conductor is not None:
             reshard(self._conductor.trainer)
@@ -146,28 +155,29 @@ class SecondSet:
     def join_opened(self) -> None:
         """Begin shadows of what was frozen and is open now; to be called before it moves."""
         if self.shadows is not None:
-            self._reshard()
+            self.reshard()
             self.shadows.join_opened()
 
     def lerp_(self, share: float | Tensor) -> None:
         """Move the average towards the live weights by ``share`` of the way."""
         assert self.shadows is not None
-        self._reshard()
+        self.reshard()
         self.shadows.lerp_(share)
 
     def show(self, trainer: Trainer) -> None:
         """Put the average into the module for an evaluation within ``fit``, if it is not there."""
         if trainer.state.fn == "fit" and self.shadows is not None and not self.shadows.shown:
             self._evaluating = True
-            self._reshard()
+            self.reshard()
             self.shadows.show()
 
-    def hide(self) -> None:
-        """Take it out again, if it is in for an evaluation."""
-        if self._evaluating and self.shadows is not None:
-            self._reshard()
+    def hide(self) -> bool:
+        """Take it out again, if it is in for an evaluation; return whether it was."""
+        if (within := self._evaluating) and self.shadows is not None:
+            self.reshard()
             self.shadows.hide()
         self._evaluating = False
+        return within
 
     def finish(self, trainer: Trainer, who: str) -> None:
         """Put the average into the module until the Trainer fits again."""
@@ -176,7 +186,7 @@ class SecondSet:
             warn(trainer, f"{who} averaged nothing, since {reason}: the module keeps its live weights")
             return
         assert self._conductor is not None
-        self._reshard()
+        self.reshard()
         self.shadows.show(keep=True)
         # Whoever puts other weights into the module later may give it other statistics with them.
         self._buffers = [
@@ -190,7 +200,7 @@ class SecondSet:
     def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the module its live weights back, but leave it others that were put in since."""
         assert self.shadows is not None
-        self._reshard()
+        self.reshard()
         untouched = stand_in(self.slots, pl_module) and self.shadows.untouched()
         # Lightning gives all processes the weights of the first, so they may have been put in there alone.
         if trainer.strategy.reduce_boolean_decision(untouched):
@@ -227,14 +237,14 @@ class SecondSet:
         buffers: list[Tensor] = [owner[key] for owner, key, _, _ in self._buffers]
         held = [buffer.clone() for buffer in buffers]
         rests = self.shadows.shown and not self._evaluating
-        self._reshard()
+        self.reshard()
         with NoFit(self._conductor if rests else None), self.shadows.hidden():
             copy_(buffers, [live for *_, live in self._buffers])
             try:
                 yield
             finally:
                 copy_(buffers, held)
-                self._reshard()
+                self.reshard()
 
     def write(self, checkpoint: dict[str, Any]) -> None:
         """Put both sets into a checkpoint, once averaging has begun; called by all processes."""
@@ -251,29 +261,19 @@ class SecondSet:
         return {key: kept.get(clean_name(key), value) for key, value in live.items()} if kept else live
 
     def _write_parts(self, checkpoint: dict[str, Any]) -> None:
-        """Write one set as the strategy does, and the other whole, by the first process."""
         assert self.shadows is not None and self._conductor is not None
-        trainer = self._conductor.trainer
-        self._reshard()
-        parts = module_parts(trainer.lightning_module)
+        self.reshard()
+        parts = module_parts(self._conductor.trainer.lightning_module)
         live, average = self.shadows.sets(parts, parts)
-        beside = self._with_buffers(live) if self._save == "average" else average
-        keys = {clean_name(key): key for key in checkpoint["state_dict"]}
-        wholes = wholes_of(beside, self._layouts, keep=trainer.is_global_zero)
-        whole = {keys.get(name, name): value for name, value in wholes.items()}
-        first = checkpoint["state_dict"]
-        if self.shadows.shown != (self._save == "average"):
-            with self._exchanged():
-                first = {
-                    key: value if isinstance(value, ShardedTensor) else value.clone()
-                    for key, value in trainer.strategy.lightning_module_state_dict().items()
-                }
-        sets = (
-            {"live": whole, "average": first}
-            if self._save == "average"
-            else {"live": first, "average": whole}
+        first = self._save == "average"
+        write_parts(
+            self._conductor.trainer,
+            checkpoint,
+            self._with_buffers(live) if first else average,
+            self._layouts,
+            exchanged=None if self.shadows.shown == first else self._exchanged(),
+            save=self._save,
         )
-        write_sets(checkpoint, **sets, save=self._save)
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
@@ -287,12 +287,10 @@ class SecondSet:
         try:
             yield
         finally:
-            self._reshard()
+            self.reshard()
             self.shadows.hide()
 
     def beyond(self) -> dict[str, Tensor]:
         """Return the averages that a state dict does not hold to the bit, whole; called by all processes."""
-        return {} if self.shadows is None else self._wholes(self.shadows.beyond())
-
-    def _wholes(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = self.shadows.beyond() if self.shadows else {}
         return wholes_of(parts, self._layouts) if self._layouts else parts

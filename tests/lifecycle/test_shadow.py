@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.averaging.ema import EMAWeights
-from lightning_tricks.averaging.shadow import Shadows
-from lightning_tricks.averaging.slots import find_slots, same_places
-from lightning_tricks.averaging.storage import as_device, shadow_dtype
 from lightning_tricks.core.tensors import swap_
+from lightning_tricks.lifecycle.shadow import Shadows
+from lightning_tricks.lifecycle.slots import find_slots, same_places
+from lightning_tricks.lifecycle.storage import as_device, shadow_dtype
 from tests.averaging.watching import Watch, slow_twin
 from tests.toys import Loader, Toy, assert_equal, trainer, weights
 
@@ -75,7 +75,7 @@ def test_an_interruption_between_two_tensors_is_taken_back(
     shadows = shadows_of(module)
     began = weights(module)
     live = weights(moved(module))
-    monkeypatch.setattr("lightning_tricks.averaging.shadow.swap_", interrupted)
+    monkeypatch.setattr("lightning_tricks.lifecycle.shadow.swap_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shadows.show()
     shadows.hide()

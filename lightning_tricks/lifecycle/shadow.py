@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_tricks.averaging.slots import Slot
-from lightning_tricks.averaging.storage import shadow_dtype
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import copy_, lerp_, local, swap_
+from lightning_tricks.lifecycle.slots import Slot
+from lightning_tricks.lifecycle.storage import shadow_dtype
 
 __all__ = ["Shadows"]
 
@@ -53,7 +53,7 @@ class Shadows:
 
         Args:
             slots: What to shadow.
-            dtype: As :func:`~lightning_tricks.averaging.storage.shadow_dtype` takes it.
+            dtype: As :func:`~lightning_tricks.lifecycle.storage.shadow_dtype` takes it.
             device: Where to keep shadows; ``None`` for each beside its live tensor.
             values: Earlier shadows, by any of their names.
             agree: Returns of each answer whether it is yes in any of the processes that hold parts.
@@ -110,11 +110,19 @@ class Shadows:
 
     def lerp_(self, share: float | Tensor) -> None:
         """Move all shadows towards the live tensors by ``share`` of the way; a tensor stays on its device."""
+        for shadows, live in self.lists():
+            lerp_(shadows, live, share)
+
+    def lists(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Yield shadows with the live tensors in the same order, in lists of one type and device each.
+
+        Live tensors that are on another device than their shadows come as copies.
+        """
         for group in self._grouped():
-            live = [local(slot.owner[slot.key]) for slot in group.slots]
+            live = [local(slot.owner[slot.key]).detach() for slot in group.slots]
             if group.apart:
                 live = [tensor.to(group.shadows[0].device) for tensor in live]
-            lerp_(group.shadows, live, share)
+            yield group.shadows, live
 
     def _grouped(self) -> list[_Group]:
         # Lists of one type and device, because torch's foreach kernels fall back to loops for mixed ones.
