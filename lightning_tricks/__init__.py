@@ -28,6 +28,7 @@ from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.plateau_decay import PlateauDecay
+from lightning_tricks.updates.sharpness import SharpnessAware
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
+    "SharpnessAware",
     "WarmupCosine",
     "WeightFusion",
     "ZScore",

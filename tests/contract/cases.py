@@ -17,11 +17,16 @@ class Case:
         neutral: Builds it so that a run equals the plain one to the bit.
         active: Builds it so that a run does not.
         exempt: Laws that do not apply, each with its reason.
+        refused: Regimes that it refuses before the first batch, each with words of its error.
     """
 
     neutral: Callable[[], Technique]
     active: Callable[[], Technique]
     exempt: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
 CASES: dict[str, Case] = {
@@ -60,6 +65,11 @@ CASES: dict[str, Case] = {
         active=lambda: lt.LearningRate(
             schedule="warmup('20%') >> step(every='1 epoch', gamma=0.5)", params="head"
         ),
+    ),
+    "SharpnessAware": Case(
+        neutral=lambda: lt.SharpnessAware(rho=0.0),
+        active=lambda: lt.SharpnessAware(rho="0.5 * linear(to=0.1)", adaptive=True),
+        refused=NOT_MANUAL,
     ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),

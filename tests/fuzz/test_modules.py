@@ -31,6 +31,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
+    "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
     "WeightFusion": lambda _: lt.WeightFusion(collect=lt.EverySteps(1, k=2), keep="always"),
 }

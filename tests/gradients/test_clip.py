@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from lightning_tricks import ConflictError, GradientClip, linear
 from lightning_tricks.core.gradients import Gradients, gradients_of
-from lightning_tricks.gradients.norms import clip_, total_norm, within
+from lightning_tricks.core.norms import total_norm
+from lightning_tricks.gradients.norms import clip_, within
 from lightning_tricks.gradients.skipping import (
     cancel_step_,
     counts_skipped_steps,
