@@ -20,6 +20,8 @@ from lightning_tricks.gradients.adaptive import AdaptiveGradientClip
 from lightning_tricks.gradients.centralization import GradientCentralization
 from lightning_tricks.gradients.clip import GradientClip
 from lightning_tricks.gradients.noise import GradientNoise
+from lightning_tricks.gradients.surgery import GradientSurgery
+from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, TorchJD
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
@@ -35,6 +37,7 @@ __all__ = [
     "AdaptiveGradientClip",
     "Average",
     "BestK",
+    "CAGrad",
     "ConflictError",
     "EMAWeights",
     "EverySteps",
@@ -42,16 +45,20 @@ __all__ = [
     "GradientCentralization",
     "GradientClip",
     "GradientNoise",
+    "GradientSurgery",
     "GreedySoup",
     "Interpolate",
     "LastEpochs",
     "LearningRate",
+    "PCGrad",
     "Percentile",
     "Plateau",
     "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
     "SharpnessAware",
+    "Sum",
+    "TorchJD",
     "WarmupCosine",
     "WeightFusion",
     "ZScore",

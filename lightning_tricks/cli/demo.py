@@ -35,9 +35,9 @@ from lightning_tricks.cli.demo_record import Record, Recorder, evaluate
 from lightning_tricks.cli.demo_report import Arm, Deed, deed_table, draw, score_table, verdict
 from lightning_tricks.cli.demo_wandb import tracking
 from lightning_tricks.core import checks
+from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
-from lightning_tricks.recipes.extras import extra
 from lightning_tricks.recipes.residual import ResidualNet
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from lightning_tricks.cli.demo_record import Record, Score
-from lightning_tricks.recipes.extras import extra
+from lightning_tricks.core.extras import extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_tricks.core import checks
-from lightning_tricks.recipes.extras import extra
+from lightning_tricks.core.extras import extra
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

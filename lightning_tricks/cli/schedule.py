@@ -10,9 +10,9 @@ from textwrap import fill
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import Horizon
+from lightning_tricks.core.extras import extra
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course
-from lightning_tricks.recipes.extras import extra
 
 __all__ = ["Preview", "draw", "plot", "show", "table"]
 

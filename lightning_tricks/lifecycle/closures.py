@@ -18,13 +18,14 @@ from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer.call import _call_strategy_hook
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.evaluation import kept_metric, replaced
 
-__all__ = ["Closures", "Pass", "check_automatic", "unseen"]
+__all__ = ["Closures", "Pass", "averaged", "check_automatic", "unseen"]
 
 
 class Pass:
@@ -79,9 +80,16 @@ class Pass:
         return loss
 
     @contextmanager
-    def unreduced(self) -> Iterator[None]:
-        """Let DistributedDataParallel leave the gradients of each process as they are, within this."""
-        with _block_parallel_sync_behavior(self._trainer.strategy, block=True):
+    def several(self) -> Iterator[None]:
+        """Let one forward pass be followed by several backward passes within this.
+
+        DistributedDataParallel, which expects one, leaves the gradients of each process as they are.
+        """
+        # Compiled code would give away in the first what the next ones need.
+        with (
+            functorch_config.patch(donated_buffer=False),
+            _block_parallel_sync_behavior(self._trainer.strategy),
+        ):
             yield
         model = self._trainer.strategy.model
         if self.steps and isinstance(model, DistributedDataParallel):
@@ -122,6 +130,21 @@ def check_automatic(pl_module: LightningModule, name: str) -> None:
             f"automatic_optimization must be True for {name}, which runs the passes of a step itself, got "
             f"False in {type(pl_module).__name__}"
         )
+
+
+@torch.no_grad()
+def averaged(trainer: Trainer, tensors: list[Tensor]) -> list[Tensor]:
+    """Return the means of ``tensors`` over all processes, which give equally many, of the same kinds."""
+    found: dict[int, Tensor] = {}
+    kinds: dict[object, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(index)
+    for places in kinds.values():
+        flat = torch.cat([tensors[index].flatten() for index in places])
+        flat = trainer.strategy.reduce(flat, reduce_op="mean")
+        parts = flat.split([tensors[index].numel() for index in places])
+        found |= {index: part.view_as(tensors[index]) for index, part in zip(places, parts, strict=True)}
+    return [found[index] for index in range(len(tensors))]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_tricks.core import checks
-from lightning_tricks.recipes.extras import extra
+from lightning_tricks.core.extras import extra
 
 __all__ = ["DigitsClassifier", "DigitsData", "with_label_noise"]
 

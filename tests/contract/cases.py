@@ -52,6 +52,11 @@ CASES: dict[str, Case] = {
         active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
         exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
     ),
+    "GradientSurgery": Case(
+        neutral=lambda: lt.GradientSurgery(method=lt.Sum()),
+        active=lambda: lt.GradientSurgery(method=lt.PCGrad(), params="body", seed=3),
+        refused=NOT_MANUAL,
+    ),
     "PlateauDecay": Case(
         neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
         active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),

@@ -28,6 +28,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
     "GradientCentralization": lambda _: lt.GradientCentralization(),
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
+    "GradientSurgery": lambda _: lt.GradientSurgery(),
     "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),

@@ -76,9 +76,8 @@ def test_cancelled_step_leaves_weights_momentum_and_decay(kind: str, fused: bool
     optimizer = getattr(torch.optim, kind)(chosen, lr=0.1, weight_decay=0.1, fused=fused, **extra)
     optimizer.step()
     before = [p.detach().clone() for p in chosen]
-    momenta = [
-        {k: v.clone() for k, v in s.items() if isinstance(v, Tensor)} for s in optimizer.state.values()
-    ]
+    states = optimizer.state.values()
+    momenta = [{k: v.clone() for k, v in s.items() if isinstance(v, Tensor)} for s in states]
     for p in chosen:
         p.grad = torch.full_like(p, math.nan)
     if fused:

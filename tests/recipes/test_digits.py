@@ -5,8 +5,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 
+from lightning_tricks.core.extras import extra
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData, with_label_noise
-from lightning_tricks.recipes.extras import extra
 from lightning_tricks.recipes.residual import ResidualNet
 from tests.toys import trainer
 
