@@ -92,8 +92,8 @@ class CAGrad(SurgeryMethod):
     Solved by 40 Newton steps on the ball around the mean, to about six digits; 4 ms on a CPU.
 
     Attributes:
-        c: How far from the mean as a share of its norm, in [0, inf). With 0 it is the sum; below 1 the mean
-            loss falls wherever it can. The paper takes 0.4 to 0.5.
+        c: How far from the mean as a share of its norm, in [0, 1). With 0 it is the sum; the paper takes 0.4
+            to 0.5.
 
     Example:
         >>> gradients = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
@@ -105,7 +105,7 @@ class CAGrad(SurgeryMethod):
 
     def __post_init__(self) -> None:
         """Check the setting."""
-        object.__setattr__(self, "c", checks.in_range("c", self.c, 0.0, open_high=True))
+        object.__setattr__(self, "c", checks.in_range("c", self.c, 0.0, 1.0, open_high=True))
 
     def weights(self, gramian: Tensor, generator: torch.Generator) -> Tensor:
         if self.c == 0.0:
@@ -115,7 +115,7 @@ class CAGrad(SurgeryMethod):
         # Where the mean is 0, or gradients are not finite, nothing is to be gained.
         sane = (mean > 0) & torch.isfinite(wide).all()
         scaled = torch.where(sane, wide / mean, torch.eye(len(wide), dtype=wide.dtype, device=wide.device))
-        shift = _ascend(scaled, self.c)
+        shift = _ascend(scaled, max(self.c, 1e-9))  # whose square is still a number
         return torch.where(sane, 1.0 + len(wide) * shift, 1.0).to(gramian.dtype)
 
 

@@ -87,13 +87,13 @@ class SharpnessAware(Technique):
     * **When** in each step of automatic optimization, after its backward pass: the weights move, the batches
       of the step pass forward and backward once more, the weights are put back to the bit. All work on
       gradients, clipping too, acts on the second gradient only.
-    * **Changes** the gradients of all parameters. The second pass draws the same random numbers as the first,
-      so that both see one loss, with one dropout mask; those of generators of the module's own are drawn
-      anew. It leaves nothing else: what it logs, counts in metrics and writes into buffers (BatchNorm) is
-      taken back. Hooks of the backward pass are called for both. The way up follows the gradient of all
-      processes; over shards too. Where that is not finite, as under a gradient scaler that is still too
-      high, the weights do not move, and the second gradient decides about the step. Refused in manual
-      optimization and with LBFGS.
+    * **Changes** the gradients of all parameters of the module. The second pass draws the same random numbers
+      as the first, so that both see one loss, with one dropout mask; those of generators of the module's own
+      are drawn anew. It leaves nothing else: what it logs, counts in metrics and writes into buffers
+      (BatchNorm) is taken back. Hooks of the backward pass are called for both. The way up follows the
+      gradient of all processes; over shards too. Where that is not finite, as under a gradient scaler that is
+      still too high, the weights do not move, and the second gradient decides about the step. Refused in
+      manual optimization and with LBFGS.
     * **Logs** ``sharpness_aware/norm``, of the first gradient (that of ``T g`` if ``adaptive``), and
       ``/sharpness``, how much higher the loss of this process was up there.
     * **Saves** nothing.
@@ -118,6 +118,7 @@ class SharpnessAware(Technique):
     _course: Course | None = field(default=None, init=False, repr=False)
     _closures: Closures | None = field(default=None, init=False, repr=False)
     _spread: dict[nn.Parameter, Groups] = field(default_factory=dict, init=False, repr=False)
+    _members: set[nn.Parameter] = field(default_factory=set, init=False, repr=False)
     _window: Window = field(default_factory=list, init=False, repr=False)
     _seen: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -130,7 +131,8 @@ class SharpnessAware(Technique):
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ValueError(f"{self.state_key} needs an optimizer that asks for one gradient, got LBFGS")
-        self._spread = flat_shards(trainer)
+        # What an optimizer steps besides is in no checkpoint, and must not bear on the rest.
+        self._members, self._spread = set(pl_module.parameters()), flat_shards(trainer)
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("passes", None)]
@@ -159,11 +161,12 @@ class SharpnessAware(Technique):
     def _climb(self, trainer: Trainer, pl_module: LightningModule, window: Window, rho: float) -> None:
         """Replace the gradients of ``window``, the passes of a step, by those at the weights up there."""
         optimizer = trainer.optimizers[0]
-        found = gradients_of(optimizer, None, self._spread) if window else []
+        found = gradients_of(optimizer, self._members, self._spread) if window else []
         if not found:
             return
         reshard(trainer)  # FSDP may hold whole weights, beside the parts that are moved here
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        own = (p for group in optimizer.param_groups for p in group["params"] if p in self._members)
+        parameters = [parameter for parameter in own if parameter.grad is not None]
         weights = [local(parameter.detach()) for parameter in parameters]
         grads = [local(parameter.grad) for parameter in parameters]
         if self.adaptive:

@@ -89,7 +89,7 @@ def optimum(g: Tensor, c: float) -> float:
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
 @pytest.mark.parametrize("size", [2, 50, 2000])
 @pytest.mark.parametrize("spread", [0.0, 2.0])
-@pytest.mark.parametrize("c", [0.1, 0.5, 0.95, 2.0])
+@pytest.mark.parametrize("c", [1e-3, 0.1, 0.5, 0.95])
 def test_cagrad_reaches_the_optimum_of_scipy(count: int, size: int, spread: float, c: float) -> None:
     g = gradients(count, size, count + size, spread=spread)
     step, mean = weights(CAGrad(c), g) @ g / count, g.mean(0)
@@ -109,7 +109,7 @@ def test_cagrad_by_hand() -> None:
 def test_cagrad_grows_from_the_sum_as_c_grows() -> None:
     g = gradients(3, 10, 4)
     assert weights(CAGrad(0.0), g).tolist() == [1.0] * 3
-    gains = [worst_gain(g, weights(CAGrad(c), g) @ g) for c in (0.0, 1e-6, 0.1, 0.4, 0.9)]
+    gains = [worst_gain(g, weights(CAGrad(c), g) @ g) for c in (0.0, 5e-324, 0.1, 0.4, 0.9)]
     assert gains[0] == pytest.approx(gains[1], abs=1e-4)
     assert all(first < second for first, second in pairwise(gains[1:]))
 
@@ -177,7 +177,7 @@ def test_without_torchjd_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"c must lie in \[0.0, inf\), got -1"):
-        CAGrad(-1)
+    with pytest.raises(ValueError, match=r"c must lie in .0.0, 1.0., got 1"):
+        CAGrad(1)
     with pytest.raises(ValueError, match="weighting must be one of .*, got 'MGD'; did you mean 'MGDA'?"):
         TorchJD("MGD")
