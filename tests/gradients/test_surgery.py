@@ -15,6 +15,7 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.gradients.noise import noise_seed
 from lightning_tricks.gradients.surgery import combine, gramian
 from lightning_tricks.gradients.surgery_methods import SurgeryMethod
+from tests.contract.test_laws import from_yaml
 from tests.contract.test_together import reads_per_step
 from tests.gradients.test_surgery_methods import projected
 from tests.toys import Loader, Toy, assert_equal, scaler_plugin, trainer, weights
@@ -190,6 +191,12 @@ def test_a_scaler_sees_gradients_that_overflow() -> None:
         {n: start[n] for n, _ in module.named_parameters()},
     )
     assert runner.precision_plugin.scaler.get_scale() == 2.0**95
+
+
+@pytest.mark.parametrize("method", [CAGrad(0.5), TorchJD("MGDA"), Sum()], ids=str)
+def test_yaml_builds_policies(method: SurgeryMethod) -> None:
+    surgery = GradientSurgery(method=method, params="trunk")
+    assert repr(from_yaml(surgery)) == repr(surgery)
 
 
 def test_it_reads_nothing_back() -> None:
