@@ -20,6 +20,8 @@ from lightning_tricks.gradients.adaptive import AdaptiveGradientClip
 from lightning_tricks.gradients.centralization import GradientCentralization
 from lightning_tricks.gradients.clip import GradientClip
 from lightning_tricks.gradients.noise import GradientNoise
+from lightning_tricks.gradients.surgery import GradientSurgery
+from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, TorchJD
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
@@ -33,6 +35,7 @@ from lightning_tricks.updates.optimizer_mixin import OptimizerMixin
 from lightning_tricks.updates.optimizer_settings import OptimizerSettings
 from lightning_tricks.updates.plateau_decay import PlateauDecay
 from lightning_tricks.updates.schedule_free import ScheduleFree
+from lightning_tricks.updates.sharpness import SharpnessAware
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
 
@@ -40,6 +43,7 @@ __all__ = [
     "AdaptiveGradientClip",
     "Average",
     "BestK",
+    "CAGrad",
     "ConflictError",
     "EMAWeights",
     "EverySteps",
@@ -47,6 +51,7 @@ __all__ = [
     "GradientCentralization",
     "GradientClip",
     "GradientNoise",
+    "GradientSurgery",
     "GreedySoup",
     "Interpolate",
     "LastEpochs",
@@ -55,12 +60,16 @@ __all__ = [
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
+    "PCGrad",
     "Percentile",
     "Plateau",
     "PlateauDecay",
     "ProgressiveUnfreeze",
     "Schedule",
     "ScheduleFree",
+    "SharpnessAware",
+    "Sum",
+    "TorchJD",
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",

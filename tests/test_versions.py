@@ -10,7 +10,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-FOR_USERS = ("plots", "demo", "schedulefree")  # the other extras are for work on the package itself
+FOR_USERS = (
+    "plots",
+    "demo",
+    "schedulefree",
+    "surgery",
+)  # the others are for work on the package itself
 
 
 def lower_bounds(requirements: Iterable[str]) -> Iterator[tuple[str, Version]]:

@@ -14,6 +14,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lightning_tricks import GradientSurgery
+
 BATCHES = 5
 
 
@@ -79,9 +81,9 @@ class Toy(LightningModule):
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return cross_entropy(self.head(self.body(batch[0])), batch[1])
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         torch.manual_seed(1000 * self.current_epoch + batch_idx)
-        return self.loss(batch)
+        return parted(self, self.loss(batch))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("val_loss", self.loss(batch))
@@ -95,6 +97,18 @@ class Toy(LightningModule):
     def configure_optimizers(self) -> Any:
         kind = getattr(torch.optim, self.optimizer)
         return optimizers_for(self, kind(self.parameters(), lr=self.lr, **self.options))
+
+
+def parted(module: LightningModule, loss: Tensor) -> Any:
+    """Return what ``training_step`` does, with ``loss`` in two parts for a technique that needs several.
+
+    They pull against each other: the second wants large weights, and the first small ones besides.
+    """
+    if not any(isinstance(callback, GradientSurgery) for callback in module.trainer.callbacks):
+        return loss
+    learning = (p.abs().square().sum().to(loss) for p in module.parameters() if p.requires_grad)
+    size = 0.01 * sum(learning, torch.zeros_like(loss))
+    return {"loss": loss, "losses": {"small": loss + size, "large": -size}}
 
 
 class TwoOptimizers(Toy):

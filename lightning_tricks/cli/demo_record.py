@@ -18,7 +18,7 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_tricks.core.gradients import gradients_of
-from lightning_tricks.gradients.norms import total_norm
+from lightning_tricks.core.norms import total_norm
 
 __all__ = ["Record", "Recorder", "Score", "evaluate"]
 

@@ -21,10 +21,11 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.chosen import chosen_parameters
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.gradients import Groups, gradients_of
+from lightning_tricks.core.norms import total_norm
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.gradients.norms import clip_, total_norm, within
+from lightning_tricks.gradients.norms import clip_, within
 from lightning_tricks.gradients.skipping import (
     cancel_step_,
     cancels_on_device,

@@ -29,9 +29,11 @@ from lightning_tricks.lifecycle.notice import callbacks_of
 __all__ = [
     "MissingMetricError",
     "Objective",
+    "kept_metric",
     "logged_by_module",
     "logged_by_validation",
     "objective_of",
+    "replaced",
     "undisturbed",
     "validate_again",
 ]
@@ -183,11 +185,11 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
             (validation, reload),  # the loader of the last validation is used again
             (trainer, {"_last_val_time": getattr(trainer, "_last_val_time", None)}),
         ):
-            stack.enter_context(_replaced(owner, values))
+            stack.enter_context(replaced(owner, values))
         for module in pl_module.modules():
-            stack.enter_context(_replaced(module, {"training": module.training}))
+            stack.enter_context(replaced(module, {"training": module.training}))
             if isinstance(module, Metric):
-                stack.enter_context(_kept_metric(module))
+                stack.enter_context(kept_metric(module))
         for loader in (trainer.fit_loop._combined_loader, validation._combined_loader):
             if loader is not None:
                 stack.enter_context(_kept_place(loader))
@@ -208,7 +210,8 @@ def _silent_bars(trainer: Trainer, stack: ExitStack) -> list[Callback]:
 
 
 @contextmanager
-def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
+def replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
+    """Give ``owner`` other ``values`` of attributes, within this."""
     former = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
     for name, value in values.items():
         setattr(owner, name, value)
@@ -220,9 +223,10 @@ def _replaced(owner: object, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_metric(metric: Metric) -> Iterator[None]:
+def kept_metric(metric: Metric) -> Iterator[None]:
+    """Let ``metric`` forget what it counts within this."""
     values = {"_update_count": metric._update_count, "_computed": metric._computed}
-    with _replaced(metric, {**metric._copy_state_dict(), **values}):
+    with replaced(metric, {**metric._copy_state_dict(), **values}):
         yield
 
 

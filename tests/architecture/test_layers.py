@@ -19,7 +19,16 @@ RANKS = {
     "cli": 6,
 }
 LIGHTNING = {"lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning"}
-OPTIONAL = {"jsonargparse", "matplotlib", "optuna", "schedulefree", "sklearn", "torchdata", "wandb"}
+OPTIONAL = {
+    "jsonargparse",
+    "matplotlib",
+    "optuna",
+    "schedulefree",
+    "sklearn",
+    "torchdata",
+    "torchjd",
+    "wandb",
+}
 
 
 @dataclass(frozen=True)

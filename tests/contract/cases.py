@@ -26,18 +26,23 @@ class Case:
         active: Builds it so that a run does not.
         exempt: Laws that do not apply, each with its reason.
         adapt: Makes of a toy module one that the technique can train.
+        refused: Regimes that it refuses before the first batch, each with words of its error.
     """
 
     neutral: Callable[[], Callback]
     active: Callable[[], Callback]
     exempt: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Toy], Toy] = as_it_is
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def without_own_decay(module: Toy) -> Toy:
     """Return ``module`` with an AdamW that leaves decay to others."""
     module.options |= {"weight_decay": 0.0}
     return module
+
+
+NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
 CASES: dict[str, Case] = {
@@ -73,6 +78,11 @@ CASES: dict[str, Case] = {
         exempt=dict.fromkeys(("safe", "rebuild", "quiet", "documented"), "a mixin is part of a module"),
         adapt=without_own_decay,
     ),
+    "GradientSurgery": Case(
+        neutral=lambda: lt.GradientSurgery(method=lt.Sum()),
+        active=lambda: lt.GradientSurgery(method=lt.PCGrad(), params="body", seed=3),
+        refused=NOT_MANUAL,
+    ),
     "PlateauDecay": Case(
         neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
         active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
@@ -98,6 +108,11 @@ CASES: dict[str, Case] = {
             "neutral": "its optimizers do not step without it",
             "active": "so there is no run to compare with",
         },
+    ),
+    "SharpnessAware": Case(
+        neutral=lambda: lt.SharpnessAware(rho=0.0),
+        active=lambda: lt.SharpnessAware(rho="0.5 * linear(to=0.1)", adaptive=True),
+        refused=NOT_MANUAL,
     ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),

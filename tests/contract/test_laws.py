@@ -19,6 +19,7 @@ from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.cases import CASES, Case, as_it_is
 from tests.contract.regimes import ON_GPU, REGIMES, Regime, needs_gpu
+from tests.fuzz.verdicts import Batches
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 from tests.yaml_trainer import yaml_trainer
 
@@ -29,6 +30,8 @@ def law(name: str) -> pytest.MarkDecorator:
         "case", [pytest.param(case, id=key) for key, case in CASES.items() if name not in case.exempt]
     )
 
+
+ALL_REGIMES = {**REGIMES, **ON_GPU}
 
 every_regime = pytest.mark.parametrize(
     "regime",
@@ -44,6 +47,15 @@ def _compiled_modules_see_openings(request: pytest.FixtureRequest) -> None:
     name, blind = request.node.name, Version(torch.__version__) < Version("2.12")
     if blind and "[ProgressiveUnfreeze" in name and "compiled]" in name:
         pytest.skip("compiled modules do not see requires_grad change: pytorch/pytorch#139476")
+
+
+@pytest.fixture(autouse=True)
+def _refused_regimes_have_a_test_of_their_own(request: pytest.FixtureRequest) -> None:
+    values = getattr(request.node, "callspec", None) and request.node.callspec.params
+    if values and {"case", "regime"} <= values.keys() and "refusal" not in request.node.name:
+        name = next(name for name, regime in ALL_REGIMES.items() if regime is values["regime"])
+        if name.removesuffix(" on a GPU") in values["case"].refused:
+            pytest.skip("refused")
 
 
 def fit(
@@ -110,6 +122,17 @@ def test_resumed_run_equals_uninterrupted_run(
     parts, runner = fit(regime, case.active(), ckpt_path=saved, root=tmp_path / "parts", adapt=case.adapt)
     assert_equal(weights(whole), weights(parts))
     assert_equal(full_state(whole_runner, tmp_path / "a.ckpt"), full_state(runner, tmp_path / "b.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [pytest.param(case, n, id=f"{key}-{n}") for key, case in CASES.items() for n in case.refused],
+)
+def test_a_refusal_comes_before_the_first_batch(case: Case, name: str, tmp_path: Path) -> None:
+    seen = Batches()
+    with pytest.raises(ValueError, match=case.refused[name]):
+        fit(REGIMES[name], case.active(), seen, root=tmp_path)
+    assert seen.count == 0
 
 
 @law("safe")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 import lightning_tricks as lt
 from lightning_tricks.lifecycle.technique import Technique
@@ -39,6 +40,23 @@ def test_resumed_run_of_all_five_equals_uninterrupted_run(
     with pytest.raises(StopError):
         fit(regime, *five(), StopAfter(stop[1], saved, stop[0]), root=tmp_path / "parts")
     parts, runner = fit(regime, *five(), ckpt_path=saved, root=tmp_path / "parts")
+    assert_equal(weights(whole), weights(parts))
+    assert_equal(full_state(whole_runner, tmp_path / "a.ckpt"), full_state(runner, tmp_path / "b.ckpt"))
+
+
+@pytest.mark.parametrize("regime", ["fp32", "16-mixed, accumulation", "compiled"])
+@pytest.mark.parametrize("first", [lt.SharpnessAware, lt.GradientSurgery], ids=["sharpness", "surgery"])
+def test_resumed_run_with_other_passes_and_all_five_equals_uninterrupted_run(
+    first: Callable[[], Technique], regime: str, tmp_path: Path
+) -> None:
+    def run(root: str, *others: Callback, **options: Any) -> tuple[Toy, Trainer]:
+        return fit(REGIMES[regime], first(), *five(), *others, root=tmp_path / root, **options)
+
+    whole, whole_runner = run("whole")
+    saved = tmp_path / "parts" / "stopped.ckpt"
+    with pytest.raises(StopError):
+        run("parts", StopAfter(9, saved))
+    parts, runner = run("parts", ckpt_path=saved)
     assert_equal(weights(whole), weights(parts))
     assert_equal(full_state(whole_runner, tmp_path / "a.ckpt"), full_state(runner, tmp_path / "b.ckpt"))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils import parametrizations
 
-from tests.toys import optimizers_for
+from tests.toys import optimizers_for, parted
 
 __all__ = ["NAMES", "PARTS", "Patchwork", "everything"]
 
@@ -223,10 +223,10 @@ class Patchwork(LightningModule):
         x = torch.tanh(sum((part(batch[0]) for part in self.parts.children()), batch[0]))
         return cross_entropy(self.head(x), batch[1])
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         torch.manual_seed(batch_idx)
         loss = self.loss(batch) + sum(each.square().sum() for each in self.foreign)
-        return loss if loss.requires_grad else None
+        return parted(self, loss) if loss.requires_grad else None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("val_loss", self.loss(batch))

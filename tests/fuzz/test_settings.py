@@ -23,6 +23,7 @@ from lightning_tricks.core.notation import FUNCTIONS
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.fusion.collect import SnapshotPolicy
 from lightning_tricks.fusion.methods import FusionMethod
+from lightning_tricks.gradients.surgery_methods import SurgeryMethod
 from lightning_tricks.gradients.thresholds import AdaptiveThreshold
 from lightning_tricks.lifecycle.evaluation import MissingMetricError
 from lightning_tricks.lifecycle.technique import Technique
@@ -43,6 +44,7 @@ HOSTS: dict[type, Callable[[Any], Technique]] = {
         method=method, collect=lt.EverySteps(1, method.count or 2), **METRIC
     ),
     SnapshotPolicy: lambda policy: lt.WeightFusion(collect=policy, **METRIC),
+    SurgeryMethod: lambda method: lt.GradientSurgery(method=method),
     AdaptiveThreshold: lambda policy: lt.GradientClip(max_norm=policy),
     Trigger: lambda trigger: lt.ProgressiveUnfreeze(stages=["head", "body"], at=trigger),
     Schedule: lambda schedule: lt.GradientClip(max_norm=schedule),

@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from lightning_tricks import ConflictError, GradientClip, linear
 from lightning_tricks.core.gradients import Gradients, gradients_of
-from lightning_tricks.gradients.norms import clip_, total_norm, within
+from lightning_tricks.core.norms import total_norm
+from lightning_tricks.gradients.norms import clip_, within
 from lightning_tricks.gradients.skipping import (
     cancel_step_,
     counts_skipped_steps,
@@ -75,9 +76,8 @@ def test_cancelled_step_leaves_weights_momentum_and_decay(kind: str, fused: bool
     optimizer = getattr(torch.optim, kind)(chosen, lr=0.1, weight_decay=0.1, fused=fused, **extra)
     optimizer.step()
     before = [p.detach().clone() for p in chosen]
-    momenta = [
-        {k: v.clone() for k, v in s.items() if isinstance(v, Tensor)} for s in optimizer.state.values()
-    ]
+    states = optimizer.state.values()
+    momenta = [{k: v.clone() for k, v in s.items() if isinstance(v, Tensor)} for s in states]
     for p in chosen:
         p.grad = torch.full_like(p, math.nan)
     if fused:
