@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 import lightning_tricks as lt
 from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.regimes import REGIMES, Regime
-from tests.contract.test_laws import STOPS, every_regime, fit, full_state, traces
+from tests.contract.test_laws import every_stop, fit, full_state, traces
 from tests.host_reads import HostReads
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 
@@ -30,8 +30,7 @@ def five(**fusion: Any) -> list[Technique]:
     ]
 
 
-@every_regime
-@pytest.mark.parametrize("stop", STOPS, ids=str)
+@every_stop
 def test_resumed_run_of_all_five_equals_uninterrupted_run(
     stop: tuple[str, int], regime: Regime, tmp_path: Path
 ) -> None:

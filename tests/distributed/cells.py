@@ -96,12 +96,27 @@ def state_of(runner: Trainer, path: Path) -> dict[str, Any]:
     return {k: v for k, v in checkpoint.items() if k in wanted or k.startswith("optimizer")}
 
 
-def check(case: Case, world: World, plain: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Assert what must hold in a cell; return the final weights of the active setting."""
+Run = tuple[Toy, Trainer, dict[str, Tensor]]
+
+
+def check(
+    case: Case, world: World, plain: dict[str, Tensor], folder: Path, active: Run | None = None
+) -> dict[str, Tensor]:
+    """Assert what must hold in a cell; return the final weights of the active setting.
+
+    Args:
+        case: The technique.
+        world: The way to train.
+        plain: The final weights of a run without it.
+        folder: Where to write.
+        active: A run with the active setting, if there was one.
+    """
     if "neutral" not in case.exempt:
         _, _, neutral = fit(world, folder / "neutral", case.neutral(), Watch(world), adapt=case.adapt)
         assert_equal(plain, neutral)
-    _, whole_runner, final = fit(world, folder / "whole", case.active(), Watch(world), adapt=case.adapt)
+    if active is None:
+        active = fit(world, folder / "whole", case.active(), Watch(world), adapt=case.adapt)
+    _, whole_runner, final = active
     changed = any(not torch.equal(plain[name], final[name]) for name in plain)
     assert changed or "active" in case.exempt, "the active setting did nothing"
     saved = folder / "parts" / "stopped.ckpt"
@@ -118,16 +133,15 @@ def check(case: Case, world: World, plain: dict[str, Tensor], folder: Path) -> d
     return final
 
 
-def refusal(case: Case, world: World, folder: Path) -> str | None:
-    """Return why the technique refuses to train so, before the first batch; ``None`` if it does not."""
+def run_or_refusal(case: Case, world: World, folder: Path) -> Run | str:
+    """Return a run with the active setting, or why it is refused before the first batch."""
     watch = Watch(world)
     try:
-        fit(world, folder / "asked", case.active(), watch, adapt=case.adapt)
+        return fit(world, folder / "whole", case.active(), watch, adapt=case.adapt)
     except ValueError as error:
         if watch.batches:
             raise
         return str(error)
-    return None
 
 
 def main(name: str, folder: Path) -> None:
@@ -135,18 +149,18 @@ def main(name: str, folder: Path) -> None:
     world, results = WORLDS[name], {}
     plain: dict[object, dict[str, Tensor]] = {}  # most cases train the same module
     for key, case in CASES.items():
-        reason = refusal(case, world, folder / key)
-        if reason is None:
-            if case.adapt not in plain:
-                plain[case.adapt] = fit(world, folder / "plain", Watch(world), adapt=case.adapt)[2]
-            try:
-                weights = check(case, world, plain[case.adapt], folder / key)
-            except Exception as error:
-                error.add_note(f"in the case of {key}")
-                raise
+        try:
+            active = run_or_refusal(case, world, folder / key)
+            if not isinstance(active, str):
+                if case.adapt not in plain:
+                    plain[case.adapt] = fit(world, folder / "plain", Watch(world), adapt=case.adapt)[2]
+                weights = check(case, world, plain[case.adapt], folder / key, active)
+        except Exception as error:
+            error.add_note(f"in the case of {key}")
+            raise
         if dist.get_rank() == 0:
-            results[key] = {"refused": reason}
-            if reason is None:
+            results[key] = {"refused": active if isinstance(active, str) else None}
+            if not isinstance(active, str):
                 torch.save(weights, folder / f"{key}.pt")
             (folder / "results.json").write_text(json.dumps(results))
     dist.barrier()
