@@ -209,7 +209,8 @@ def _draw_norms(panel: Axes, arm: Arm) -> None:
     for before, record in _starts(arm):
         steps = range(before, before + record.steps)
         labels = (None, None) if before else ("before clipping", "after clipping")
-        panel.plot(steps, record.norms, color=_ORANGE, linewidth=0.8, label=labels[0])
+        # Wider, so that it is seen where nothing was clipped.
+        panel.plot(steps, record.norms, color=_ORANGE, linewidth=2.2, label=labels[0])
         panel.plot(steps, record.clipped_norms, color=_BLUE, linewidth=0.8, label=labels[1])
     panel.set_ylim(bottom=0)
     panel.legend(loc="best")
@@ -239,4 +240,4 @@ def _draw_accuracies(panel: Axes, plain: Arm, arm: Arm) -> None:
     if "fused" in arm.scores and (fused := arm.scores["fused"][-1]) is not None:
         end = sum(record.steps for record in arm.records)
         panel.plot([end], [100 * fused.accuracy], "*", color=_RED, markersize=11, label="fused weights")
-    panel.legend(loc="lower right")
+    panel.legend(loc="best")
