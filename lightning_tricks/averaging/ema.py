@@ -198,9 +198,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
         )
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._second.join_opened()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -6,6 +6,8 @@ phase, so that their order in the list does not matter:
 
     on_fit_start        prepare (choose and check) -> conflicts -> regroup (parameter groups)
     on_train_start      restore (what a checkpoint held) -> begin (the run's length is known)
+    before a step       before_step (what looks at weights before anything changes them)
+    after a step        after_step (what changes weights of one optimizer)
     on_train_batch_end  after_update (what changes weights that others average, collect, save), if it stepped
     on_train_end        finish, in the order of ``finish_order``
 
@@ -25,16 +27,18 @@ from typing import Any, Self
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_tricks.core.conflicts import ConflictError, check_claims, check_order
-from lightning_tricks.lifecycle.clock import Clock, step_applied
+from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import callbacks_of, warn
 from lightning_tricks.lifecycle.ownership import foreign_claims
 from lightning_tricks.lifecycle.rates import Rates
 from lightning_tricks.lifecycle.seal import sealed, unsealed
+from lightning_tricks.lifecycle.steps import Steps
 
 __all__ = ["Conductor"]
 
@@ -46,6 +50,7 @@ class Conductor(Callback):
         clock: Where the run stands.
         logs: Whether Lightning will log the current step.
         rates: What techniques scale learning rates by.
+        steps: Which step comes, and when it has ended.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -54,10 +59,7 @@ class Conductor(Callback):
         self.logs = False
         self.rates = Rates()
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
-        self._scaled = False
-        self._hooks: list[Any] = []
-        self._stepping: Optimizer | None = None
-        self._steps: int | None = None  # in the batch, within one
+        self.steps = Steps(self._after_step)
         self._told = False
         self._take_back: list[Callable[[], None]] = []
         self._restored: dict[str, Any] | None = None
@@ -127,8 +129,7 @@ class Conductor(Callback):
         # By name, or a run resumed with another order of the list would find other groups.
         for member in sorted(members, key=lambda member: member.state_key):
             member.regroup(trainer, pl_module)
-        self._scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        self._hooks = [opt.register_step_post_hook(self._after_step) for opt in trainer.optimizers]
+        self.steps.watch(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is not None:
@@ -150,7 +151,7 @@ class Conductor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.clock.begin_batch()
-        self._steps = 0
+        self.steps.begin_batch()
         # Once for all techniques: Lightning takes its time to find out.
         self.logs = trainer._logger_connector.should_update_logs
 
@@ -158,41 +159,24 @@ class Conductor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         self.clock.attempted = True
-        self._stepping = optimizer
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        # Lightning leaves the gradients of fused optimizers scaled; everything after this wants them true.
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)
+        if self.steps.comes(trainer, pl_module, optimizer):
+            for member in _members(trainer):
+                member.before_step(trainer, pl_module, optimizer)
 
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._steps is None:
-            return  # torch makes steps at rate 0 to create states that a checkpoint is loaded into
-        if optimizer is not self._stepping:
-            name = type(optimizer).__name__
-            raise RuntimeError(
-                f"{name} must be stepped as self.optimizers() gives it, but was stepped past Lightning and "
-                "all techniques: leave out use_pl_optimizer=False"
-            )
-        self._stepping = None
-        self._steps += 1
-        applied = step_applied(optimizer)
+    def on_before_backward(self, *_: Any) -> None:
+        self.steps.learned()
+
+    def _after_step(self, optimizer: Optimizer, applied: bool | Tensor) -> None:
         self.clock.count(applied)
         for member in _members(self.trainer):
             member.after_step(self.trainer, self.trainer.lightning_module, optimizer, applied)
-        self._unmark(optimizer)
-
-    def _unmark(self, optimizer: Optimizer) -> None:
-        # What cancelled this step of a fused optimizer would cancel the next one too. With a scaler the mark
-        # is the scaler's, which takes it away itself.
-        if not self._scaled:
-            vars(optimizer).pop("found_inf", None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.clock.end_batch()
         if self.clock.applied is not False:
             for member in _members(trainer):
                 member.after_update(trainer, pl_module)
-        steps, self._steps = self._steps or 0, None
+        steps = self.steps.end_batch()
         if steps > len(trainer.optimizers) and not self._told:
             self._told = True
             warn(
@@ -221,18 +205,12 @@ class Conductor(Callback):
             member.finish(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._unhook(trainer)
+        self.steps.unwatch(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unhook(trainer)
+        self.steps.unwatch(trainer)
         if isinstance(exception, Exception):  # nor an interrupt, which is nobody's fault
             _name_member(exception)
-
-    def _unhook(self, trainer: Trainer) -> None:
-        for optimizer in trainer.optimizers:
-            self._unmark(optimizer)
-        while self._hooks:
-            self._hooks.pop().remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clocks; as they were found, if training had nothing left to do."""

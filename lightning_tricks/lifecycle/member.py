@@ -42,6 +42,9 @@ class Member(Callback, ABC):
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, with the run's length known and everything restored."""
 
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at weights before ``optimizer`` makes a step, and before any other hook changes them."""
+
     def after_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, applied: bool | Tensor
     ) -> None:

@@ -198,8 +198,11 @@ class SecondSet:
         self._conductor.on_next_fit(partial(self._go_on, trainer, trainer.lightning_module))
 
     def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the module its live weights back, but leave it others that were put in since."""
+        """Give the module its live weights back, unless it holds others or another is trained now."""
         assert self.shadows is not None
+        if trainer.lightning_module is not pl_module:
+            self._forget()  # it keeps what it was left with
+            return
         self.reshard()
         untouched = stand_in(self.slots, pl_module) and self.shadows.untouched()
         # Lightning gives all processes the weights of the first, so they may have been put in there alone.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
 from torch.optim import Optimizer
 
-__all__ = ["CombinedOptimizer"]
+__all__ = ["CombinedOptimizer", "stepper", "steppers"]
 
 
 class CombinedOptimizer(Optimizer):
@@ -53,3 +53,14 @@ class CombinedOptimizer(Optimizer):
             optimizer.state = self.state
             optimizer.step()
         return loss
+
+
+def steppers(optimizers: Iterable[Optimizer]) -> Iterator[Optimizer]:
+    """Yield ``optimizers``, and instead of a combined one those that it steps."""
+    for optimizer in optimizers:
+        yield from optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else (optimizer,)
+
+
+def stepper(optimizer: Optimizer, group: Mapping[str, Any]) -> Optimizer:
+    """Return what steps ``group`` of ``optimizer``."""
+    return optimizer.optimizers[group["steps"]] if isinstance(optimizer, CombinedOptimizer) else optimizer

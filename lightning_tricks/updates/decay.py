@@ -22,16 +22,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_tricks.core.tensors import local
+from lightning_tricks.updates.combined import stepper, steppers
 
 __all__ = [
     "add_l1_",
     "add_l2_",
     "coupled_adaptive",
     "decay_",
-    "has_proximal",
     "pairs_of",
     "prox_",
+    "sign_of",
     "why_not_coupled",
+    "without_proximal",
 ]
 
 
@@ -45,17 +47,22 @@ def pairs_of(group: dict[str, Any], chosen: set[nn.Parameter]) -> tuple[list[Ten
     return [local(p.detach()) for p in moved], [local(p.grad) for p in moved]
 
 
+def sign_of(group: dict[str, Any]) -> float:
+    """Return by what a penalty's gradient is multiplied: -1 where the optimizer climbs, else 1."""
+    return -1.0 if group.get("maximize") else 1.0
+
+
 @torch.no_grad()
 def add_l2_(grads: list[Tensor], weights: list[Tensor], *, strength: float) -> None:
-    """Add the gradient of ``strength / 2 * |w|^2``, in place; ``strength`` is at least 0."""
-    if grads and strength > 0.0:
+    """Add the gradient of ``strength / 2 * |w|^2``, in place."""
+    if grads and strength != 0.0:
         torch._foreach_add_(grads, _like(weights, grads), alpha=strength)
 
 
 @torch.no_grad()
 def add_l1_(grads: list[Tensor], weights: list[Tensor], *, strength: float) -> None:
     """Add the gradient of ``strength * |w|_1``, in place; 0 where a weight is 0."""
-    if grads and strength > 0.0:
+    if grads and strength != 0.0:
         torch._foreach_add_(grads, _like(torch._foreach_sign(weights), grads), alpha=strength)
 
 
@@ -120,9 +127,10 @@ _DIVISORS: dict[type[Optimizer], Callable[[dict[str, Any], dict[str, Any]], Tens
 }
 
 
-def has_proximal(optimizer: Optimizer) -> bool:
-    """Return whether :func:`prox_` knows what ``optimizer`` divides its step by."""
-    return type(optimizer) in _DIVISORS
+def without_proximal(optimizer: Optimizer) -> str | None:
+    """Return the name of an optimizer of which :func:`prox_` does not know what it divides its step by."""
+    kinds = (type(each) for each in steppers([optimizer]))
+    return next((kind.__name__ for kind in kinds if kind not in _DIVISORS), None)
 
 
 @torch.no_grad()
@@ -137,13 +145,13 @@ def prox_(
     """Pull weights towards zero by what an L1 penalty makes of the step just done, and no further.
 
     Args:
-        optimizer: One of which :func:`has_proximal` is true.
+        optimizer: One for which :func:`without_proximal` has no name.
         group: The parameter group of it.
         chosen: The parameters concerned.
         strength: Of the penalty, at least 0.
         applied: Whether the step was applied; a 0-d bool tensor where only the device knows.
     """
-    divisor = _DIVISORS[type(optimizer)]
+    divisor = _DIVISORS[type(stepper(optimizer, group))]
     for parameter in group["params"]:
         if parameter not in chosen or parameter.grad is None or applied is False:
             continue
@@ -167,11 +175,16 @@ _ADAPTIVE = (
     torch.optim.RAdam,
     torch.optim.RMSprop,
 )
+_ADAPTIVE_NAMES = ("AdamWScheduleFree", "RAdamScheduleFree")  # of a package that may be missing
 
 
 def coupled_adaptive(optimizers: Iterable[Optimizer]) -> str | None:
     """Return the name of the first of ``optimizers`` that divides by the size of past gradients, if any."""
-    return next((type(each).__name__ for each in optimizers if isinstance(each, _ADAPTIVE)), None)
+    for each in steppers(optimizers):
+        name = type(each).__name__
+        if isinstance(each, _ADAPTIVE) or name in _ADAPTIVE_NAMES:
+            return name
+    return None
 
 
 def why_not_coupled(name: str) -> str:

@@ -12,6 +12,7 @@ from lightning_tricks.core.chosen import chosen_parameters
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.exempt import exempt_from_decay
 from lightning_tricks.core.select import Patterns
+from lightning_tricks.updates.combined import stepper, steppers
 
 __all__ = ["check_steps", "decaying_parameters", "own_decay"]
 
@@ -26,7 +27,7 @@ def check_steps(optimizers: Iterable[Optimizer], *, alone: bool) -> None:
     Raises:
         ValueError: If one asks for the gradient several times a step, or keeps a second set of weights.
     """
-    for optimizer in optimizers:
+    for optimizer in steppers(optimizers):
         kind = type(optimizer).__name__
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(f"the optimizer must step once per gradient to decay beside it, got {kind}")
@@ -74,7 +75,7 @@ def own_decay(optimizers: Iterable[Optimizer]) -> Iterator[Claim]:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if group.get("weight_decay"):
-                kind, strength = type(optimizer).__name__, group["weight_decay"]
+                kind, strength = type(stepper(optimizer, group)).__name__, group["weight_decay"]
                 yield Claim(
                     "weight_decay",
                     f"{kind}(weight_decay={strength!r})",

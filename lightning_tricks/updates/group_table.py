@@ -36,7 +36,7 @@ def group_rows(optimizer: Optimizer, groups: Iterable[Group]) -> Iterator[tuple[
         sizes = [(count, state_bytes(optimizer, own, *kind)) for kind, count in alike.items()]
         known = [count * size for count, size in sizes if size is not None]
         state = _readable(sum(known)) if len(known) == len(sizes) else "?"
-        numbers = [f"{own[name]:.4g}" if name in own else "-" for name in ("lr", "weight_decay")]
+        numbers = [f"{float(own[name]):.4g}" if name in own else "-" for name in ("lr", "weight_decay")]
         yield group.name, group.holds, tensors, f"{sum(p.numel() for p in held):,}", *numbers, state
 
 
@@ -63,7 +63,7 @@ def state_bytes(
             trial = type(optimizer)([stand_in], **options)
             getattr(trial, "train", lambda: None)()  # those that are free of schedules have two modes
             trial.step()
-        except (RuntimeError, NotImplementedError, TypeError):
+        except Exception:  # some want more than a gradient, and each says so in its own way
             continue
         return sum(v.nbytes for v in trial.state[stand_in].values() if isinstance(v, Tensor))
     return None

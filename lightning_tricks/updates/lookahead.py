@@ -144,9 +144,7 @@ class Lookahead(Technique):
         if self._layouts:
             reshard(trainer)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         assert self._slow is not None
         self._reshard(trainer)
         self._slow.join_opened()

@@ -37,10 +37,11 @@ from lightning_tricks.updates.decay import (
     add_l1_,
     add_l2_,
     coupled_adaptive,
-    has_proximal,
     pairs_of,
     prox_,
+    sign_of,
     why_not_coupled,
+    without_proximal,
 )
 from lightning_tricks.updates.decaying import check_steps, decaying_parameters, own_decay
 
@@ -66,6 +67,7 @@ class NormPenalty(Technique):
     * **Saves** nothing but how schedules of the strengths lie.
     * **Cost** one pass over the weights for each part, with ``proximal`` a few more; no read to the host.
     * **Use** L1 with ``proximal`` for weights that can be left out, L2 with SGD against over-fitting; **not**
+      L1 for zeros beside an average of weights or Lookahead, which undo them; nor
       in the gradients of Adam and its like, which divide it (a warning says so).
 
     Args:
@@ -108,10 +110,9 @@ class NormPenalty(Technique):
         return {name: value for name in ("l1", "l2") if (value := getattr(self, name)) is not None}
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_steps(trainer.optimizers, alone=self.proximal)
+        check_steps(trainer.optimizers, alone=False)
         for optimizer in trainer.optimizers if self.proximal else ():
-            if not has_proximal(optimizer):
-                kind = type(optimizer).__name__
+            if kind := without_proximal(optimizer):
                 raise ValueError(
                     f"proximal must be False with {kind}, of which it is unknown what its steps are divided "
                     "by, got True"
@@ -143,9 +144,9 @@ class NormPenalty(Technique):
         l1, l2 = self._strength("l1"), self._strength("l2")
         for group in optimizer.param_groups:
             weights, grads = pairs_of(group, self._members)
-            add_l2_(grads, weights, strength=l2)
+            add_l2_(grads, weights, strength=l2 * sign_of(group))
             if not self.proximal:
-                add_l1_(grads, weights, strength=l1)
+                add_l1_(grads, weights, strength=l1 * sign_of(group))
         if self.reports(trainer):
             values: dict[str, Any] = {name: self._strength(name) for name in self._strengths}
             self.report(trainer, pl_module, optimizer, **values, zeros=self._zeros(optimizer))

@@ -10,10 +10,11 @@ layer-wise rates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_tricks.lifecycle.notice import callbacks_of, say
 from lightning_tricks.lifecycle.strategies import flat_shapes
@@ -47,6 +48,8 @@ class OptimizerMixin:
     Attributes:
         optimizer_settings: What the optimizer is to be; several, if different weights take different
             optimizers: each is for the parameters that it matches and none before it took.
+        found_lr: Base rate instead of that of the settings, for a search:
+            ``Tuner(trainer).lr_find(module, attr_name="found_lr")``.
 
     Example:
         >>> import torch
@@ -61,19 +64,18 @@ class OptimizerMixin:
     """
 
     optimizer_settings: OptimizerSettings | Sequence[OptimizerSettings] = OptimizerSettings()
+    found_lr: float | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuse a class in which LightningModule's own ``configure_optimizers`` would come first.
+        """Refuse a class in which the ``configure_optimizers`` of another base would come first.
 
         Raises:
             TypeError: If it would.
         """
         super().__init_subclass__(**options)
-        for kind in cls.__mro__:
-            if "configure_optimizers" in vars(kind):
-                if kind.__module__.startswith(("lightning.", "pytorch_lightning.")):
-                    raise TypeError(f"{cls.__name__} must inherit OptimizerMixin before LightningModule")
-                return
+        first = next(kind for kind in cls.__mro__ if "configure_optimizers" in vars(kind))
+        if not issubclass(first, OptimizerMixin):
+            raise TypeError(f"{cls.__name__} must inherit OptimizerMixin before {first.__name__}")
 
     def configure_optimizers(self) -> Optimizer | list[Optimizer]:
         """Return the optimizer; in manual optimization one for each of several settings.
@@ -86,6 +88,10 @@ class OptimizerMixin:
         module = cast("LightningModule", self)
         several = _several(self.optimizer_settings)
         trainer = module._trainer
+        if trainer is not None:
+            _check_finders(callbacks_of(trainer))
+        if self.found_lr is not None:
+            several = [replace(each, lr=self.found_lr) for each in several]
         shapes = {} if trainer is None else flat_shapes(trainer)
         if shapes and any(each.optimizer == "Muon" for each in several):
             raise ValueError("Muon needs whole matrices, of which FSDP1 holds flat pieces: use FSDP2")
@@ -97,7 +103,7 @@ class OptimizerMixin:
             if trainer is not None:
                 title = f"{type(self).__name__}: {in_force(optimizer)}"
                 say(trainer, text_table(title, GROUP_COLUMNS, group_rows(optimizer, groups)))
-        _check_schedule_free(
+        _check_kinds(
             optimizers,
             switched=trainer is None or any(isinstance(each, ScheduleFree) for each in callbacks_of(trainer)),
             together=module.automatic_optimization,
@@ -117,14 +123,25 @@ def _several(settings: object) -> list[OptimizerSettings]:
     return found
 
 
-def _check_schedule_free(optimizers: Sequence[Optimizer], *, switched: bool, together: bool) -> None:
+def _check_kinds(optimizers: Sequence[Optimizer], *, switched: bool, together: bool) -> None:
     names = [type(each).__name__ for each in optimizers if "schedulefree" in type(each).__module__]
     if names and together and len(optimizers) > 1:
         raise ValueError(
             f"{names[0]} must be the only optimizer in automatic optimization, got {len(optimizers)}"
         )
+    if together and len(optimizers) > 1 and any(isinstance(each, LBFGS) for each in optimizers):
+        raise ValueError(f"LBFGS must be the only optimizer in automatic optimization, got {len(optimizers)}")
     if names and not switched:
         raise ValueError(
             f"{names[0]} must be switched between training and evaluation: add ScheduleFree() to "
             "Trainer(callbacks=[...])"
         )
+
+
+def _check_finders(callbacks: Iterable[object]) -> None:
+    for each in callbacks:
+        if type(each).__name__ == "LearningRateFinder" and getattr(each, "_attr_name", "") != "found_lr":
+            raise ValueError(
+                "attr_name of LearningRateFinder must be 'found_lr' with OptimizerMixin, or what it finds is "
+                f"not used, got {getattr(each, '_attr_name', '')!r}"
+            )

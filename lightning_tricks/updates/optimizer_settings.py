@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.updates.optimizer_names import check_options, optimizer_class
+from lightning_tricks.updates.optimizer_names import check_options, default_of, optimizer_class
 
 __all__ = ["OptimizerSettings"]
 
@@ -70,9 +70,14 @@ class OptimizerSettings:
         for pattern, own in self.overrides.items():
             as_patterns("overrides", pattern)
             _check_by_name(f"overrides[{pattern!r}]", kind, own)
+            for option in ("lr", "weight_decay"):
+                if option in own:
+                    checks.in_range(f"{option} of overrides[{pattern!r}]", own[option], 0.0, open_high=True)
         as_patterns("params", self.params)
 
     def _check_numbers(self, kind: type[Optimizer]) -> None:
+        if self.lr is None and default_of(kind, "lr") is None:
+            raise ValueError(f"lr must be given for {kind.__name__}, which has none of its own, got None")
         if self.lr is not None:
             checks.in_range("lr", self.lr, 0.0, open_low=True, open_high=True)
         if self.weight_decay is not None:

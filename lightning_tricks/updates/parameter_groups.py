@@ -63,12 +63,22 @@ def groups_of(
     exempt = exempt_from_decay(module, shapes) if decay else set()
     layered = settings.layer_decay < 1.0
     layers, depths = layers_of(module, settings.layers) if layered else ([], {})
+    if layered and len(layers) < 2:
+        raise ValueError(
+            f"layers must be given with layer_decay={settings.layer_decay!r}, for none can be told apart in "
+            f"{type(module).__name__}: name them from input to output, got {settings.layers!r}"
+        )
     patterns = list(settings.overrides)
-    overridden = {
-        parameter: place
-        for place in reversed(range(len(patterns)))
-        for parameter in select(module, patterns[place], name="overrides").values()
-    }
+    overridden: dict[nn.Parameter, int] = {}
+    among = set(members.values())
+    for place in reversed(range(len(patterns))):
+        matched = among.intersection(select(module, patterns[place], name="overrides").values())
+        if not matched:
+            raise ValueError(
+                f"overrides must match a parameter of these settings, got {patterns[place]!r}, which others "
+                "took"
+            )
+        overridden |= dict.fromkeys(matched, place)
     found: dict[tuple[int, int, bool], Group] = {}
     for name, parameter in members.items():
         depth, place = depths.get(parameter, -1), overridden.get(parameter, len(patterns))
@@ -80,8 +90,8 @@ def groups_of(
             if layered:
                 options["lr"] = lr * settings.layer_decay ** (len(layers) - 1 - depth)
             words = [f"layer {depth}"] * layered + patterns[place : place + 1] + ["no decay"] * spared
-            among = patterns[place : place + 1] or layers[max(depth, 0) : depth + 1] or [settings.params]
-            holds = [written(each) for each in among if each != "*"]
+            what = patterns[place : place + 1] or layers[max(depth, 0) : depth + 1] or [settings.params]
+            holds = [written(each) for each in what if each != "*"]
             split = exempt and "weight_decay" not in own
             holds += ["biases, norms, embeddings" if spared else "weights"] if split else []
             found[key] = Group(", ".join(words) or "weights", ": ".join(holds) or "*", {**options, **own})
@@ -110,8 +120,10 @@ def divide(
             ndim = {name: len((shapes or {}).get(p, p.shape)) for name, p in taken.items()}
             taken = {name: p for name, p in taken.items() if ndim[name] == 2 and p not in tables}
         if not taken:
+            only = ", for Muon a matrix," if each.optimizer == "Muon" else ""
             raise ValueError(
-                f"optimizer_settings[{index}] must be for a parameter that none before it takes, got {each!r}"
+                f"optimizer_settings[{index}] must be for a parameter{only} that none before it takes, got "
+                f"{each!r}"
             )
         left = {name: p for name, p in left.items() if name not in taken}
         found.append(taken)

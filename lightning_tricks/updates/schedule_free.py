@@ -126,6 +126,7 @@ class ScheduleFree(Technique):
     * **Cost** nothing in training; a copy of the weights in memory in validation, and two before it and while
       a checkpoint is written. No wait for the device. With BatchNorm one pass over the training data at the
       end.
+      A run that is over when it is resumed is not measured anew: x then stands beside the statistics of y.
     * **Use** to train without knowing when to stop; **not** with BatchNorm if validations within ``fit``
       decide: they see x with the statistics of y. Nor with a rate that decays: the optimizer averages
       instead, and counts each step by the largest rate so far. Warm-up is its own ``warmup_steps``, or a

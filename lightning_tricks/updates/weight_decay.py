@@ -27,7 +27,14 @@ from lightning_tricks.lifecycle.cancelled import cancelled
 from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.updates.decay import add_l2_, coupled_adaptive, decay_, pairs_of, why_not_coupled
+from lightning_tricks.updates.decay import (
+    add_l2_,
+    coupled_adaptive,
+    decay_,
+    pairs_of,
+    sign_of,
+    why_not_coupled,
+)
 from lightning_tricks.updates.decaying import check_steps, decaying_parameters, own_decay
 
 if TYPE_CHECKING:
@@ -103,6 +110,12 @@ class WeightDecay(Technique):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         assert self._course is not None
+        if self.form == "decoupled" and self.conductor.steps.again:
+            kind = type(optimizer).__name__
+            raise RuntimeError(
+                f"the optimizer must ask for one gradient per step to be decayed past it, got {kind}, which "
+                "asks for several: use form='l2'"
+            )
         strength = self._course(self.clock.position)
         self.report(trainer, pl_module, optimizer, strength=strength)
         if strength == 0.0:
@@ -111,6 +124,6 @@ class WeightDecay(Technique):
         for group in optimizer.param_groups:
             weights, grads = pairs_of(group, self._members)
             if self.form == "l2":
-                add_l2_(grads, weights, strength=strength)
+                add_l2_(grads, weights, strength=strength * sign_of(group))
             else:
                 decay_(weights, factor=1 - group["lr"] * strength, unless=unless)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 from collections.abc import Callable
 from copy import deepcopy
@@ -16,13 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from packaging.version import Version
 
 import lightning_tricks
-from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.cases import CASES, Case, as_it_is
+from tests.contract.from_yaml import from_yaml
 from tests.contract.regimes import ON_GPU, REGIMES, Regime, needs_gpu
 from tests.fuzz.verdicts import Batches
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
-from tests.yaml_trainer import yaml_trainer
 
 
 def law(name: str) -> pytest.MarkDecorator:
@@ -171,29 +169,6 @@ def test_repr_pickle_and_yaml_rebuild_it(case: Case) -> None:
         assert repr(eval(repr(technique), vars(lightning_tricks).copy())) == repr(technique)
         assert repr(pickle.loads(pickle.dumps(technique))) == repr(technique)
         assert repr(from_yaml(technique)) == repr(technique)
-
-
-def from_yaml(technique: Technique) -> Technique:
-    """Return what LightningCLI makes of ``technique``'s settings."""
-    spec = {"class_path": f"lightning_tricks.{type(technique).__name__}", "init_args": as_yaml(technique)}
-    runner = yaml_trainer({"trainer": {"callbacks": [spec], "logger": False}}, Toy)
-    return next(callback for callback in runner.callbacks if isinstance(callback, Technique))
-
-
-def as_yaml(value: Any) -> Any:
-    """Return settings as YAML holds them: policies by class path, schedules as text."""
-    if isinstance(value, Technique):
-        return {
-            field.name: as_yaml(getattr(value, field.name))
-            for field in dataclasses.fields(value)
-            if field.init
-        }
-    if isinstance(value, Schedule):
-        return repr(value)
-    if dataclasses.is_dataclass(value):
-        settings = {f.name: as_yaml(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"class_path": f"lightning_tricks.{type(value).__name__}", "init_args": settings}
-    return [as_yaml(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 @law("quiet")

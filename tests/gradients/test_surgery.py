@@ -15,7 +15,7 @@ from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.gradients.noise import noise_seed
 from lightning_tricks.gradients.surgery import combine, gramian
 from lightning_tricks.gradients.surgery_methods import SurgeryMethod
-from tests.contract.test_laws import from_yaml
+from tests.contract.from_yaml import from_yaml
 from tests.contract.test_together import reads_per_step
 from tests.gradients.test_surgery_methods import projected
 from tests.toys import Loader, Toy, assert_equal, scaler_plugin, trainer, weights

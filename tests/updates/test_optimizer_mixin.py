@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch.tuner import Tuner
 
 import lightning_tricks as lt
 from lightning_tricks import OptimizerMixin, OptimizerSettings
@@ -150,54 +150,28 @@ def test_the_table_is_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (lambda: OptimizerSettings("adamw"), "got 'adamw'; did you mean 'AdamW'"),
-        (lambda: OptimizerSettings("Optimizer"), "optimizer must be an optimizer's name or class"),
-        (
-            lambda: OptimizerSettings("no.such.Kind"),
-            "must be a path that can be imported, got 'no.such.Kind'",
-        ),
-        (
-            lambda: OptimizerSettings("SGD", options={"momentun": 0.9}),
-            "got 'momentun'; did you mean 'momentum'",
-        ),
-        (lambda: OptimizerSettings(options={"lr": 0.9}), "lr must be given by itself, got it in options"),
-        (lambda: OptimizerSettings("LBFGS", weight_decay=0.1), "weight_decay must be an option of LBFGS"),
-        (lambda: OptimizerSettings(lr=0.0), "lr must lie in"),
-        (lambda: OptimizerSettings(layer_decay=1.5), "layer_decay must lie in"),
-        (lambda: OptimizerSettings(layers=["head"]), "layer_decay must be below 1 where layers are given"),
-        (lambda: OptimizerSettings(overrides={"head": {"lrr": 1.0}}), "did you mean 'lr'"),
-        (lambda: OptimizerSettings(overrides={"head": 1.0}), "must be options by name, got 1.0"),
-        (
-            lambda: OptimizerSettings(overrides={"hed": {"lr": 1.0}}),
-            "overrides must match .* nearest: 'head'",
-        ),
-        (lambda: OptimizerSettings("Muon"), "got none for 'body.0.bias', .*: add OptimizerSettings"),
-        (lambda: OptimizerSettings("LBFGS", layer_decay=0.5), "LBFGS takes a single group"),
-        (
-            lambda: OptimizerSettings(params="head"),
-            "must be for each parameter, got none for 'body.0.weight'",
-        ),
-        (
-            lambda: [OptimizerSettings(), OptimizerSettings()],
-            r"optimizer_settings\[1\] must be for a parameter",
-        ),
-        (list, "must not be empty"),
-        (lambda: "AdamW", "must be OptimizerSettings, or several of them, got 'AdamW'"),
-    ],
-)
-def test_errors_come_before_the_first_batch_and_say_what_to_do(settings: Any, expected: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=expected):
-        trainer(max_epochs=1).fit(Mixed(settings()), Loader())
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*lr_find")
+def test_a_search_for_the_rate_finds_it_or_is_refused(tmp_path: Path) -> None:
+    module = Mixed(OptimizerSettings("SGD", lr=0.1))
+    runner = trainer(max_epochs=1, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="attr_name of LearningRateFinder must be 'found_lr'"):
+        Tuner(runner).lr_find(module, Loader(), num_training=5, attr_name="lr")
+    runner = trainer(max_epochs=1, default_root_dir=tmp_path)
+    Tuner(runner).lr_find(module, Loader(40), num_training=30, attr_name="found_lr")
+    assert module.found_lr not in (None, 0.1)
+    runner.fit(module, Loader())
+    assert runner.optimizers[0].param_groups[0]["lr"] == module.found_lr
 
 
-def test_the_mixin_must_come_first() -> None:
-    with pytest.raises(TypeError, match="Late must inherit OptimizerMixin before LightningModule"):
-
-        class Late(LightningModule, OptimizerMixin):
-            pass
+def test_penalties_see_through_several_optimizers() -> None:
+    several = [OptimizerSettings("SGD", lr=0.05, params="head"), OptimizerSettings("Adam", lr=0.05)]
+    with pytest.warns(UserWarning, match="WeightDecay: Adam divides"):
+        trainer(lt.WeightDecay(form="l2")).fit(Mixed(several), Loader())
+    module = Mixed(several)
+    trainer(lt.NormPenalty(l1=0.05, proximal=True), max_epochs=20).fit(module, Loader())
+    assert (module.body[0].weight == 0).any()
+    with pytest.raises(lt.ConflictError, match=r"pass weight_decay=0.0 to AdamW"):
+        trainer(lt.WeightDecay()).fit(Mixed(MATRICES), Loader())
 
 
 def test_the_card_is_complete() -> None:

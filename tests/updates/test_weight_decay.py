@@ -11,7 +11,14 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from lightning_tricks import ConflictError, GradientClip, ProgressiveUnfreeze, WeightDecay
+from lightning_tricks import (
+    ConflictError,
+    EMAWeights,
+    GradientClip,
+    Lookahead,
+    ProgressiveUnfreeze,
+    WeightDecay,
+)
 from lightning_tricks.core.exempt import exempt_from_decay
 from lightning_tricks.updates.decay import decay_
 from tests.contract.test_together import reads_per_step
@@ -46,11 +53,14 @@ def test_decoupled_decay_is_that_of_adamw_to_the_bit(settings: Any, fused: bool)
     assert_equal(theirs, ours)
 
 
+@pytest.mark.parametrize("options", [{}, {"maximize": True}], ids=["down", "up"])
 @pytest.mark.parametrize("optimizer", ["SGD", "RMSprop", "Adagrad"])
 @pytest.mark.filterwarnings("ignore:WeightDecay. RMSprop", "ignore:WeightDecay. Adagrad")
-def test_the_penalty_is_that_of_torchs_optimizers_to_the_bit(optimizer: str) -> None:
-    theirs = trained(Toy(optimizer=optimizer, lr=0.01, weight_decay=0.3))
-    ours = trained(Toy(optimizer=optimizer, lr=0.01), WeightDecay(strength=0.3, form="l2", params="*"))
+def test_the_penalty_is_that_of_torchs_optimizers_to_the_bit(optimizer: str, options: dict[str, Any]) -> None:
+    theirs = trained(Toy(optimizer=optimizer, lr=0.01, weight_decay=0.3, **options))
+    ours = trained(
+        Toy(optimizer=optimizer, lr=0.01, **options), WeightDecay(strength=0.3, form="l2", params="*")
+    )
     assert_equal(theirs, ours)
 
 
@@ -112,6 +122,16 @@ def test_frozen_weights_do_not_decay() -> None:
 
     theirs = trained(Toy(weight_decay=0.3), stages())
     assert_equal(theirs, trained(Toy(optimizer="Adam"), stages(), WeightDecay(strength=0.3, params="*")))
+
+
+@pytest.mark.parametrize("average", [lambda: EMAWeights(decay=0.9), lambda: Lookahead(k=4)])
+def test_what_opens_late_is_averaged_from_before_it_decays(average: Any) -> None:
+    results = []
+    for place in (1, 2):
+        techniques = [ProgressiveUnfreeze(stages=["head", "body"], at=8), WeightDecay(strength=0.9)]
+        techniques.insert(place, average())
+        results.append(trained(Toy(optimizer="SGD"), *techniques)[0])
+    assert_equal(*results)
 
 
 def test_decay_in_low_precision_is_rounded_once() -> None:
