@@ -52,7 +52,6 @@ class NeedsRate(torch.optim.SGD):
             lambda: OptimizerSettings(overrides={"hed": {"lr": 1.0}}),
             "overrides must match .* nearest: 'head'",
         ),
-        (lambda: OptimizerSettings("Muon"), "got none for 'body.0.bias', .*: add OptimizerSettings"),
         (lambda: OptimizerSettings("LBFGS", layer_decay=0.5), "LBFGS takes a single group"),
         (
             lambda: OptimizerSettings(params="head"),
@@ -76,6 +75,14 @@ class NeedsRate(torch.optim.SGD):
 def test_errors_come_before_the_first_batch_and_say_what_to_do(settings: Any, expected: str) -> None:
     with pytest.raises((ValueError, TypeError), match=expected):
         trainer(max_epochs=1).fit(Mixed(settings()), Loader())
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")
+def test_muon_takes_matrices_and_wants_others_for_the_rest() -> None:
+    with pytest.raises(ValueError, match="got none for 'body.0.bias', .*: add OptimizerSettings"):
+        trainer().fit(Mixed(OptimizerSettings("Muon")), Loader())
+    with pytest.raises(ValueError, match="must be for a parameter, for Muon a matrix, that none before it"):
+        trainer().fit(Mixed([OptimizerSettings("Muon", params="body.1"), OptimizerSettings()]), Loader())
 
 
 def test_an_optimizer_that_takes_no_trial_step_has_a_table_all_the_same(

@@ -89,9 +89,7 @@ def test_frozen_parameters_are_told_in_the_table() -> None:
     assert in_force(optimizer) == "AdamW(betas=(0.9, 0.999), eps=1e-08, amsgrad=False)"
 
 
-@pytest.mark.parametrize(
-    "name", ["SGD", "Adam", "AdamW", "Adafactor", "Adagrad", "RMSprop", "ASGD", "NAdam", "Muon"]
-)
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adafactor", "Adagrad", "RMSprop", "ASGD", "NAdam"])
 def test_the_bytes_of_the_state_are_those_after_a_step(name: str) -> None:
     parameter = nn.Parameter(torch.randn(6, 5))
     optimizer = getattr(torch.optim, name)([parameter])
