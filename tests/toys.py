@@ -163,6 +163,20 @@ def trainer(*callbacks: Callback, **settings: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **{**quiet, **settings})
 
 
+class Logged(Callback):
+    """Collects what ``prefix`` logs at each batch."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def column(self, name: str) -> list[float]:
+        return [row[f"{self.prefix}/{name}"] for row in self.rows]
+
+
 class StopError(RuntimeError):
     """Raised by :class:`StopAfter`."""
 

@@ -18,7 +18,7 @@ from lightning_tricks.gradients.surgery_methods import SurgeryMethod
 from tests.contract.from_yaml import from_yaml
 from tests.contract.test_together import reads_per_step
 from tests.gradients.test_surgery_methods import projected
-from tests.toys import Loader, Toy, assert_equal, scaler_plugin, trainer, weights
+from tests.toys import Loader, Logged, Toy, assert_equal, scaler_plugin, trainer, weights
 
 
 def test_products_and_sums_are_those_of_one_long_vector_per_loss() -> None:
@@ -109,21 +109,10 @@ def twin(epochs: int, method: SurgeryMethod, accumulate: int) -> tuple[Three, li
     return module, conflicts, used
 
 
-class Logged(Callback):
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-    def column(self, name: str) -> list[float]:
-        return [row[f"gradient_surgery/{name}"] for row in self.rows]
-
-
 @pytest.mark.parametrize("method", [PCGrad(), CAGrad(0.5), TorchJD("MGDA")], ids=str)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_weights_are_those_of_a_run_by_hand(method: SurgeryMethod, accumulate: int) -> None:
-    module, logged = Three(), Logged()
+    module, logged = Three(), Logged("gradient_surgery")
     surgery = GradientSurgery(method=method, params="trunk")
     trainer(surgery, logged, max_epochs=8, accumulate_grad_batches=accumulate).fit(module, Loader())
     expected, conflicts, used = twin(8, method, accumulate)
@@ -157,7 +146,7 @@ def test_a_loss_that_a_batch_knows_nothing_of() -> None:
         def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
             return {**super().losses(batch), "1": torch.zeros(())}
 
-    module, logged = Rare(), Logged()
+    module, logged = Rare(), Logged("gradient_surgery")
     before = weights(module)
     trainer(GradientSurgery(params="trunk"), logged).fit(module, Loader())
     after = weights(module)

@@ -16,20 +16,7 @@ from torchmetrics import MeanMetric
 from lightning_tricks import ConflictError, GradientClip, GradientSurgery, SharpnessAware
 from lightning_tricks.updates.sharpness import climb_
 from tests.contract.test_together import reads_per_step
-from tests.toys import BATCHES, Loader, Toy, assert_equal, scaler_plugin, trainer, weights
-
-
-class Logged(Callback):
-    """Collects what is logged at each batch."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-    def column(self, name: str) -> list[float]:
-        return [row[f"sharpness_aware/{name}"] for row in self.rows]
+from tests.toys import BATCHES, Loader, Logged, Toy, assert_equal, scaler_plugin, trainer, weights
 
 
 class Smooth(LightningModule):
@@ -91,7 +78,7 @@ def gradient(net: nn.Module, batches: list[Any], count: int) -> tuple[list[Tenso
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_weights_are_those_of_the_papers_algorithm(adaptive: bool, accumulate: int) -> None:
-    module, logged = Smooth(), Logged()
+    module, logged = Smooth(), Logged("sharpness_aware")
     sam = SharpnessAware(rho=0.3, adaptive=adaptive)
     trainer(sam, logged, max_epochs=8, accumulate_grad_batches=accumulate).fit(module, Loader())
     expected, norms, gaps = twin(8, 0.3, adaptive=adaptive, accumulate=accumulate)
@@ -156,7 +143,7 @@ def test_the_second_pass_leaves_nothing_but_gradients(accumulate: int, tmp_path:
 
 
 def test_both_passes_see_one_dropout_mask() -> None:
-    logged = Logged()
+    logged = Logged("sharpness_aware")
     trainer(SharpnessAware(rho=1e-6), logged).fit(Counting(), Loader())
     assert len(logged.rows) == 3 * BATCHES
     assert max(map(abs, logged.column("sharpness"))) < 1e-5
@@ -184,7 +171,7 @@ class Steps(Callback):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_scaler_skips_steps_that_overflow_and_trains_after_them(fused: bool) -> None:
-    module, steps, logged = Toy(fused=fused), Steps(), Logged()
+    module, steps, logged = Toy(fused=fused), Steps(), Logged("sharpness_aware")
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
     plugins = [scaler_plugin(init_scale=2.0**40)]
     runner = trainer(SharpnessAware(rho=0.5), steps, logged, plugins=plugins, max_epochs=8)
