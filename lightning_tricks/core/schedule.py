@@ -277,6 +277,10 @@ class _Scaled(Schedule):
     def parts(self) -> tuple[tuple[float, Part], ...]:
         return tuple((self.factor * factor, part) for factor, part in self.inner.parts())
 
+    def __rmul__(self, factor: float) -> Schedule:
+        """Return the schedule with both factors as one."""
+        return _Scaled(checks.number("the factor of a schedule", factor) * self.factor, self.inner)
+
     def __repr__(self) -> str:
         inner = f"({self.inner!r})" if isinstance(self.inner, _Joined) else repr(self.inner)
         return f"{self.factor!r} * {inner}"
