@@ -7,7 +7,6 @@ A technique overrides Lightning's hooks and the phases of
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.seal import sealed, unsealed
+from lightning_tricks.lifecycle.written import written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ class Technique(Member):
     def settings(self) -> dict[str, str]:
         """Return each setting's name with its value as it is written; ``label`` only if it is set."""
         entries = [entry for entry in dataclasses.fields(self) if entry.init and entry.repr]
-        named = {entry.name: _written(getattr(self, entry.name)) for entry in entries}
+        named = {entry.name: written(getattr(self, entry.name)) for entry in entries}
         label = named.pop("label")
         return named if self.label is None else {**named, "label": label}
 
@@ -293,8 +293,3 @@ class Technique(Member):
     @final
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.undo()
-
-
-def _written(value: object) -> str:
-    # ``inf`` is no word of Python's.
-    return f"float('{value}')" if isinstance(value, float) and math.isinf(value) else repr(value)
