@@ -13,6 +13,7 @@ from lightning_tricks.core.duration import Horizon
 from lightning_tricks.core.extras import extra
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course
+from lightning_tricks.core.unreached import unreached
 
 __all__ = ["Preview", "draw", "plot", "show", "table"]
 
@@ -64,10 +65,11 @@ class Preview:
 
 
 def show(preview: Preview) -> None:
-    """Print the plot and the table, and write the picture if there is to be one."""
+    """Print the plot, the table and what has no effect, and write the picture if there is to be one."""
     if preview.png is not None:
         draw(preview, preview.png)
-    print("\n".join(["", preview.text, "", *plot(preview), "", *table(preview)]))
+    notes = [f"\nnote: {line}" for line in unreached(preview.course())]
+    print("\n".join(["", preview.text, "", *plot(preview), "", *table(preview), *notes]))
     if preview.png is not None:
         print(f"\nwritten: {preview.png}")
 

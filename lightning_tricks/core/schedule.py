@@ -15,7 +15,7 @@ import math
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -214,6 +214,10 @@ class Part(Schedule):
     def ends(self, first: float) -> tuple[float, ...]:
         """Return values between which the one lies that it reaches in any run."""
         return self.reach(first)
+
+    def moments(self, span: Span) -> Iterable[tuple[int, str]]:
+        """Return the steps at which it changes by itself, such as milestones, each with its name."""
+        return ()
 
     def __repr__(self) -> str:
         """Return the part as it is written; settings at their default are left out."""

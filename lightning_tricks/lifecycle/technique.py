@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.duration import Horizon
+from lightning_tricks.core.unreached import unreached
 from lightning_tricks.lifecycle.conductor import Conductor
 from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.member import Member
@@ -188,7 +189,7 @@ class Technique(Member):
         """Return ``schedule`` laid over the run; to be called in ``begin``.
 
         In a run that goes on, parts that have begun keep their length. The last one stretches to the new
-        end, and a line says so.
+        end, and a line says so. A warning names what lies past the end of the run.
 
         Args:
             trainer: The Trainer of the run.
@@ -204,6 +205,8 @@ class Technique(Member):
         course = schedule.resolve(horizon, kept=kept, name=name)
         if goes_on and before["end"] != course.end:
             say(trainer, f"{self.state_key}: {name} now ends at step {course.end}, not {before['end']}")
+        for line in unreached(course):
+            warn(trainer, f"{self.state_key}: of the schedule of {name}, {line}")
         self._courses[name] = (repr(schedule), course)
         return course
 

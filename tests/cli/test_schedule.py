@@ -71,6 +71,14 @@ def test_it_prints_plot_and_table(capsys):
     assert shown.out.isascii()
 
 
+def test_what_lies_past_the_end_is_noted(capsys):
+    assert main(["schedule", "warmup(20) >> multistep([30, 50])", "--steps", "50"]) == 0
+    told = "milestone 50 of multistep([30, 50]) is step 50, but the run has 50 steps: it has no effect"
+    assert capsys.readouterr().out.endswith(f"\nnote: {told}\n")
+    assert main(["schedule", "warmup(20) >> multistep([30, 49])", "--steps", "50"]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
 def test_options_arrive(capsys):
     assert main(["schedule", "step(every='1 epoch', gamma=0.5)", "--steps", "20", "--epochs", "4"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
