@@ -105,10 +105,12 @@ def _axis(name: str, labels: list[str]) -> str:
 
 
 def table(preview: Preview) -> list[str]:
-    """Return the lines of a table: the value at some steps, those where a part ends among them."""
+    """Return the lines of a table: the value at some steps, among them the ends of parts and milestones."""
     course, steps = preview.course(), preview.steps
     chosen = {round(share * steps) for share in _TICKS} | {steps - 1}
-    chosen |= {leg.span.end for leg in course.legs if leg.span.end <= steps}
+    for leg in course.legs:
+        moments = (at for at, _ in leg.part.moments(leg.span) if at < leg.span.end)
+        chosen |= {at for at in (*moments, leg.span.end) if at <= steps}
     lines = [f"{'step':>10}{'' if preview.epochs is None else '     epoch'}{'value':>14}"]
     for step in sorted(chosen):
         epoch = preview.epoch(step)

@@ -62,6 +62,15 @@ def test_the_table_has_the_ends_of_parts_and_of_the_run():
     assert rows[-2:] == [["12", "12.00", "0.1"], ["13", "13.00", "0"]]
 
 
+def test_the_table_has_the_milestones():
+    text = "warmup(3) >> multistep([7, '43%', 88, 200], gamma=0.5, over=80) >> constant(over=9)"
+    rows = [line.split()[:2] for line in table(Preview(text, steps=100))]
+    at = {int(step): float(value) for step, value in rows[1:]}
+    assert (at[7], at[43]) == (0.5, 0.25)
+    fixed = {0, 10, 25, 50, 75, 90, 99, 100}
+    assert set(at) == fixed | {3, 7, 43, 83, 92}
+
+
 def test_it_prints_plot_and_table(capsys):
     assert main(["schedule", USUAL]) == 0
     shown = capsys.readouterr()
