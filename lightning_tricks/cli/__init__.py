@@ -1,11 +1,13 @@
 """The command line: ``lightning-tricks COMMAND``.
 
-Exit codes: 0 done, 2 a mistake in the call (one line on standard error), 130 interrupted.
+Exit codes: 0 done, 2 a mistake in the call (one line on standard error), 130 interrupted, 141 if whoever read
+the output, such as ``head``, has stopped to.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -43,10 +45,16 @@ made of (help(lightning_tricks.NAME) in Python tells more):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (by default the process's arguments) names; return the exit code."""
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, where a reader that has gone is expected, and not as Python ends
     except KeyboardInterrupt:
         print("lightning-tricks: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Python writes what is left once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
 
 
 def _main(argv: list[str]) -> int:
@@ -58,6 +66,8 @@ def _main(argv: list[str]) -> int:
         return _refuse(error)
     try:
         run()
+    except BrokenPipeError:
+        raise
     except (ModuleNotFoundError, OSError) as error:
         return _refuse(error)
     return 0

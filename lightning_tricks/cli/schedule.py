@@ -13,6 +13,7 @@ from lightning_tricks.core.duration import Horizon
 from lightning_tricks.core.extras import extra
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course
+from lightning_tricks.core.unreached import unreached
 
 __all__ = ["Preview", "draw", "plot", "show", "table"]
 
@@ -64,10 +65,11 @@ class Preview:
 
 
 def show(preview: Preview) -> None:
-    """Print the plot and the table, and write the picture if there is to be one."""
+    """Print the plot, the table and what has no effect, and write the picture if there is to be one."""
     if preview.png is not None:
         draw(preview, preview.png)
-    print("\n".join(["", preview.text, "", *plot(preview), "", *table(preview)]))
+    notes = [f"\nnote: {line}" for line in unreached(preview.course())]
+    print("\n".join(["", preview.text, "", *plot(preview), "", *table(preview), *notes]))
     if preview.png is not None:
         print(f"\nwritten: {preview.png}")
 
@@ -103,10 +105,12 @@ def _axis(name: str, labels: list[str]) -> str:
 
 
 def table(preview: Preview) -> list[str]:
-    """Return the lines of a table: the value at some steps, those where a part ends among them."""
+    """Return the lines of a table: the value at some steps, among them the ends of parts and milestones."""
     course, steps = preview.course(), preview.steps
     chosen = {round(share * steps) for share in _TICKS} | {steps - 1}
-    chosen |= {leg.span.end for leg in course.legs if leg.span.end <= steps}
+    for leg in course.legs:
+        moments = (at for at, _ in leg.part.moments(leg.span) if at < leg.span.end)
+        chosen |= {at for at in (*moments, leg.span.end) if at <= steps}
     lines = [f"{'step':>10}{'' if preview.epochs is None else '     epoch'}{'value':>14}"]
     for step in sorted(chosen):
         epoch = preview.epoch(step)

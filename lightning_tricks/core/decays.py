@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -163,6 +163,9 @@ class Multistep(Onward):
 
     def reach(self, first: float) -> tuple[float, ...]:
         return first, first * self.gamma ** len(self.milestones)
+
+    def moments(self, span: Span) -> Iterable[tuple[int, str]]:
+        return ((span.horizon.end(0, each), f"milestone {each!r}") for each in self.milestones)
 
 
 def step(

@@ -85,6 +85,8 @@ def parse(text: str, *, name: str = "schedule") -> Schedule:
     Example:
         >>> parse("10 * (warmup('1 epoch') >> cosine(to=0.1))")
         10.0 * (warmup('1 epoch') >> cosine(to=0.1))
+        >>> parse("2 * 3 * cosine()")
+        6.0 * cosine(to=0.0)
         >>> parse("__import__('os')")
         Traceback (most recent call last):
         ValueError: schedule must be written like warmup('5%') >> cosine(to=0.1), got "__import__('os')": \
@@ -114,7 +116,10 @@ def _read(node: ast.expr) -> Any:
         case ast.BinOp(left=left, op=ast.RShift(), right=right):
             return _schedule(left) >> _schedule(right)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return checks.number("the left of '*'", _read(left)) * _schedule(right)
+            factor, scaled = checks.number("the left of '*'", _read(left)), _read(right)
+            if isinstance(scaled, Schedule):
+                return factor * scaled
+            return factor * checks.number("the right of '*', if it is no schedule,", scaled)
         case ast.Call(func=ast.Name(id=function), args=args, keywords=keywords):
             return _call(function, [_read(arg) for arg in args], keywords)
     raise ValueError(f"it must be made of {', '.join(FUNCTIONS)}, '>>' and '*', not {ast.unparse(node)!r}")
@@ -123,7 +128,7 @@ def _read(node: ast.expr) -> Any:
 def _schedule(node: ast.expr) -> Schedule:
     value = _read(node)
     if not isinstance(value, Schedule):
-        raise ValueError(f"both sides of '>>' and the right of '*' must be schedules, not {value!r}")
+        raise ValueError(f"both sides of '>>' must be schedules, not {value!r}")
     return value
 
 

@@ -15,7 +15,7 @@ import math
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -215,6 +215,10 @@ class Part(Schedule):
         """Return values between which the one lies that it reaches in any run."""
         return self.reach(first)
 
+    def moments(self, span: Span) -> Iterable[tuple[int, str]]:
+        """Return the steps at which it changes by itself, such as milestones, each with its name."""
+        return ()
+
     def __repr__(self) -> str:
         """Return the part as it is written; settings at their default are left out."""
         shown = [
@@ -276,6 +280,10 @@ class _Scaled(Schedule):
 
     def parts(self) -> tuple[tuple[float, Part], ...]:
         return tuple((self.factor * factor, part) for factor, part in self.inner.parts())
+
+    def __rmul__(self, factor: float) -> Schedule:
+        """Return the schedule with both factors as one."""
+        return _Scaled(checks.number("the factor of a schedule", factor) * self.factor, self.inner)
 
     def __repr__(self) -> str:
         inner = f"({self.inner!r})" if isinstance(self.inner, _Joined) else repr(self.inner)

@@ -7,7 +7,6 @@ A technique overrides Lightning's hooks and the phases of
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,11 +18,13 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.duration import Horizon
+from lightning_tricks.core.unreached import unreached
 from lightning_tricks.lifecycle.conductor import Conductor
 from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.seal import sealed, unsealed
+from lightning_tricks.lifecycle.written import written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +81,7 @@ class Technique(Member):
     def settings(self) -> dict[str, str]:
         """Return each setting's name with its value as it is written; ``label`` only if it is set."""
         entries = [entry for entry in dataclasses.fields(self) if entry.init and entry.repr]
-        named = {entry.name: _written(getattr(self, entry.name)) for entry in entries}
+        named = {entry.name: written(getattr(self, entry.name)) for entry in entries}
         label = named.pop("label")
         return named if self.label is None else {**named, "label": label}
 
@@ -188,7 +189,7 @@ class Technique(Member):
         """Return ``schedule`` laid over the run; to be called in ``begin``.
 
         In a run that goes on, parts that have begun keep their length. The last one stretches to the new
-        end, and a line says so.
+        end, and a line says so. A warning names what lies past the end of the run.
 
         Args:
             trainer: The Trainer of the run.
@@ -204,6 +205,8 @@ class Technique(Member):
         course = schedule.resolve(horizon, kept=kept, name=name)
         if goes_on and before["end"] != course.end:
             say(trainer, f"{self.state_key}: {name} now ends at step {course.end}, not {before['end']}")
+        for line in unreached(course):
+            warn(trainer, f"{self.state_key}: of the schedule of {name}, {line}")
         self._courses[name] = (repr(schedule), course)
         return course
 
@@ -293,8 +296,3 @@ class Technique(Member):
     @final
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.undo()
-
-
-def _written(value: object) -> str:
-    # ``inf`` is no word of Python's.
-    return f"float('{value}')" if isinstance(value, float) and math.isinf(value) else repr(value)

@@ -41,13 +41,18 @@ def watched(monitor: str, logged: Mapping[str, float], *, sanity: bool) -> float
 
 
 def check_validation(trainer: Trainer, setting: str, monitor: str) -> None:
-    """Accept a run with a validation, which ``setting`` needs to watch ``monitor``.
+    """Accept a run with a validation that logs, which ``setting`` needs to watch ``monitor``.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has none, or logs nothing.
     """
     if not trainer.enable_validation:
         raise ValueError(f"{setting} needs validation to watch {monitor!r}, but the run has none")
+    if trainer.barebones:
+        raise ValueError(
+            f"{setting} needs validation to log {monitor!r}, but with barebones=True Lightning logs nothing: "
+            "remove barebones"
+        )
 
 
 def validated(technique: Technique, trainer: Trainer, monitor: str) -> float | None:

@@ -31,8 +31,8 @@ class Following:
         *,
         among: frozenset[int] | None = None,
         total: int | None = None,
-    ) -> Course:
-        """Lay ``schedule`` over the run, set the first rate, and return how it lies.
+    ) -> None:
+        """Lay ``schedule`` over the run, and set the first rate.
 
         Args:
             technique: Whose rates they are.
@@ -44,7 +44,6 @@ class Following:
         self._among = among
         self._course = technique.lay(trainer, "the rate", schedule, total=total)
         self._apply(technique, trainer)
-        return self._course
 
     def report(self, technique: Technique, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the factor of the step that begins."""

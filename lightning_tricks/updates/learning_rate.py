@@ -64,7 +64,8 @@ class LearningRate(Technique):
       batch. Needs no change to ``configure_optimizers``.
     * **Changes** ``lr`` of the parameter groups that hold ``params``, to a multiple of the group's own base
       rate; ratios between groups stay. A group that holds other parameters too is split. Momentum stays as
-      it is, also with ``cyclic`` and ``one_cycle``.
+      it is, also with ``cyclic`` and ``one_cycle``. A warning names the parts and milestones of the schedule
+      that lie past the end of the run.
     * **Logs** ``learning_rate/factor``; Lightning's LearningRateMonitor shows the rates themselves.
     * **Saves** which parameters it split off, and how the parts of the schedule lie that have begun. Resumed
       with another length of the run, they keep their lengths, the last one stretches to the new end, and a

@@ -65,10 +65,11 @@ class PlateauDecay(Technique):
     * **Changes** ``lr`` of every parameter group of every optimizer, to a multiple of the group's own base
       rate; beside ``LearningRate`` or ``WarmupCosine`` both factors are multiplied.
     * **Logs** ``plateau_decay/factor``; Lightning's LearningRateMonitor shows the rates themselves.
-    * **Saves** the best value, how long it has not been beaten, and the factor.
+    * **Saves** the best value, how long it has not been beaten, and the factor. A second fit of the same
+      Trainer goes on with them, as its clock does, whichever module is fitted; a new Trainer begins anew.
     * **Cost** none.
     * **Use** where the length of the run is not known, behind a warm-up if need be; **not** with a noisy
-      metric or a few validations, where a schedule of known length does better.
+      metric or a few validations, where a schedule of known length does better, nor with ``barebones``.
 
     Args:
         monitor: Name of the metric, as the module or a callback logs it in validation. One that is missing is

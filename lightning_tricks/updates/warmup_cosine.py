@@ -111,11 +111,8 @@ class WarmupCosine(Technique):
         self.conductor.rates.show(trainer)
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = self._total()
         schedule = warmup_cosine(self.warmup, shape=self.shape, final=self.final)
-        course = self._following.begin(self, trainer, schedule, total=total)
-        if (end := course.legs[0].span.end) > total:
-            warn(trainer, f"warmup should end within the run of {total} steps, got step {end}")
+        self._following.begin(self, trainer, schedule, total=self._total())
 
     def _total(self) -> int:
         horizon = self.clock.horizon

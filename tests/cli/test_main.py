@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -152,3 +153,20 @@ def test_it_runs_as_a_module():
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr == "lightning-tricks: error: epochs must be at least 1, got 0\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "unbuffered"),
+    [(["schedule", "cosine()"], ""), (["schedule", "cosine()"], "1"), (["--help"], "")],
+)
+def test_it_ends_quietly_when_nobody_reads_on(argv, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "lightning_tricks.cli", *argv]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment
+    )
+    os.close(writer)
+    assert ended.stderr == ""
+    assert ended.returncode == 141

@@ -62,6 +62,15 @@ def test_the_table_has_the_ends_of_parts_and_of_the_run():
     assert rows[-2:] == [["12", "12.00", "0.1"], ["13", "13.00", "0"]]
 
 
+def test_the_table_has_the_milestones():
+    text = "warmup(3) >> multistep([7, '43%', 88, 200], gamma=0.5, over=80) >> constant(over=9)"
+    rows = [line.split()[:2] for line in table(Preview(text, steps=100))]
+    at = {int(step): float(value) for step, value in rows[1:]}
+    assert (at[7], at[43]) == (0.5, 0.25)
+    fixed = {0, 10, 25, 50, 75, 90, 99, 100}
+    assert set(at) == fixed | {3, 7, 43, 83, 92}
+
+
 def test_it_prints_plot_and_table(capsys):
     assert main(["schedule", USUAL]) == 0
     shown = capsys.readouterr()
@@ -69,6 +78,14 @@ def test_it_prints_plot_and_table(capsys):
     assert shown.out.splitlines()[1] == USUAL
     assert "after the last step" in shown.out
     assert shown.out.isascii()
+
+
+def test_what_lies_past_the_end_is_noted(capsys):
+    assert main(["schedule", "warmup(20) >> multistep([30, 50])", "--steps", "50"]) == 0
+    told = "milestone 50 of multistep([30, 50]) is step 50, but the run has 50 steps: it has no effect"
+    assert capsys.readouterr().out.endswith(f"\nnote: {told}\n")
+    assert main(["schedule", "warmup(20) >> multistep([30, 49])", "--steps", "50"]) == 0
+    assert "note" not in capsys.readouterr().out
 
 
 def test_options_arrive(capsys):

@@ -109,6 +109,30 @@ def test_laws_of_the_algebra(parts: list[Schedule], factor: float) -> None:
     assert pickle.loads(pickle.dumps(joined)) == joined
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        2 * (3 * cosine()),
+        2 * (3 * (warmup(5) >> cosine())),
+        -1 * (0.5 * (4 * linear(to=0.1))),
+        2 * (3 * warmup(5) >> 0.5 * (4 * cosine())),
+    ],
+    ids=repr,
+)
+def test_nested_factors_survive_in_writing(schedule: Schedule) -> None:
+    again = parse(repr(schedule))
+    assert repr(parse(repr(again))) == repr(again)
+    laid, once_more = schedule.resolve(Horizon(40)), again.resolve(Horizon(40))
+    assert [laid(at) for at in range(45)] == [once_more(at) for at in range(45)]
+
+
+def test_factors_are_multiplied_out() -> None:
+    assert repr(2 * (3 * cosine())) == "6.0 * cosine(to=0.0)"
+    assert parse("2 * 3 * cosine()") == parse("2 * (3 * cosine())") == parse("6 * cosine()")
+    assert parse("2 * 3 * (warmup(4) >> cosine())").resolve(Horizon(9))(4) == 6.0
+    assert parse("0.5 * -3").resolve(Horizon(9))(4) == -1.5
+
+
 def test_percent_and_epochs_resolve_against_the_run() -> None:
     course = (warmup("10%") >> constant(over="1 epoch") >> linear(to=0.0)).resolve(Horizon(100, (20, 40)))
     assert [leg.span.end for leg in course.legs] == [10, 30, 100]
@@ -144,6 +168,10 @@ def test_a_schedule_without_end_needs_a_run_with_one() -> None:
         "lambda: 1",
         "warmup('5%') + cosine()",
         "cosine() * 2",
+        "cosine() * cosine()",
+        "2 * '3' * cosine()",
+        "2 * None",
+        "1e200 * 1e200 * cosine()",
         "2 >> cosine()",
         "cosine(end=1)",
         "warmup()",
@@ -175,6 +203,9 @@ def test_settings_outside_their_range_are_refused(bad: object) -> None:
         lambda: warmup("5%", shape="cubic"),
         lambda: warmup("5%", start=1.0),
         lambda: 0.0 * cosine(),
+        lambda: 2 * (0.0 * cosine()),
+        lambda: 1e-200 * (1e-200 * cosine()),
+        lambda: True * (2 * cosine()),
         lambda: constant("a"),
     ],
 )

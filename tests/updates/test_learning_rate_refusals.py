@@ -115,3 +115,25 @@ def test_a_schedule_that_cannot_lie_in_the_run_is_refused_before_the_first_batch
         ValueError, match="the schedule of the rate must fit the run, got inverse_sqrt\\(\\): timescale must"
     ):
         trainer(LearningRate(schedule="inverse_sqrt()")).fit(Toy(), Loader())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ("warmup(2000) >> cosine()", r"cosine\(to=0.0\) begins at step 2000, but the run has 15 steps"),
+        ("multistep([3, '5 epochs'])", "milestone '5 epochs' of multistep.* is step 25, but the run has 15"),
+    ],
+)
+def test_what_the_run_ends_before_is_said(schedule: str, told: str) -> None:
+    message = f"LearningRate: of the schedule of the rate, {told}"
+    with pytest.warns(UserWarning, match=message):
+        trainer(LearningRate(schedule=schedule)).fit(Toy(), Loader())
+    runner = trainer(LearningRate(schedule=schedule), fast_dev_run=True)
+    runner.fit(Toy(), Loader())  # a warning would be an error
+
+
+def test_where_no_end_is_known_nothing_is_said() -> None:
+    runner = trainer(
+        LearningRate(schedule="warmup(2000) >> step(every=10)"), max_epochs=-1, max_time="00:00:00:01"
+    )
+    runner.fit(Toy(), Loader())

@@ -78,7 +78,10 @@ def test_a_module_without_optimizer_is_refused() -> None:
 
 
 def test_a_warmup_longer_than_the_run_is_said() -> None:
-    with pytest.warns(UserWarning, match="warmup should end within the run of 15 steps, got step 500"):
+    told = (
+        r"WarmupCosine: of the schedule of the rate, cosine\(to=0.0\) begins at step 500, but the run has 15"
+    )
+    with pytest.warns(UserWarning, match=told):
         used(WarmupCosine(warmup=500))
 
 
