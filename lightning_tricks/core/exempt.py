@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 __all__ = ["exempt_from_decay"]
 
@@ -33,6 +34,9 @@ def exempt_from_decay(
         module: Searched with all its children.
         shapes: Shapes of parameters that do not tell them, such as the flat pieces of FSDP1.
 
+    Raises:
+        ValueError: If one whose shape must be known is lazy.
+
     Example:
         >>> net = nn.Sequential(nn.Embedding(9, 2), nn.Linear(2, 1), nn.LayerNorm(1))
         >>> exempt = exempt_from_decay(net)
@@ -43,13 +47,20 @@ def exempt_from_decay(
         parameter
         for layer in module.modules()
         for name, parameter in layer._parameters.items()
-        if parameter is not None and _exempt(layer, name, (shapes or {}).get(parameter, parameter.shape))
+        if parameter is not None and _exempt(layer, name, parameter, shapes or {})
     }
 
 
-def _exempt(layer: nn.Module, name: str, shape: torch.Size) -> bool:
+def _exempt(
+    layer: nn.Module, name: str, parameter: nn.Parameter, shapes: Mapping[nn.Parameter, torch.Size]
+) -> bool:
     if isinstance(layer, _SCALES + _TABLES) or name == "bias":
         return True
     if isinstance(layer, _MATRICES) and name == "weight":
         return False
-    return sum(size > 1 for size in shape) <= 1
+    if is_lazy(parameter):
+        raise ValueError(
+            f"parameters must be initialised to tell whether they decay, got the lazy {name!r} of "
+            f"{type(layer).__name__}: run one batch through the module first"
+        )
+    return sum(size > 1 for size in shapes.get(parameter, parameter.shape)) <= 1

@@ -25,6 +25,7 @@ from lightning_tricks.core.tensors import local
 from lightning_tricks.updates.combined import stepper, steppers
 
 __all__ = [
+    "LARGEST",
     "add_l1_",
     "add_l2_",
     "coupled_adaptive",
@@ -35,6 +36,9 @@ __all__ = [
     "why_not_coupled",
     "without_proximal",
 ]
+
+LARGEST = 1e6
+"""The greatest strength; one of 1e308 would overflow within an optimizer."""
 
 
 def pairs_of(group: dict[str, Any], chosen: set[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:

@@ -34,6 +34,7 @@ from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.updates.decay import (
+    LARGEST,
     add_l1_,
     add_l2_,
     coupled_adaptive,
@@ -71,7 +72,7 @@ class NormPenalty(Technique):
       in the gradients of Adam and its like, which divide it (a warning says so).
 
     Args:
-        l1: Strength of the L1 part, at least 0; a number, a schedule or its text. ``None`` for no such part.
+        l1: Strength of the L1 part, in [0, 1e6]; a number, a schedule or its text. ``None`` for no such part.
         l2: Strength of the L2 part likewise.
         proximal: Whether the L1 part acts after the step and makes exact zeros; with SGD, Adam, AdamW,
             Adagrad and RMSprop. Without it weights come near 0 and hardly ever reach it.
@@ -99,7 +100,7 @@ class NormPenalty(Technique):
         if not self._given():
             raise ValueError("l1 or l2 must be given, got None for both")
         for name, strength in self._given().items():
-            as_schedule(name, strength, 0.0, open_high=True)
+            as_schedule(name, strength, 0.0, LARGEST)
         checks.flag("proximal", self.proximal)
         if self.proximal and self.l1 is None:
             raise ValueError("l1 must be given with proximal=True, got None")

@@ -85,7 +85,8 @@ def check_options(name: str, kind: type[Optimizer], options: Iterable[str]) -> N
         if option not in known:
             close = checks.nearest(option, known, count=1)
             meant = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-            raise ValueError(f"{name} must be an option of {kind.__name__}, got {option!r}; {meant}")
+            among = f" in {options!r}" if isinstance(options, Mapping) else ""
+            raise ValueError(f"{name} must be an option of {kind.__name__}, got {option!r}{among}; {meant}")
 
 
 def default_of(kind: type[Optimizer], option: str) -> Any:

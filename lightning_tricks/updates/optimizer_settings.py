@@ -15,6 +15,8 @@ from lightning_tricks.updates.optimizer_names import check_options, default_of, 
 
 __all__ = ["OptimizerSettings"]
 
+_LARGEST = 1e6  # one of 1e308 would overflow within an optimizer
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -67,25 +69,40 @@ class OptimizerSettings:
         for name in ("lr", "weight_decay"):
             if name in self.options:
                 raise ValueError(f"{name} must be given by itself, got it in options: {self.options!r}")
-        for pattern, own in self.overrides.items():
-            as_patterns("overrides", pattern)
-            _check_by_name(f"overrides[{pattern!r}]", kind, own)
-            for option in ("lr", "weight_decay"):
-                if option in own:
-                    checks.in_range(f"{option} of overrides[{pattern!r}]", own[option], 0.0, open_high=True)
         as_patterns("params", self.params)
+        self._check_layers()
+        self._check_overrides(kind)
 
     def _check_numbers(self, kind: type[Optimizer]) -> None:
         if self.lr is None and default_of(kind, "lr") is None:
             raise ValueError(f"lr must be given for {kind.__name__}, which has none of its own, got None")
         if self.lr is not None:
-            checks.in_range("lr", self.lr, 0.0, open_low=True, open_high=True)
+            checks.in_range("lr", self.lr, 0.0, _LARGEST, open_low=True)
         if self.weight_decay is not None:
-            checks.in_range("weight_decay", self.weight_decay, 0.0, open_high=True)
+            checks.in_range("weight_decay", self.weight_decay, 0.0, _LARGEST)
             check_options("weight_decay", kind, ["weight_decay"])
         checks.in_range("layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
-        if self.layers is not None and self.layer_decay == 1.0:
-            raise ValueError(f"layer_decay must be below 1 where layers are given, got {self.layer_decay!r}")
+
+    def _check_layers(self) -> None:
+        if self.layers is None:
+            return
+        if not (isinstance(self.layers, list | tuple) and self.layers):
+            raise TypeError(f"layers must be a list of patterns, from input to output, got {self.layers!r}")
+        for layer in self.layers:
+            as_patterns("layers", layer)
+        if self.layer_decay == 1.0:
+            raise ValueError(f"layer_decay must be below 1 with layers={self.layers!r}, got 1.0")
+
+    def _check_overrides(self, kind: type[Optimizer]) -> None:
+        known = isinstance(self.overrides, Mapping)
+        if not (known and all(isinstance(own, Mapping) for own in self.overrides.values())):
+            raise TypeError(f"overrides must be options by name, by pattern, got {self.overrides!r}")
+        for pattern, own in self.overrides.items():
+            as_patterns("overrides", pattern)
+            _check_by_name(f"overrides[{pattern!r}]", kind, own)
+            for option in ("lr", "weight_decay"):
+                if option in own:
+                    checks.in_range(f"{option} of overrides[{pattern!r}]", own[option], 0.0, _LARGEST)
 
 
 def _check_by_name(name: str, kind: type[Optimizer], options: object) -> None:

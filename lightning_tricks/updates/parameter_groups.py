@@ -129,8 +129,8 @@ def divide(
         found.append(taken)
     if left:
         raise ValueError(
-            f"optimizer_settings must be for each parameter, got none for {listed(list(left))}: add "
-            "OptimizerSettings(...) for the rest, as the last of several"
+            f"optimizer_settings must be for each parameter, got none for {listed(list(left))}: widen "
+            "params, or add OptimizerSettings(...) for the rest, as the last of several"
         )
     return found
 

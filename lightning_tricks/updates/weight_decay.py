@@ -28,6 +28,7 @@ from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.updates.decay import (
+    LARGEST,
     add_l2_,
     coupled_adaptive,
     decay_,
@@ -65,7 +66,7 @@ class WeightDecay(Technique):
       optimizer's own decay, which AdamW has unless ``weight_decay=0.0`` is passed (refused).
 
     Args:
-        strength: At least 0; a number, a schedule or its text. 0.01 for fine-tuning, up to 0.1 in general,
+        strength: In [0, 1e6]; a number, a schedule or its text. 0.01 for fine-tuning, up to 0.1 in general,
             more for little data.
         form: ``"decoupled"``, as AdamW has it, or ``"l2"``, as SGD has it.
         params: Name patterns of the parameters to decay; ``None`` for all but biases, normalisation and
@@ -88,7 +89,7 @@ class WeightDecay(Technique):
         return "penalty" if self.form == "l2" else "decay"
 
     def __post_init__(self) -> None:
-        as_schedule("strength", self.strength, 0.0, open_high=True)
+        as_schedule("strength", self.strength, 0.0, LARGEST)
         checks.one_of("form", self.form, _FORMS)
         if self.params is not None:
             as_patterns("params", self.params)

@@ -71,6 +71,7 @@ CASES: dict[str, Case] = {
     "NormPenalty": Case(
         neutral=lambda: lt.NormPenalty(l1=0.0, proximal=True),
         active=lambda: lt.NormPenalty(l1="1e-2 * linear(to=0.1)", proximal=True),
+        adapt=without_own_decay,
     ),
     "OptimizerMixin": Case(
         neutral=lambda: Mixes(as_by_hand),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from lightning.pytorch import Callback
 
 import lightning_tricks as lt
 from lightning_tricks.core.notation import FUNCTIONS
@@ -29,6 +30,7 @@ from lightning_tricks.lifecycle.evaluation import MissingMetricError
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger
 from tests.contract.cases import CASES
+from tests.contract.mixing import Mixes
 from tests.fuzz.effort import examples
 from tests.fuzz.values import CORNERS, anything, is_plain, shown
 from tests.fuzz.verdicts import Batches, refusal
@@ -38,7 +40,7 @@ BUILT = [kind for kind in vars(lt).values() if isinstance(kind, type) and datacl
 # What policies and schedules need, by the type of a setting without default; techniques have their cases.
 SAMPLES = {"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]}
 METRIC: dict[str, Any] = {"monitor": "val_loss", "mode": "min"}
-HOSTS: dict[type, Callable[[Any], Technique]] = {
+HOSTS: dict[type, Callable[[Any], Callback]] = {
     Technique: lambda technique: technique,
     FusionMethod: lambda method: lt.WeightFusion(
         method=method, collect=lt.EverySteps(1, method.count or 2), **METRIC
@@ -47,6 +49,7 @@ HOSTS: dict[type, Callable[[Any], Technique]] = {
     SurgeryMethod: lambda method: lt.GradientSurgery(method=method),
     AdaptiveThreshold: lambda policy: lt.GradientClip(max_norm=policy),
     Trigger: lambda trigger: lt.ProgressiveUnfreeze(stages=["head", "body"], at=trigger),
+    lt.OptimizerSettings: lambda settings: Mixes(lambda _: settings),
     Schedule: lambda schedule: lt.GradientClip(max_norm=schedule),
 }
 
@@ -139,12 +142,14 @@ def accepted(kind: type, name: str) -> list[Any]:
     return found
 
 
-def trains(build: Callable[[], Technique], names: Collection[str], folder: Path) -> None:
+def trains(build: Callable[[], Callback], names: Collection[str], folder: Path) -> None:
     """Assert that two steps with a technique go well and save, or are refused before by one of ``names``."""
     seen = Batches()
     try:
-        runner = trainer(build(), seen, max_epochs=1, num_sanity_val_steps=1, default_root_dir=folder)
-        runner.fit(Toy(), Loader(2), Loader(1, fixed=True))
+        given = build()
+        module = CASES[type(given).__name__].adapt(Toy()) if isinstance(given, Technique) else Toy()
+        runner = trainer(given, seen, max_epochs=1, num_sanity_val_steps=1, default_root_dir=folder)
+        runner.fit(module, Loader(2), Loader(1, fixed=True))
     except Exception as error:
         assert not (why := refusal(error)), why
         by_value = "every value of" in str(error)  # that is how schedules are refused
