@@ -53,7 +53,7 @@ class Chosen:
         (operator.is_, "_operator.is_"),
         (torch.float32, "torch.float32"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_against_texts_by_hand(value: object, text: str) -> None:
     assert written(value) == text
