@@ -15,6 +15,7 @@ algorithm 1.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
@@ -89,7 +90,9 @@ class SharpnessAware(Technique):
       gradients, clipping too, acts on the second gradient only.
     * **Changes** the gradients of all parameters of the module. The second pass draws the same random numbers
       as the first, so that both see one loss, with one dropout mask; those of generators of the module's own
-      are drawn anew. It leaves nothing else: what it logs, counts in metrics and writes into buffers
+      are drawn anew. A ``training_step`` that changes its batch, frozen parameters or metrics that are no
+      part of the module does so twice, and one that reads a buffer which it changes sees it changed. Of the
+      module it leaves nothing else: what it logs, counts in metrics and writes into buffers
       (BatchNorm) is taken back. Hooks of the backward pass are called for both. The way up follows the
       gradient of all processes; over shards too. Where that is not finite, as under a gradient scaler that is
       still too high, the weights do not move, and the second gradient decides about the step. Refused in
@@ -131,6 +134,11 @@ class SharpnessAware(Technique):
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ValueError(f"{self.state_key} needs an optimizer that asks for one gradient, got LBFGS")
+        if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+            raise ValueError(f"training_step must take a batch for {self.state_key}, got dataloader_iter")
+        for name, layer in pl_module.named_modules():
+            if getattr(layer, "sparse", False) is True:
+                raise ValueError(f"{self.state_key} needs dense gradients, got the sparse ones of {name!r}")
         # What an optimizer steps besides is in no checkpoint, and must not bear on the rest.
         self._members, self._spread = set(pl_module.parameters()), flat_shards(trainer)
 
@@ -187,7 +195,9 @@ class SharpnessAware(Technique):
             gaps = [up - first for first, up in pairs if first is not None and up is not None]
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             scale = 1.0 if scaler is None else scaler.get_scale()
-            self._seen = {"norm": norm / scale, "sharpness": torch.stack(gaps).sum()}
+            self._seen = {"norm": norm / scale}
+            if gaps:  # else no batch gave a loss up there
+                self._seen["sharpness"] = torch.stack(gaps).sum()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -36,7 +36,7 @@ def test_products_and_sums_are_those_of_one_long_vector_per_loss() -> None:
             for t in tasks
         ]
     )
-    torch.testing.assert_close(gramian(tasks), rows @ rows.T)
+    torch.testing.assert_close(gramian(tasks), (rows.double() @ rows.double().T))
     found = combine(tasks, torch.tensor([1.0, 2.0, -0.5]))
     assert found[0] is None
     expected = torch.tensor([1.0, 2.0, -0.5]) @ rows
@@ -239,3 +239,39 @@ def test_settings_and_places_are_refused() -> None:
         trainer(GradientSurgery(params="trunc")).fit(Three(), Loader())
     with pytest.raises(ConflictError, match="in the order GradientSurgery, GradientClip; got"):
         trainer(GradientClip(), GradientSurgery()).fit(Three(), Loader())
+
+
+def test_a_task_that_is_solved_leaves_the_step_finite() -> None:
+    # In single precision the square of 1e-23 is 0.
+    tasks = [[torch.tensor([1.0, 2.0])], [torch.tensor([-1e-23, 1e-23])]]
+    weights = PCGrad().weights(
+        gramian([[each.clone() for each in task] for task in tasks]), torch.Generator()
+    )
+    (found,) = combine(tasks, weights)
+    assert found is not None
+    # By hand: (1, 2) has 0.5 of (-1, 1), whose part 0.5 (-1, 1) does not point against it; nothing is taken.
+    torch.testing.assert_close(found, torch.tensor([1.0, 2.0]))
+    against = [[torch.tensor([2.0, 1.0])], [torch.tensor([-1e-23, 0.0])]]
+    weights = PCGrad().weights(
+        gramian([[each.clone() for each in task] for task in against]), torch.Generator()
+    )
+    (found,) = combine(against, weights)
+    assert found is not None
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0]), rtol=0, atol=1e-6)
+
+
+def test_losses_without_a_gradient_are_refused_and_their_order_does_not_matter() -> None:
+    class Detached(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.loss(batch)
+            parts = {"a": loss * 0.25, "b": loss * 0.75}
+            if self.detach:
+                parts = {name: part.detach() for name, part in parts.items()}
+            return {"loss": loss, "losses": dict(sorted(parts.items(), reverse=bool(batch_idx % 2)))}
+
+    module = Detached()
+    module.detach = False
+    trainer(GradientSurgery()).fit(module, Loader())
+    module.detach = True
+    with pytest.raises(ValueError, match=r"losses must have a gradient, .* got \['a', 'b'\] without"):
+        trainer(GradientSurgery()).fit(module, Loader())

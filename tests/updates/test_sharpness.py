@@ -229,3 +229,34 @@ def test_lbfgs_and_a_second_owner_of_the_passes_are_refused() -> None:
         trainer(SharpnessAware()).fit(Toy(optimizer="LBFGS"), Loader())
     with pytest.raises(ConflictError, match="'passes' must have one owner"):
         trainer(GradientSurgery(), SharpnessAware()).fit(Toy(), Loader())
+
+
+def test_batches_that_give_no_loss_up_there_have_no_sharpness() -> None:
+    class Skips(Toy):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().training_step(batch, batch_idx) if self.calls % 2 else None
+
+    rows = Logged("sharpness_aware")
+    trainer(SharpnessAware(), rows, max_epochs=1).fit(Skips(), Loader())
+    assert "sharpness_aware/norm" in rows.rows[-1]
+    assert "sharpness_aware/sharpness" not in rows.rows[-1]
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+def test_modules_whose_batches_cannot_be_passed_again_are_refused() -> None:
+    class Iterates(Toy):
+        def training_step(self, dataloader_iter: Any) -> Any:
+            return self.loss(next(dataloader_iter)[0])
+
+    class Sparse(Toy):
+        def __init__(self) -> None:
+            super().__init__(optimizer="SGD")
+            self.words = nn.Embedding(3, 2, sparse=True)
+
+    with pytest.raises(ValueError, match="training_step must take a batch for SharpnessAware"):
+        trainer(SharpnessAware()).fit(Iterates(), Loader())
+    with pytest.raises(
+        ValueError, match="SharpnessAware needs dense gradients, got the sparse ones of 'words'"
+    ):
+        trainer(SharpnessAware()).fit(Sparse(), Loader())
