@@ -151,8 +151,8 @@ def averaged(trainer: Trainer, tensors: list[Tensor]) -> list[Tensor]:
 def unseen(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Let passes within this leave nothing but gradients.
 
-    What they log, count in metrics, write into buffers such as the statistics of BatchNorm, and draw of
-    random numbers is taken back.
+    What they log, count in metrics, write into buffers such as the statistics of BatchNorm or into frozen
+    parameters, and draw of random numbers is taken back.
     """
     buffers = [
         (module, name, value)
@@ -160,7 +160,8 @@ def unseen(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         for name, value in module._buffers.items()
         if value is not None
     ]
-    places = [local(value).detach() for _, _, value in buffers]
+    frozen = [parameter for parameter in pl_module.parameters() if not parameter.requires_grad]
+    places = [local(value).detach() for value in [*(value for *_, value in buffers), *frozen]]
     copies = [place.clone() for place in places]
     with ExitStack() as stack:
         stack.callback(_set_rng_states, _random_states())

@@ -90,8 +90,8 @@ class SharpnessAware(Technique):
       gradients, clipping too, acts on the second gradient only.
     * **Changes** the gradients of all parameters of the module. The second pass draws the same random numbers
       as the first, so that both see one loss, with one dropout mask; those of generators of the module's own
-      are drawn anew. A ``training_step`` that changes its batch, frozen parameters or metrics that are no
-      part of the module does so twice, and one that reads a buffer which it changes sees it changed. Of the
+      are drawn anew. A ``training_step`` that changes its batch, or metrics that are no part of the
+      module, does so twice, and one that reads a buffer which it changes sees it changed. Of the
       module it leaves nothing else: what it logs, counts in metrics and writes into buffers
       (BatchNorm) is taken back. Hooks of the backward pass are called for both. The way up follows the
       gradient of all processes; over shards too. Where that is not finite, as under a gradient scaler that is

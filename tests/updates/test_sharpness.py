@@ -260,3 +260,18 @@ def test_modules_whose_batches_cannot_be_passed_again_are_refused() -> None:
         ValueError, match="SharpnessAware needs dense gradients, got the sparse ones of 'words'"
     ):
         trainer(SharpnessAware()).fit(Sparse(), Loader())
+
+
+def test_frozen_weights_that_a_step_writes_are_written_once() -> None:
+    class Teacher(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.seen.add_(1)
+            return super().training_step(batch, batch_idx)
+
+    module = Teacher()
+    trainer(SharpnessAware()).fit(module, Loader())
+    assert module.seen.item() == 15
