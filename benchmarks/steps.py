@@ -44,7 +44,7 @@ class Timed(torch.optim.SGD):
 
     ready = 0
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Let the gradients be made, and look at the clock."""
         assert closure is not None
         closure()
@@ -80,7 +80,7 @@ class Network(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return batches without content."""
-        return DataLoader(range(STEPS))  # type: ignore[arg-type]
+        return DataLoader(range(STEPS))
 
 
 class TimmClip(Callback):

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.fabric.utilities.seed import _set_rng_states
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
@@ -24,6 +24,7 @@ from torchmetrics import Metric
 
 from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.evaluation import kept_metric, replaced
+from lightning_tricks.lifecycle.randomness import collected_states
 
 __all__ = ["Closures", "Pass", "averaged", "check_automatic", "unseen"]
 
@@ -58,7 +59,7 @@ class Pass:
 
     def run(self) -> Any:
         """Do what Lightning would do, and return its result."""
-        self._random = _random_states()
+        self._random = collected_states()
         result = self.forward()
         self.zero_grad()
         if result.closure_loss is not None:
@@ -107,7 +108,8 @@ class Closures:
         vars(self._loop)["_make_closure"] = self._make
 
     def _make(self, kwargs: dict[str, Any], optimizer: Any, batch_idx: int) -> Any:
-        closure: Any = type(self._loop)._make_closure(self._loop, kwargs, optimizer, batch_idx)  # type: ignore[arg-type]
+        make: Any = type(self._loop)._make_closure
+        closure = make(self._loop, kwargs, optimizer, batch_idx)
         if closure._backward_fn is not None:  # a pass of StochasticWeightAveraging that learns nothing
             batch = next(iter(kwargs.values()))
             run = torch.enable_grad()(lambda: self._run(Pass(self._trainer, closure, batch, optimizer)))
@@ -164,7 +166,7 @@ def unseen(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     places = [local(value).detach() for value in [*(value for *_, value in buffers), *frozen]]
     copies = [place.clone() for place in places]
     with ExitStack() as stack:
-        stack.callback(_set_rng_states, _random_states())
+        stack.callback(_set_rng_states, collected_states())
         results = {"_results": _ResultCollection(training=True)}
         stack.enter_context(replaced(trainer.fit_loop.epoch_loop, results))
         stack.enter_context(replaced(trainer, {"loggers": [DummyLogger() for _ in trainer.loggers]}))
@@ -177,8 +179,3 @@ def unseen(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
             for module, name, value in buffers:
                 module._buffers[name] = value
             copy_(places, copies)
-
-
-def _random_states() -> dict[str, Any]:
-    # A process that never used CUDA drew nothing there, and after a fork could not even ask.
-    return _collect_rng_states(include_cuda=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -7,13 +7,20 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 
-__all__ = ["generators_of", "lost_devices", "random_states", "set_random_states"]
+__all__ = ["collected_states", "generators_of", "lost_devices", "random_states", "set_random_states"]
+
+
+def collected_states() -> dict[str, Any]:
+    """Return the states of Python, NumPy, torch and all CUDA devices, as Lightning holds them."""
+    # A process that never used CUDA drew nothing there, and after a fork could not even ask.
+    used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch gives it no types
+    states: dict[str, Any] = _collect_rng_states(include_cuda=used)
+    return states
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of Python, NumPy, torch and all CUDA devices, as tensors and plain values."""
-    # A process that never used CUDA drew nothing there, and after a fork could not even ask.
-    states = _collect_rng_states(include_cuda=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    """Return the same as tensors and plain values."""
+    states = collected_states()
     version, words, gauss = states["python"]
     name, keys, *rest = states["numpy"]
     return {

@@ -79,7 +79,8 @@ class Steps:
         self._stepping = optimizer
         # Lightning leaves the gradients of fused optimizers scaled; everything after this wants them true.
         if self._scaled and getattr(optimizer, "_step_supports_amp_scaling", False):
-            trainer.precision_plugin.scaler.unscale_(optimizer)  # type: ignore[attr-defined]
+            precision: Any = trainer.precision_plugin  # of which only some kinds have a scaler
+            precision.scaler.unscale_(optimizer)
         return True
 
     def _enter(self, *_: Any) -> None:

@@ -54,7 +54,7 @@ def _refused_regimes_have_a_test_of_their_own(request: pytest.FixtureRequest) ->
     if values and {"case", "regime"} <= values.keys() and "refusal" not in request.node.name:
         name = next(name for name, regime in ALL_REGIMES.items() if regime is values["regime"])
         if name.removesuffix(" on a GPU") in values["case"].refused:
-            pytest.skip("refused")
+            pytest.skip("refused, as the test of refusals shows")
 
 
 def fit(

@@ -160,7 +160,7 @@ def test_methods_of_torchjd(name: str) -> None:
 
 def test_a_solver_that_is_missing_is_named_at_once() -> None:
     try:
-        import quadprog  # noqa: F401
+        import quadprog  # noqa: F401  # only whether it is there
     except ImportError:
         with pytest.raises(ImportError, match="quadprog"):
             TorchJD("UPGrad")

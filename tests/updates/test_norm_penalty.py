@@ -14,6 +14,7 @@ from sklearn.linear_model import ElasticNet, Lasso
 from torch import Tensor, nn
 
 from lightning_tricks import ConflictError, GradientClip, NormPenalty, WeightDecay
+from tests.contract.test_together import reads_per_step
 from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
 
 PROXIMAL = {
@@ -175,6 +176,13 @@ def test_logs_strengths_and_zeros(tmp_path: Path) -> None:
     runner.fit(module, Loader())
     last = {name: value.item() for name, value in runner.logged_metrics.items()}
     assert last == {"norm_penalty/l1": 1e6, "norm_penalty/l2": 0.0, "norm_penalty/zeros": 1.0}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_nothing_is_read_back(fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    penalty = NormPenalty(l1=1e-3, proximal=True)
+    assert reads_per_step(penalty, fused=fused) == reads_per_step(fused=fused)
 
 
 def test_neutral_strengths_change_nothing() -> None:

@@ -101,7 +101,7 @@ def test_a_module_without_layers_to_tell_apart_is_refused() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Linear(4, 8)  # type: ignore[assignment]
+            self.body = nn.Linear(4, 8)
 
     with pytest.raises(ValueError, match="layers must be given with layer_decay=0.5, .* in Flat"):
         trainer().fit(Flat(), Loader())
