@@ -4,8 +4,10 @@ The first technique of a Trainer installs one conductor at the head of ``trainer
 so every hook reaches the conductor first. At the start of a run it goes through all techniques phase by
 phase, so that their order in the list does not matter:
 
+    configure_model     build (what changes layers), once the module has made its own
     on_fit_start        prepare (choose and check) -> conflicts -> regroup (parameter groups)
-    on_train_start      restore (what a checkpoint held) -> begin (the run's length is known)
+    on_train_start      restore (what a checkpoint held) -> initialize (a fresh run) -> begin (the run's
+                        length is known)
     before a step       before_step (what looks at weights before anything changes them)
     after a step        after_step (what changes weights of one optimizer)
     on_train_batch_end  after_update (what changes weights that others average, collect, save), if it stepped
@@ -31,6 +33,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_tricks.core.conflicts import ConflictError, check_claims, check_order
+from lightning_tricks.lifecycle.building import Built
 from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.member import Member
@@ -63,6 +66,7 @@ class Conductor(Callback):
         self._told = False
         self._take_back: list[Callable[[], None]] = []
         self._restored: dict[str, Any] | None = None
+        self._built: Built | None = None
 
     @classmethod
     def of(cls, trainer: Trainer) -> Self:
@@ -92,7 +96,7 @@ class Conductor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the reference to the Trainer, which cannot be pickled."""
-        return {**vars(self), "_trainer": None}
+        return {**vars(self), "_trainer": None, "_built": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the reference, so that a copy in the list of another Trainer is known as strange there.
@@ -109,6 +113,15 @@ class Conductor(Callback):
     def on_next_fit(self, undo: Callable[[], None]) -> None:
         """Call ``undo`` when the same Trainer fits again, before a checkpoint loads; last in, first out."""
         self._take_back.append(undo)
+
+    def build_soon(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go through the phase ``build`` in this run, as soon as the module is complete."""
+        if self._built is None:
+            self._built = Built(pl_module, lambda: self._build(trainer, pl_module))
+
+    def _build(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for member in _in_build_order(trainer):
+            member.build(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -132,6 +145,7 @@ class Conductor(Callback):
         self.steps.watch(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        resumed = trainer.ckpt_path is not None or self._restored is not None
         if self._restored is not None:
             self.clock.restore(self._restored)
             self._restored = None
@@ -143,6 +157,9 @@ class Conductor(Callback):
         members = _members(trainer)
         for member in members:
             member.take_state(trainer)
+        if self.clock.position == 0 and not resumed:
+            for member in _in_build_order(trainer):
+                member.initialize(trainer, pl_module)
         for member in members:
             member.begin(trainer, pl_module)
 
@@ -205,10 +222,16 @@ class Conductor(Callback):
             member.finish(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._let_go(trainer)
+
+    def _let_go(self, trainer: Trainer) -> None:
         self.steps.unwatch(trainer)
+        if self._built is not None:
+            self._built.remove()
+            self._built = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.steps.unwatch(trainer)
+        self._let_go(trainer)
         if isinstance(exception, Exception):  # nor an interrupt, which is nobody's fault
             _name_member(exception)
 
@@ -232,6 +255,10 @@ class Conductor(Callback):
 
 def _members(trainer: Trainer) -> list[Member]:
     return [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
+
+
+def _in_build_order(trainer: Trainer) -> list[Member]:
+    return sorted(_members(trainer), key=lambda member: member.build_order)
 
 
 def _name_member(error: Exception) -> None:

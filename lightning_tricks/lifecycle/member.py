@@ -20,11 +20,18 @@ class Member(Callback, ABC):
     """What the conductor asks of a technique."""
 
     finish_order: ClassVar[int] = 0
+    build_order: ClassVar[int] = 0
 
     @property
     def gradient_stage(self) -> str | None:
         """Its place in GRADIENT_ORDER, if it works on gradients."""
         return None
+
+    def build(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change layers of a complete module, in any run, before weights load and optimizers exist.
+
+        In the order of ``build_order``.
+        """
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose parameters and check settings against the module; nothing is restored yet."""
@@ -38,6 +45,12 @@ class Member(Callback, ABC):
 
     def take_state(self, trainer: Trainer) -> None:
         """Take back what a checkpoint held for it, if one was loaded."""
+
+    def initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change weights at the start of a run that continues none, before any technique begins.
+
+        In the order of ``build_order``.
+        """
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start, with the run's length known and everything restored."""

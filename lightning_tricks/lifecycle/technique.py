@@ -238,6 +238,8 @@ class Technique(Member):
         strategy = trainer.strategy
         if stage == "fit" and isinstance(strategy, DeepSpeedStrategy) and strategy.config is not None:
             self.hand_over(strategy.config)
+        if type(self).build is not Member.build:
+            conductor.build_soon(trainer, pl_module)
         self.attach(trainer, pl_module, stage)
 
     def _forget(self) -> None:
