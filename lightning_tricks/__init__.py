@@ -28,6 +28,7 @@ from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -50,6 +51,7 @@ __all__ = [
     "ExactResume",
     "GradientCentralization",
     "GradientClip",
+    "GradientHealth",
     "GradientNoise",
     "GradientSurgery",
     "GreedySoup",

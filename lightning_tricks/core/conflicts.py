@@ -8,9 +8,9 @@ from itertools import combinations
 
 __all__ = ["GRADIENT_ORDER", "Claim", "ConflictError", "check_claims", "check_order"]
 
-GRADIENT_ORDER = ("penalty", "surgery", "centralization", "noise", "clipping", "health", "decay")
-"""The order in which work on gradients is right: what adds to them first, what measures them after all
-changes; then what changes weights, since clipping may cancel the step."""
+GRADIENT_ORDER = ("penalty", "surgery", "centralization", "noise", "clipping", "decay")
+"""The order in which work on gradients is right: what adds to them first; last what changes weights, since
+clipping may cancel the step."""
 
 
 class ConflictError(ValueError):

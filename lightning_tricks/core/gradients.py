@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
-__all__ = ["Gradients", "Groups", "gradients_of"]
+__all__ = ["Gradients", "Groups", "gradients_of", "groups_of_tensor"]
 
 Groups = tuple[ProcessGroup, ...]
 
@@ -54,7 +54,7 @@ def gradients_of(
                     continue
                 gradient = parameter.new_zeros(0)  # another process may hold some of it
             if isinstance(gradient, DTensor):
-                groups, gradient = _groups_of(gradient), gradient.to_local()
+                groups, gradient = groups_of_tensor(gradient), gradient.to_local()
             kind = gradient.device, gradient.dtype, groups
             if (alike := found.get(kind)) is None:
                 alike = found[kind] = Gradients([], groups)
@@ -62,7 +62,8 @@ def gradients_of(
     return list(found.values())
 
 
-def _groups_of(tensor: DTensor) -> Groups:
+def groups_of_tensor(tensor: DTensor) -> Groups:
+    """Return the process groups over which ``tensor`` is spread; none if each process holds all of it."""
     mesh = tensor.device_mesh
     return tuple(
         mesh.get_group(dim)

@@ -63,6 +63,11 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.GradientClip(max_norm=1e9),
         active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
     ),
+    "GradientHealth": Case(
+        neutral=lambda: lt.GradientHealth(every=1),
+        active=lambda: lt.GradientHealth(every=2, per_layer=False),
+        exempt={"active": "it changes nothing, as law neutral shows"},
+    ),
     "GradientNoise": Case(
         neutral=lambda: lt.GradientNoise(variance=0.0),
         active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),

@@ -1,0 +1,1 @@
+"""What reads everything and changes nothing."""

@@ -1,0 +1,208 @@
+"""How healthy the gradients of a step are, layer by layer.
+
+    gradient_to_weight  ||g|| / ||w||
+    update_to_weight    ||w' - w|| / ||w||    with w' after the step
+    zero                share of entries of g that are 0
+    non_finite          share of entries of g that are infinite or no numbers
+
+A layer is a module with the parameters that are its own; norms are Euclidean, over all of them. In these
+
+    exploding   ||g|| is above a limit, or some of g is not finite
+    vanishing   the root mean square of g is below a share of that of the layer where it is largest
+    dead        all of g is 0, or there is none
+    symmetric   all units have the same weights and the same gradients, and so can never become different
+
+Reference: for the ratio of update and weight Karpathy, "makemore: Activations & Gradients, BatchNorm", 2022,
+https://github.com/karpathy/nn-zero-to-hero (healthy about 1e-3); for vanishing and exploding gradients Glorot
+and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010,
+https://proceedings.mlr.press/v9/glorot10a.html; for the limit of 100 Chintala et al., "How to Train a GAN",
+2016, https://github.com/soumith/ganhacks, item 10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_tricks.core.gradients import Groups
+
+__all__ = [
+    "KINDS",
+    "PER_LAYER",
+    "LayerHealth",
+    "Part",
+    "ailments",
+    "layer_sums",
+    "layers_health",
+    "overall",
+    "update_squares",
+]
+
+KINDS = ("exploding", "vanishing", "dead", "symmetric")
+PER_LAYER = ("gradient_norm", "gradient_to_weight", "update_to_weight", "zero", "non_finite")
+
+
+class Part(NamedTuple):
+    """What this process holds of a parameter.
+
+    Attributes:
+        layer: Number of its layer.
+        weight: Its weight.
+        gradient: Of the same shape; empty where this process holds none of it, ``None`` if there is none.
+        groups: The process groups over which the parameter is spread.
+        whole_rows: Whether rows of ``weight`` are those of the parameter.
+    """
+
+    layer: int
+    weight: Tensor
+    gradient: Tensor | None
+    groups: Groups
+    whole_rows: bool
+
+
+class LayerHealth(NamedTuple):
+    """The gradients of one layer in one step; norms, ratios, and shares in [0, 1]."""
+
+    gradient_norm: float
+    gradient_to_weight: float
+    update_to_weight: float
+    zero: float
+    non_finite: float
+    rms: float
+    symmetric: bool
+
+
+@torch.no_grad()
+def layer_sums(parts: Sequence[Part], layers: int) -> Tensor:
+    """Return what the health of each layer is computed from, the same in every process.
+
+    Args:
+        parts: At least one.
+        layers: How many layers there are.
+
+    Returns:
+        For each layer, in float32 on the device of the first part, shape (layers, 7): the summed squares of
+        gradients and of weights; of the gradients' entries the number, of those that are zero, and of those
+        that are not finite; the number of pairs of rows that were compared, and of those that differ.
+    """
+    return _by_layer([_sums(part) for part in parts], parts, layers)
+
+
+@torch.no_grad()
+def update_squares(parts: Sequence[Part], before: Sequence[Tensor], layers: int) -> Tensor:
+    """Return the summed squares of what was added to the weights of each layer, shape (layers, 1).
+
+    Args:
+        parts: At least one, with weights as they are after the step.
+        before: The weights before it.
+        layers: How many layers there are.
+    """
+    squares = [_square(part.weight - old)[None] for part, old in zip(parts, before, strict=True)]
+    return _by_layer(squares, parts, layers)
+
+
+def _by_layer(rows: list[Tensor], parts: Sequence[Part], layers: int) -> Tensor:
+    device = rows[0].device
+    sums = torch.zeros(layers, len(rows[0]), device=device)
+    by_groups: dict[Groups, list[int]] = {}
+    for index, part in enumerate(parts):
+        by_groups.setdefault(part.groups, []).append(index)
+    for groups, own in by_groups.items():
+        together = torch.stack([rows[index].to(device) for index in own])
+        for group in groups:
+            dist.all_reduce(together, group=group)
+        sums.index_add_(0, torch.tensor([parts[index].layer for index in own], device=device), together)
+    return sums
+
+
+def _sums(part: Part) -> Tensor:
+    weight = part.weight
+    gradient = torch.zeros_like(weight) if part.gradient is None else part.gradient
+    zeros = gradient.numel() - torch.count_nonzero(gradient)
+    not_finite = gradient.numel() - torch.isfinite(gradient).sum()
+    pairs, differ = 0, zeros.new_zeros(())
+    if part.whole_rows and weight.ndim > 1 and min(len(weight), len(gradient)) > 1:
+        # Of identical rows all are like the first; the second and the last tell nearly always.
+        pairs = 2
+        for other in (1, -1):
+            differ = differ + ~((weight[0] == weight[other]).all() & _close(gradient[0], gradient[other]))
+    counts = (zeros.new_full((), gradient.numel()), zeros, not_finite, zeros.new_full((), pairs), differ)
+    return torch.stack([_square(gradient), _square(weight), *(each.float() for each in counts)])
+
+
+def _close(first: Tensor, second: Tensor) -> Tensor:
+    # Sums of equal terms differ by rounding, when they are taken in another order.
+    return (first - second).abs().max() <= 1e-4 * first.abs().max()
+
+
+def _square(tensor: Tensor) -> Tensor:
+    wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    square: Tensor = torch.linalg.vector_norm(wide).float().square()
+    return square
+
+
+def layers_health(sums: Tensor, updates: Tensor) -> list[LayerHealth]:
+    """Return the health of each layer, from :func:`layer_sums` and :func:`update_squares`."""
+    found = []
+    values = torch.cat([sums, updates.to(sums)], dim=1).tolist()  # one read for all
+    for gradient, weight, entries, zeros, not_finite, pairs, differ, update in values:
+        norm, size, change = (math.sqrt(each) for each in (gradient, weight, update))
+        found.append(
+            LayerHealth(
+                gradient_norm=norm,
+                gradient_to_weight=norm / size if size else math.inf,
+                update_to_weight=change / size if size else math.inf,
+                zero=zeros / entries if entries else 0.0,
+                non_finite=not_finite / entries if entries else 0.0,
+                rms=norm / math.sqrt(entries) if entries else 0.0,
+                symmetric=pairs > 0 and differ == 0,
+            )
+        )
+    return found
+
+
+def overall(health: Iterable[LayerHealth]) -> dict[str, float]:
+    """Return what the layers have together: a norm, the median ratio of update and weight, largest shares."""
+    layers = list(health)
+    return {
+        "gradient_norm": math.hypot(*(each.gradient_norm for each in layers)),
+        "update_to_weight": median(each.update_to_weight for each in layers),
+        "zero": max(each.zero for each in layers),
+        "non_finite": max(each.non_finite for each in layers),
+    }
+
+
+def ailments(
+    health: Mapping[str, LayerHealth], *, exploding: float, vanishing: float
+) -> dict[str, list[str]]:
+    """Return for each of :data:`KINDS` the names of the layers that are so.
+
+    Args:
+        health: By name.
+        exploding: Largest norm of a layer's gradients that is in order, above 0.
+        vanishing: Least root mean square of a layer's gradients that is in order, as a share of the largest.
+
+    Example:
+        >>> good = LayerHealth(1.0, 0.1, 1e-3, zero=0.0, non_finite=0.0, rms=0.1, symmetric=False)
+        >>> layers = {"a": good, "b": good._replace(gradient_norm=900.0), "c": good._replace(rms=1e-9)}
+        >>> ailments(layers, exploding=100.0, vanishing=1e-6)
+        {'exploding': ['b'], 'vanishing': ['c'], 'dead': [], 'symmetric': []}
+    """
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    largest = max((each.rms for each in health.values() if math.isfinite(each.rms)), default=0.0)
+    for name, each in health.items():
+        if each.non_finite or not each.gradient_norm <= exploding:
+            found["exploding"].append(name)
+        elif each.zero == 1.0:
+            found["dead"].append(name)
+        elif each.rms < vanishing * largest:
+            found["vanishing"].append(name)
+        if each.symmetric:
+            found["symmetric"].append(name)
+    return found
