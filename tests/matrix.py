@@ -7,6 +7,7 @@ the table with the README and fails if they differ; with ``--matrix`` it writes 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -64,20 +65,21 @@ class Matrix:
         from tests.contract.regimes import REGIMES
         from tests.distributed.worlds import WORLDS
 
-        rows = [*REGIMES, *WORLDS, "DeepSpeed"]
-        if any((row, name) not in self.outcomes for row in rows for name in CASES):
+        regimes = [*REGIMES, *WORLDS, "DeepSpeed"]
+        if any((regime, name) not in self.outcomes for regime in regimes for name in CASES):
             return None
         notes: list[str] = []
-        lines = [f"| | {' | '.join(CASES)} |", "|---|" + ":-:|" * len(CASES)]
-        for row in rows:
-            cells = (self._cell(self.outcomes[row, name], notes) for name in CASES)
-            lines.append(f"| {row} | {' | '.join(cells)} |")
+        lines = [f"| | {' | '.join(regimes)} |", "|---|" + ":-:|" * len(regimes)]
+        for name in CASES:
+            cells = (self._cell(name, self.outcomes[regime, name], notes) for regime in regimes)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]).rstrip()
 
     @staticmethod
-    def _cell(outcomes: set[str], notes: list[str]) -> str:
+    def _cell(name: str, outcomes: set[str], notes: list[str]) -> str:
         if outcomes <= {"right"} or "WRONG" in outcomes:
             return min(outcomes)
-        reason = min(outcomes - {"right"})
+        # One note for all techniques and, without the name of a class that only the tests have, all regimes.
+        reason = re.sub(r", got [A-Z]\w+$", "", min(outcomes - {"right"}).replace(name, "it"))
         notes += [] if reason in notes else [reason]
         return f"refused ({notes.index(reason) + 1})"
