@@ -177,9 +177,8 @@ def _setting(demo: Demo, data: DigitsData) -> str:
     return (
         f"\nA residual network with {size:,} parameters; {demo.training} training images, the labels of "
         f"{demo.label_noise:.0%} drawn at random, {len(data.val_set)} validation images with true labels; "
-        f"twice {demo.epochs} epochs of {demo.optimizer} with base rate {demo.rate:g} in batches of "
-        f"{demo.batch_size}; "
-        f"seed {demo.seed}.\n"
+        f"{demo.epochs} epochs on eight classes, then {demo.epochs} on all; {demo.optimizer} with base "
+        f"rate {demo.rate:g} in batches of {demo.batch_size}; seed {demo.seed}.\n"
     )
 
 
