@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_tricks.recipes import transformer
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from lightning_tricks.recipes.residual import ResidualNet
 from tests.yaml_trainer import yaml_trainer
@@ -44,6 +45,13 @@ def test_yaml_block_builds_the_techniques(tmp_path: Path, monkeypatch: pytest.Mo
     trainer = yaml_trainer(yaml.safe_load(config), Classifier, DigitsData)
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
     assert kinds[:3] == ["GradientClip", "WarmupCosine", "EMAWeights"]
+
+
+def test_text_block_is_what_the_code_above_it_prints() -> None:
+    recipe = transformer()
+    recipe[0].max_norm = 0.5
+    (shown,) = blocks("text")
+    assert shown == f"{recipe}\n"
 
 
 def test_shell_blocks_name_targets_of_the_makefile() -> None:

@@ -30,6 +30,7 @@ examples:
   lightning-tricks demo --seed 1 --output results
   lightning-tricks demo --optimizer AdamW --schedule "warmup('10%') >> stable_decay('30%')"
   lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000
+  lightning-tricks recipe transformer --yaml
 """
 _SCHEDULE_EXAMPLES = """\
 examples:
@@ -39,6 +40,15 @@ examples:
   lightning-tricks schedule "0.1 * (warmup(100) >> stable_decay('20%'))" --steps 2000
 
 made of (help(lightning_tricks.NAME) in Python tells more):
+"""
+_RECIPE_EXAMPLES = """\
+examples:
+  lightning-tricks recipe transformer
+  lightning-tricks recipe from_scratch_cnn --yaml > techniques.yaml
+  lightning-tricks recipe finetune --stages "[head, [blocks.1, norm], 'blocks.0']" --yaml
+
+with LightningCLI: python train.py fit --config techniques.yaml --config the_rest.yaml
+in Python:         Trainer(callbacks=lightning_tricks.recipes.transformer())
 """
 
 
@@ -81,11 +91,12 @@ def _refuse(error: Exception) -> int:
 def _command(argv: list[str]) -> Callable[[], None]:
     """Return what ``argv`` asks for, with its settings checked."""
     parser = _parser("Training techniques for PyTorch Lightning.", epilog=_EXAMPLES, version=__version__)
-    known = {"demo": _demo_parser(), "schedule": _schedule_parser()}
+    known = {"demo": _demo_parser(), "schedule": _schedule_parser(), "recipe": _recipe_parser()}
     # Not required, because the error below says more.
     commands = parser.add_subcommands(dest="command", required=False, metavar="COMMAND", title="commands")
     commands.add_subcommand("demo", known["demo"], help="train a small model with and without techniques")
     commands.add_subcommand("schedule", known["schedule"], help="show a schedule over a run")
+    commands.add_subcommand("recipe", known["recipe"], help="show a ready list of techniques, also as YAML")
     called = argv[0] if argv and argv[0] in known else ""
     see = f"see lightning-tricks {called + ' ' if called else ''}--help"
     try:
@@ -95,7 +106,7 @@ def _command(argv: list[str]) -> Callable[[], None]:
         raise ValueError(f"{_explained(str(error), options)} {see}") from None
     if config.command is None:
         raise ValueError(f"a command must be given, such as demo; {see}")
-    build = _demo if config.command == "demo" else _schedule
+    build = {"demo": _demo, "schedule": _schedule, "recipe": _recipe}[config.command]
     return build(config[config.command].as_dict())
 
 
@@ -202,3 +213,35 @@ def _schedule(settings: dict[str, Any]) -> Callable[[], None]:
     from lightning_tricks.cli.schedule import Preview, show
 
     return partial(show, Preview(**settings))
+
+
+def _recipe_parser() -> ArgumentParser:
+    parser = _parser(
+        "Show a ready list of techniques: a table of settings with the source of each, or the YAML that\n"
+        "LightningCLI reads.",
+        usage="lightning-tricks recipe NAME [options]",
+        epilog=_RECIPE_EXAMPLES,
+    )
+    parser.add_argument("name", type=str, help="finetune, from_scratch_cnn, transformer or gan")
+    parser.add_argument("--yaml", action="store_true", help="as configuration, with the sources as comments")
+    parser.add_argument(
+        "--stages",
+        type=list[str | list[str]],
+        default=argparse.SUPPRESS,
+        help="for finetune: patterns of each part of the network, from the head down (default: head, body)",
+    )
+    parser.add_argument(
+        "--generator",
+        type=str,
+        default=argparse.SUPPRESS,
+        help="for gan: name pattern of the generator (default: generator)",
+    )
+    return parser
+
+
+def _recipe(settings: dict[str, Any]) -> Callable[[], None]:
+    from lightning_tricks.cli.recipe import chosen
+
+    as_yaml = settings.pop("yaml")
+    recipe = chosen(settings.pop("name"), settings)
+    return partial(print, recipe.yaml() if as_yaml else recipe)

@@ -90,8 +90,9 @@ class ResidualNet(nn.Module):
         super().__init__()
         checks.in_range("dropout", dropout, 0.0, 1.0, open_high=True)
         checks.one_of("shortcut", shortcut, ("projection", "padding"))
-        checks.whole("blocks", blocks, 1)
-        if not widths:
+        for name, count in {"channels": channels, "classes": classes, "blocks": blocks}.items():
+            checks.whole(name, count, 1)
+        if not [checks.whole("each of widths", width, 1) for width in widths]:
             raise ValueError(f"widths must name at least one group, got {widths!r}")
         self.stem = nn.Sequential(*_convolution(channels, widths[0]), nn.ReLU(), nn.Dropout(dropout))
         self.groups = nn.Sequential()

@@ -47,7 +47,10 @@ def test_version(capsys):
     ("argv", "message"),
     [
         ([], "a command must be given, such as demo; see lightning-tricks --help"),
-        (["dmeo"], "invalid choice: 'dmeo' (choose from 'demo', 'schedule'); see lightning-tricks --help"),
+        (
+            ["dmeo"],
+            "invalid choice: 'dmeo' (choose from 'demo', 'schedule', 'recipe'); see lightning-tricks --help",
+        ),
         (["--quick"], "nrecognized arguments: --quick; see lightning-tricks --help"),
         (["demo", "extra"], "nrecognized arguments: extra; see lightning-tricks demo --help"),
         (
