@@ -26,6 +26,7 @@ from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
+from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.updates.learning_rate import LearningRate
@@ -65,6 +66,7 @@ __all__ = [
     "Plateau",
     "PlateauDecay",
     "ProgressiveUnfreeze",
+    "ReplaceNorm",
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
@@ -89,6 +91,7 @@ __all__ = [
     "one_cycle",
     "polynomial",
     "propose_stages",
+    "replace_norm_",
     "stable_decay",
     "step",
     "warmup",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lightning.pytorch import Callback
+from torch import nn
 
 import lightning_tricks as lt
 from tests.contract.mixing import Mixes, as_by_hand, in_layers
@@ -39,6 +40,13 @@ class Case:
 def without_own_decay(module: Toy) -> Toy:
     """Return ``module`` with an AdamW that leaves decay to others."""
     module.options |= {"weight_decay": 0.0}
+    return module
+
+
+def with_layer_norm(module: Toy) -> Toy:
+    """Return ``module`` with a LayerNorm without bias, which an RMSNorm takes the place of under its names."""
+    norm = nn.LayerNorm(8, bias=False, dtype=module.head.weight.dtype)
+    getattr(module.body, "_orig_mod", module.body)[1] = norm
     return module
 
 
@@ -91,6 +99,12 @@ CASES: dict[str, Case] = {
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
         active=lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at="30%"),
+    ),
+    "ReplaceNorm": Case(
+        neutral=lambda: lt.ReplaceNorm(to="sync_batch"),
+        active=lambda: lt.ReplaceNorm(to="rms", params="body"),
+        exempt={"neutral": "a layer that computes the same is no other norm"},
+        adapt=with_layer_norm,
     ),
     "LearningRate": Case(
         neutral=lambda: lt.LearningRate(schedule=1.0),

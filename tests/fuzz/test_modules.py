@@ -34,6 +34,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
+    "ReplaceNorm": lambda _: lt.ReplaceNorm(to="group", groups=2),
     "ScheduleFree": lambda _: lt.ScheduleFree(),
     "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
