@@ -25,6 +25,8 @@ from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, Torc
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
+from lightning_tricks.network.dropout_schedule import DropoutSchedule
+from lightning_tricks.network.monte_carlo_dropout import MonteCarloDropout, Spread
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
 from lightning_tricks.network.stages import propose_stages
@@ -46,6 +48,7 @@ __all__ = [
     "BestK",
     "CAGrad",
     "ConflictError",
+    "DropoutSchedule",
     "EMAWeights",
     "EverySteps",
     "ExactResume",
@@ -58,6 +61,7 @@ __all__ = [
     "LastEpochs",
     "LearningRate",
     "Lookahead",
+    "MonteCarloDropout",
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
@@ -70,6 +74,7 @@ __all__ = [
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
+    "Spread",
     "Sum",
     "TorchJD",
     "WarmupCosine",

@@ -191,7 +191,7 @@ class ReplaceNorm(Technique):
                 (each.name, each.before, each.after, ", ".join(each.carried), ", ".join(each.dropped))
                 for each in found
             ]
-            say(trainer, text_table(f"{self.state_key}: {len(found)} layers replaced", _COLUMNS, rows))
+            say(trainer, text_table(f"{self.state_key}: layers replaced: {len(found)}", _COLUMNS, rows))
 
     def claims(self) -> Iterable[Claim]:
         return []

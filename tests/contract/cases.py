@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lightning.pytorch import Callback
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_tricks as lt
 from tests.contract.mixing import Mixes, as_by_hand, in_layers
@@ -44,9 +44,29 @@ def without_own_decay(module: Toy) -> Toy:
 
 
 def with_layer_norm(module: Toy) -> Toy:
-    """Return ``module`` with a LayerNorm without bias, which an RMSNorm takes the place of under its names."""
+    """Return ``module`` with a LayerNorm whose names in a state dict are those of an RMSNorm."""
     norm = nn.LayerNorm(8, bias=False, dtype=module.head.weight.dtype)
     getattr(module.body, "_orig_mod", module.body)[1] = norm
+    return module
+
+
+class Fading(nn.Module):
+    """Drops the same share of every entry: dropout without chance, so that processes agree."""
+
+    drop_prob: float
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 - self.drop_prob) if self.training else x
+
+
+def with_dropout(module: Toy) -> Toy:
+    """Return ``module``, with something that drops if it had nothing."""
+    if not any(isinstance(layer, nn.Dropout) for layer in module.modules()):
+        module.body.append(Fading(0.2))  # type: ignore[operator, union-attr]  # as Shared has it
     return module
 
 
@@ -57,6 +77,11 @@ CASES: dict[str, Case] = {
     "AdaptiveGradientClip": Case(
         neutral=lambda: lt.AdaptiveGradientClip(clip=1e9),
         active=lambda: lt.AdaptiveGradientClip(clip="0.1 * linear(to=0.1)", exclude="head.bias"),
+    ),
+    "DropoutSchedule": Case(
+        neutral=lambda: lt.DropoutSchedule(schedule=0.2),
+        active=lambda: lt.DropoutSchedule(schedule="constant(0.5, over='1 epoch') >> linear(to=0.0)"),
+        adapt=with_dropout,
     ),
     "EMAWeights": Case(
         neutral=lambda: lt.EMAWeights(decay=0.0),
@@ -75,6 +100,12 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.GradientNoise(variance=0.0),
         active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
         exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
+    ),
+    "MonteCarloDropout": Case(
+        neutral=lt.MonteCarloDropout,
+        active=lambda: lt.MonteCarloDropout(passes=2, params="body", seed=3),
+        exempt={"active": "it acts in predict alone"},
+        adapt=with_dropout,
     ),
     "NormPenalty": Case(
         neutral=lambda: lt.NormPenalty(l1=0.0, proximal=True),

@@ -24,6 +24,7 @@ from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer
 # Settings that change a run of any module; without an entry here, a technique runs with neutral ones only.
 ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "AdaptiveGradientClip": lambda _: lt.AdaptiveGradientClip(clip=0.02),
+    "DropoutSchedule": lambda _: lt.DropoutSchedule(schedule="linear(to=0.9, start=0.3)"),
     "EMAWeights": lambda _: lt.EMAWeights(decay=0.9, buffers="average", decay_warmup=False),
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
     "GradientCentralization": lambda _: lt.GradientCentralization(),

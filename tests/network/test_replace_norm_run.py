@@ -52,7 +52,7 @@ def test_the_run_is_that_of_a_module_with_the_new_layers(capsys):
     assert_equal(weights(module), weights(own))
     assert technique.outcome() == {"replaced": 1}
     told = capsys.readouterr().out
-    assert "ReplaceNorm: 1 layers replaced" in told
+    assert "ReplaceNorm: layers replaced: 1" in told
     assert "| body.1 | BatchNorm1d | GroupNorm(2, 8) | weight, bias |" in told
 
 
