@@ -28,6 +28,7 @@ from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -73,6 +74,7 @@ __all__ = [
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",
+    "WeightInit",
     "ZScore",
     "average_state",
     "constant",
@@ -81,6 +83,7 @@ __all__ = [
     "cyclic",
     "exponential",
     "exponential_decay",
+    "initialize_",
     "inverse_sqrt",
     "inverse_time",
     "linear",

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-__all__ = ["exempt_from_decay"]
+__all__ = ["NORM_LAYERS", "exempt_from_decay"]
 
-_SCALES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _MATRICES = (nn.Linear, nn.Bilinear, _ConvNd)
 
@@ -54,7 +54,7 @@ def exempt_from_decay(
 def _exempt(
     layer: nn.Module, name: str, parameter: nn.Parameter, shapes: Mapping[nn.Parameter, torch.Size]
 ) -> bool:
-    if isinstance(layer, _SCALES + _TABLES) or name == "bias":
+    if isinstance(layer, NORM_LAYERS + _TABLES) or name == "bias":
         return True
     if isinstance(layer, _MATRICES) and name == "weight":
         return False

@@ -24,7 +24,7 @@ from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.strategies import flat_units, groups_of, reshard
 
-__all__ = ["Layout", "Layouts", "layouts_of", "module_parts", "parts_of", "wholes_of"]
+__all__ = ["Layout", "Layouts", "Wholes", "layouts_of", "module_parts", "parts_of", "wholes_of"]
 
 
 class Layout(ABC):
@@ -161,3 +161,22 @@ def wholes_of(parts: Mapping[str, Tensor], layouts: Layouts, *, keep: bool = Tru
         if keep:
             found[name] = whole.to("cpu", copy=True)
     return found
+
+
+class Wholes:
+    """Reads and writes weights as wholes, however they are laid out; by all processes together."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        """Look how they are laid out now."""
+        self._layouts = layouts_of(trainer, module)
+
+    def read(self, name: str, parameter: Tensor) -> Tensor:
+        """Return all values of the weight of this clean name."""
+        part = local(parameter).detach()
+        return self._layouts[name].whole(part) if name in self._layouts else part
+
+    @torch.no_grad()
+    def write(self, name: str, parameter: Tensor, whole: Tensor) -> None:
+        """Give the weight of this clean name other values, the same in all processes."""
+        part = self._layouts[name].part(whole) if name in self._layouts else whole
+        local(parameter).copy_(part)
