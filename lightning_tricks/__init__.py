@@ -25,6 +25,7 @@ from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, Torc
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
+from lightning_tricks.network.lsuv import LSUV
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
@@ -41,6 +42,7 @@ from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
 
 __all__ = [
+    "LSUV",
     "AdaptiveGradientClip",
     "Average",
     "BestK",

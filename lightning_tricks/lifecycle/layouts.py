@@ -164,19 +164,24 @@ def wholes_of(parts: Mapping[str, Tensor], layouts: Layouts, *, keep: bool = Tru
 
 
 class Wholes:
-    """Reads and writes weights as wholes, however they are laid out; by all processes together."""
+    """Reads and writes parameters as wholes, however they are laid out; by all processes together."""
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        """Look how they are laid out now."""
+        """Look how those of ``module`` are laid out now."""
         self._layouts = layouts_of(trainer, module)
+        named = module.named_parameters(remove_duplicate=False)
+        self._parameters = {clean_name(name): parameter for name, parameter in named}
 
-    def read(self, name: str, parameter: Tensor) -> Tensor:
-        """Return all values of the weight of this clean name."""
-        part = local(parameter).detach()
+    def part(self, name: str) -> Tensor:
+        """Return what this process holds of the parameter of this clean name, in the same memory."""
+        return local(self._parameters[name]).detach()
+
+    def read(self, name: str) -> Tensor:
+        """Return all its values."""
+        part = self.part(name)
         return self._layouts[name].whole(part) if name in self._layouts else part
 
-    @torch.no_grad()
-    def write(self, name: str, parameter: Tensor, whole: Tensor) -> None:
-        """Give the weight of this clean name other values, the same in all processes."""
+    def write(self, name: str, whole: Tensor) -> None:
+        """Give it other values, the same in all processes."""
         part = self._layouts[name].part(whole) if name in self._layouts else whole
-        local(parameter).copy_(part)
+        self.part(name).copy_(part)

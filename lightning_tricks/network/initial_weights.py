@@ -19,7 +19,7 @@ from lightning_tricks.network.freshness import looks_fresh
 from lightning_tricks.network.gains import following_gain, named_gain
 from lightning_tricks.network.schemes import Scheme
 
-__all__ = ["Initial", "Whole", "initial_table", "initials_of", "left_alone", "owners_of"]
+__all__ = ["Initial", "Whole", "check_in_place", "initial_table", "initials_of", "left_alone", "owners_of"]
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _COLUMNS: dict[str, Literal["left", "right"]] = {
@@ -32,11 +32,11 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 }
 
 
-Whole = Callable[[str, nn.Parameter], Tensor]
+Whole = Callable[[str], Tensor]
 """Gives all values of a parameter by its clean name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Initial:
     """A parameter that is to be set.
 
@@ -69,7 +69,7 @@ class Initial:
         Args:
             whole: Gives all its values.
         """
-        values = whole(self.name, self.parameter)
+        values = whole(self.name)
         return any(looks_fresh(layer, key, values) for layer, key in self.owners)
 
     def draw(self, scheme: Scheme, bias: float, generator: torch.Generator) -> Tensor:
@@ -172,6 +172,21 @@ def _activation(
     return f"{scheme.nonlinearity} (told)", scheme.gain
 
 
+def check_in_place(initials: Iterable[Initial]) -> None:
+    """Refuse parameters that something else has put into another place since, such as a parametrization.
+
+    Raises:
+        ValueError: If there is one; names it.
+    """
+    for each in initials:
+        layer, key = each.owners[0]
+        if layer._parameters.get(key) is not each.parameter:
+            raise ValueError(
+                f"weights to be initialised must not be parametrized, got {each.name!r}: leave it out of "
+                "params, or out of what parametrizes it"
+            )
+
+
 def left_alone(alone: Mapping[str, tuple[str, str]]) -> Iterator[str]:
     """Yield a line for each type of layer and reason, with the parameters that are left alone."""
     names: dict[tuple[str, str], list[str]] = {}
@@ -195,13 +210,13 @@ def initial_table(
         initials: What was set.
         alone: What was not.
         scheme: How.
-        whole: Gives all values of a parameter by its name.
+        whole: Gives all values of each.
     """
     rows = []
     for each in initials:
         if each.blocks:
             fan = each.blocks[0].fans
-            measured = whole(each.name, each.parameter).double().std(correction=0).item()
+            measured = whole(each.name).double().std(correction=0).item()
             fans = "" if isinstance(each.layer, _TABLES) else f"{fan.n_in:g}, {fan.n_out:g}"
             gain = f"{each.gain:.4g} {each.activation}" if scheme.gained else ""
             kind = type(each.layer).__name__

@@ -19,6 +19,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.layouts import Wholes
 from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.randomness import drawn_seed, shared_generator
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.freshness import check_fresh
 from lightning_tricks.network.initial_weights import Initial, initial_table, initials_of
@@ -70,21 +71,13 @@ def initialize_(  # noqa: PLR0913  # settings, as those of WeightInit
     """
     how = Scheme(name=scheme, nonlinearity=nonlinearity, fan=fan, std=std)
     initials, alone = initials_of(module, params, how)
-    generator = seeded(drawn_seed() if seed is None else checks.whole("seed", seed))
+    start = drawn_seed() if seed is None else checks.whole("seed", seed)
+    generator = torch.Generator().manual_seed(start)
     for each in initials:
         each.parameter.copy_(each.draw(how, checks.finite("bias", bias), generator))
     title = f"{scheme}: {len(initials)} tensors"
-    return initial_table(title, initials, alone, how, lambda _, parameter: parameter)
-
-
-def drawn_seed() -> int:
-    """Return a seed from torch's generator."""
-    return int(torch.randint(2**63 - 1, ()).item())
-
-
-def seeded(seed: int) -> torch.Generator:
-    """Return a generator of its own, so that torch's stays where it is."""
-    return torch.Generator().manual_seed(seed)
+    values: dict[str, torch.Tensor] = {each.name: each.parameter for each in initials}
+    return initial_table(title, initials, alone, how, values.__getitem__)
 
 
 @final
@@ -160,10 +153,9 @@ std=0.02, seed=1, overwrite=None)
         wholes = Wholes(trainer, pl_module)
         fresh = {each.name: each.looks_fresh(wholes.read) for each in self._initials}
         check_fresh(fresh, pl_module, self.overwrite)
-        seed: int = trainer.strategy.broadcast(drawn_seed() if self.seed is None else self.seed)
-        generator = seeded(seed)
+        generator = shared_generator(trainer, self.seed)
         for each in self._initials:
-            wholes.write(each.name, each.parameter, each.draw(how, self.bias, generator))
+            wholes.write(each.name, each.draw(how, self.bias, generator))
         self.conductor.initialized.update(each.parameter for each in self._initials)
         title = f"{self.state_key}: {self.scheme}, {len(self._initials)} tensors"
         say(trainer, initial_table(title, self._initials, alone, how, wholes.read))
