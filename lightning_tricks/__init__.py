@@ -26,11 +26,13 @@ from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.dropout_schedule import DropoutSchedule
+from lightning_tricks.network.lsuv import LSUV
 from lightning_tricks.network.monte_carlo_dropout import MonteCarloDropout, Spread
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -43,6 +45,7 @@ from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
 
 __all__ = [
+    "LSUV",
     "AdaptiveGradientClip",
     "Average",
     "BestK",
@@ -80,6 +83,7 @@ __all__ = [
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",
+    "WeightInit",
     "ZScore",
     "average_state",
     "constant",
@@ -88,6 +92,7 @@ __all__ = [
     "cyclic",
     "exponential",
     "exponential_decay",
+    "initialize_",
     "inverse_sqrt",
     "inverse_time",
     "linear",

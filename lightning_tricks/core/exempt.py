@@ -14,9 +14,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-__all__ = ["exempt_from_decay"]
+__all__ = ["NORM_LAYERS", "exempt_from_decay"]
 
-_SCALES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _MATRICES = (nn.Linear, nn.Bilinear, _ConvNd)
 
@@ -66,7 +66,7 @@ def _held(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
 def _exempt(
     layer: nn.Module, name: str, parameter: nn.Parameter, shapes: Mapping[nn.Parameter, torch.Size]
 ) -> bool:
-    if isinstance(layer, _SCALES + _TABLES) or name == "bias":
+    if isinstance(layer, NORM_LAYERS + _TABLES) or name == "bias":
         return True
     if isinstance(layer, _MATRICES) and name == "weight":
         return False
