@@ -29,6 +29,7 @@ from lightning_tricks.network.dropout_schedule import DropoutSchedule
 from lightning_tricks.network.lsuv import LSUV
 from lightning_tricks.network.monte_carlo_dropout import MonteCarloDropout, Spread
 from lightning_tricks.network.openings import Plateau
+from lightning_tricks.network.precise_batchnorm import PreciseBatchNorm
 from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
@@ -72,6 +73,7 @@ __all__ = [
     "Percentile",
     "Plateau",
     "PlateauDecay",
+    "PreciseBatchNorm",
     "ProgressiveUnfreeze",
     "ReplaceNorm",
     "Schedule",

@@ -22,12 +22,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_tricks.lifecycle.evaluation import replaced
 from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
 
-__all__ = ["Moments", "learning_batchnorms", "moments_of_all", "reestimate_batchnorm"]
+__all__ = [
+    "Moments",
+    "learning_batchnorms",
+    "moments_of_all",
+    "reestimate_batchnorm",
+    "reestimate_for_validation",
+]
 
 UNSIZED_BATCHES = 200
 
@@ -109,6 +117,23 @@ def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule, *, most: 
     for layer, moments in zip(layers, seen, strict=True):
         _set_statistics(trainer, layer, moments, batches)
     return len(layers)
+
+
+def reestimate_for_validation(trainer: Trainer, pl_module: LightningModule, *, most: int) -> int:
+    """Do the same within a validation of ``fit``, for the weights that it is about to evaluate.
+
+    The layers are those that are in training mode outside of it.
+    """
+    validation = trainer.fit_loop.epoch_loop.val_loop
+    modes = validation._module_mode.mode
+    with ExitStack() as stack:
+        for name, part in pl_module.named_modules():
+            stack.enter_context(replaced(part, {"training": modes.get(name, part.training)}))
+        # Its loader is not read, and has begun an epoch that must not begin again.
+        stack.enter_context(replaced(validation, {"_combined_loader": None}))
+        stack.enter_context(replaced(trainer.state, {"stage": RunningStage.TRAINING}))
+        stack.enter_context(torch.enable_grad())
+        return reestimate_batchnorm(trainer, pl_module, most=most)
 
 
 def _look(

@@ -70,6 +70,25 @@ def with_dropout(module: Toy) -> Toy:
     return module
 
 
+class Aside(nn.Module):
+    """A BatchNorm that looks at what passes, and has no part in it, so that processes agree."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8, affine=False, dtype=like.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(x.detach())
+        return x
+
+
+def with_batchnorm(module: Toy) -> Toy:
+    """Return ``module``, with a BatchNorm if it had none."""
+    if not any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()):
+        module.body.append(Aside(module.head.weight))  # type: ignore[operator, union-attr]  # as Shared has it
+    return module
+
+
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
@@ -126,6 +145,12 @@ CASES: dict[str, Case] = {
     "PlateauDecay": Case(
         neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
         active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
+    ),
+    "PreciseBatchNorm": Case(
+        neutral=lt.PreciseBatchNorm,
+        active=lambda: lt.PreciseBatchNorm(batches=3),
+        exempt={"neutral": "statistics that are estimated anew are others"},
+        adapt=with_batchnorm,
     ),
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
