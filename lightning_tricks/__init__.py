@@ -31,6 +31,7 @@ from lightning_tricks.network.monte_carlo_dropout import MonteCarloDropout, Spre
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.precise_batchnorm import PreciseBatchNorm
 from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
+from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
@@ -79,6 +80,7 @@ __all__ = [
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
+    "SpectralNorm",
     "Spread",
     "Sum",
     "TorchJD",
@@ -104,6 +106,7 @@ __all__ = [
     "polynomial",
     "propose_stages",
     "replace_norm_",
+    "spectral_norm_",
     "stable_decay",
     "step",
     "warmup",

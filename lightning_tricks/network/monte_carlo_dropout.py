@@ -23,6 +23,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.dropouts import dropout_layers, rate_of
+from lightning_tricks.network.surgery import seeded
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -108,15 +109,6 @@ def dropping(layers: Iterable[nn.Module]) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from ``seed`` within the context, and go on as before after it."""
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
-        torch.manual_seed(seed)
-        yield
-
-
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class MonteCarloDropout(Technique):
@@ -181,7 +173,7 @@ class MonteCarloDropout(Technique):
         def predict(*args: Any, **kwargs: Any) -> Spread:
             with ExitStack() as stack:
                 if self.seed is not None:
-                    stack.enter_context(_seeded(self.seed, pl_module.device))
+                    stack.enter_context(seeded(self.seed, [pl_module.device]))
                 stack.enter_context(dropping(self._layers))
                 return spread_of(partial(step, *args, **kwargs), passes=self.passes)
 

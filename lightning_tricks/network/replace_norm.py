@@ -19,9 +19,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, final
 
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import Patterns, as_patterns, select_layers
@@ -29,6 +26,7 @@ from lightning_tricks.lifecycle.notice import say
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.norm_layers import TARGETS, Replaced, is_norm, is_replaced, replacement_of
+from lightning_tricks.network.surgery import check_unwrapped
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -41,7 +39,6 @@ _GROUPS = 32
 _COLUMNS: dict[str, Literal["left", "right"]] = dict.fromkeys(
     ("layer", "was", "is", "handed on", "dropped"), "left"
 )
-_WRAPPERS = (DistributedDataParallel, FullyShardedDataParallel, FSDPModule)
 
 
 def replace_norm_(
@@ -77,7 +74,8 @@ def replace_norm_(
     layers = select_layers(module, params, wanted, what="a LayerNorm" if to == "rms" else "a BatchNorm")
     former = {layer: name for name, layer in layers.items() if not is_replaced(layer, to=to, groups=number)}
     if former:
-        _check_unwrapped(module, former)
+        check_unwrapped(module, former, "replace_norm_(self, to=...)")
+        _check_compiled(module, former)
     after = {layer: replacement_of(layer, name=name, to=to, groups=number) for layer, name in former.items()}
     for holder in module.modules():
         for key, child in holder._modules.items():
@@ -98,14 +96,7 @@ def check_settings(to: object, params: object, groups: object) -> None:
         checks.whole("groups", groups, 1)
 
 
-def _check_unwrapped(module: nn.Module, layers: dict[nn.Module, str]) -> None:
-    kinds: list[type] = [type(part) for part in module.modules() if isinstance(part, _WRAPPERS)]
-    kinds += [DTensor for layer in layers for p in layer.parameters() if isinstance(p, DTensor)]
-    if kinds:
-        raise ValueError(
-            f"layers must be replaced before weights are sharded or copied, got {kinds[0].__name__}: call "
-            "lightning_tricks.replace_norm_(self, to=...) in configure_model, before fully_shard"
-        )
+def _check_compiled(module: nn.Module, layers: dict[nn.Module, str]) -> None:
     for holder in module.modules():
         alone = holder._modules.get("_orig_mod")
         if alone in layers:

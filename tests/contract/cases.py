@@ -70,15 +70,23 @@ def with_dropout(module: Toy) -> Toy:
     return module
 
 
+class Wide(nn.BatchNorm1d):
+    """Computes in its own type, whatever it is given: FSDP1 gives it single precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        return super().forward(input.to(self.running_mean.dtype))
+
+
 class Aside(nn.Module):
     """A BatchNorm that looks at what passes, and has no part in it, so that processes agree."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(8, affine=False, dtype=like.dtype)
+        self.norm = Wide(8, affine=False, dtype=like.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.norm(x.detach())
+        self.norm(x.detach().float())
         return x
 
 
@@ -134,7 +142,9 @@ CASES: dict[str, Case] = {
     "OptimizerMixin": Case(
         neutral=lambda: Mixes(as_by_hand),
         active=lambda: Mixes(in_layers),
-        exempt=dict.fromkeys(("safe", "rebuild", "quiet", "documented"), "a mixin is part of a module"),
+        exempt=dict.fromkeys(
+            ("safe", "rebuild", "quiet", "copy", "documented"), "a mixin is part of a module"
+        ),
         adapt=without_own_decay,
     ),
     "GradientSurgery": Case(
@@ -184,6 +194,14 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.SharpnessAware(rho=0.0),
         active=lambda: lt.SharpnessAware(rho="0.5 * linear(to=0.1)", adaptive=True),
         refused=NOT_MANUAL,
+    ),
+    "SpectralNorm": Case(
+        neutral=lt.SpectralNorm,
+        active=lambda: lt.SpectralNorm(params="body", n_power_iterations=2),
+        exempt={
+            "neutral": "no setting of it leaves weights their norm",
+            "copy": "torch pickles no module with parametrizations",
+        },
     ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),

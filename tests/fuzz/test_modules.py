@@ -39,6 +39,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "ReplaceNorm": lambda _: lt.ReplaceNorm(to="group", groups=2),
     "ScheduleFree": lambda _: lt.ScheduleFree(),
     "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
+    "SpectralNorm": lambda _: lt.SpectralNorm(n_power_iterations=2),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
     "WeightFusion": lambda _: lt.WeightFusion(collect=lt.EverySteps(1, k=2), keep="always"),
 }
