@@ -68,6 +68,20 @@ def test_statistics_are_those_of_the_evaluated_weights_and_training_is_as_withou
     assert_equal(parameters(module), parameters(plain))
 
 
+class Unsized(Loader):
+    """Validation data that Lightning reads one batch ahead."""
+
+    def __len__(self) -> int:
+        raise TypeError
+
+
+def test_the_validation_goes_on_where_it_was():
+    checks = Checks(5)
+    runner = trainer(lt.PreciseBatchNorm(), checks)
+    runner.fit(Toy(), Fixed(), Unsized(3, seed=9, fixed=True))
+    assert checks.evaluated == 9
+
+
 @pytest.mark.parametrize("buffers", ["copy", "average"])
 @pytest.mark.parametrize("first", [True, False])
 def test_with_an_average_they_are_those_of_the_average(buffers, first):
