@@ -25,9 +25,16 @@ from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, Torc
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
+from lightning_tricks.network.dropout_schedule import DropoutSchedule
+from lightning_tricks.network.lsuv import LSUV
+from lightning_tricks.network.monte_carlo_dropout import MonteCarloDropout, Spread
 from lightning_tricks.network.openings import Plateau
+from lightning_tricks.network.precise_batchnorm import PreciseBatchNorm
+from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
+from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -41,11 +48,13 @@ from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
 
 __all__ = [
+    "LSUV",
     "AdaptiveGradientClip",
     "Average",
     "BestK",
     "CAGrad",
     "ConflictError",
+    "DropoutSchedule",
     "EMAWeights",
     "EverySteps",
     "ExactResume",
@@ -59,6 +68,7 @@ __all__ = [
     "LastEpochs",
     "LearningRate",
     "Lookahead",
+    "MonteCarloDropout",
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
@@ -66,15 +76,20 @@ __all__ = [
     "Percentile",
     "Plateau",
     "PlateauDecay",
+    "PreciseBatchNorm",
     "ProgressiveUnfreeze",
+    "ReplaceNorm",
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
+    "SpectralNorm",
+    "Spread",
     "Sum",
     "TorchJD",
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",
+    "WeightInit",
     "ZScore",
     "average_state",
     "constant",
@@ -83,6 +98,7 @@ __all__ = [
     "cyclic",
     "exponential",
     "exponential_decay",
+    "initialize_",
     "inverse_sqrt",
     "inverse_time",
     "linear",
@@ -91,6 +107,8 @@ __all__ = [
     "one_cycle",
     "polynomial",
     "propose_stages",
+    "replace_norm_",
+    "spectral_norm_",
     "stable_decay",
     "step",
     "warmup",

@@ -5,17 +5,18 @@ Not by name: ``"LayerNorm"`` misses a layer that is called ``norm1``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-__all__ = ["exempt_from_decay"]
+__all__ = ["NORM_LAYERS", "exempt_from_decay"]
 
-_SCALES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _MATRICES = (nn.Linear, nn.Bilinear, _ConvNd)
 
@@ -28,7 +29,8 @@ def exempt_from_decay(
     These are all parameters of normalisation layers and embeddings, and of other layers those called
     ``bias`` or with at most one axis longer than 1: scales, class tokens, temperatures. The ``weight`` of a
     linear layer or a convolution decays whatever its shape. A parameter that two layers share is left alone
-    if either says so.
+    if either says so. What torch's parametrization makes a weight of counts as the weight where it is one
+    tensor.
 
     Args:
         module: Searched with all its children.
@@ -46,15 +48,25 @@ def exempt_from_decay(
     return {
         parameter
         for layer in module.modules()
-        for name, parameter in layer._parameters.items()
+        for name, parameter in _held(layer)
         if parameter is not None and _exempt(layer, name, parameter, shapes or {})
     }
+
+
+def _held(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
+    """Yield the parameters of ``layer`` itself, those that are parametrized by their own names."""
+    for name, parameter in layer._parameters.items():
+        if name != "original" or not isinstance(layer, ParametrizationList):
+            yield name, parameter
+    if is_parametrized(layer):
+        for name, chain in layer.parametrizations.items():  # type: ignore[union-attr, operator]
+            yield name, chain._parameters.get("original")
 
 
 def _exempt(
     layer: nn.Module, name: str, parameter: nn.Parameter, shapes: Mapping[nn.Parameter, torch.Size]
 ) -> bool:
-    if isinstance(layer, _SCALES + _TABLES) or name == "bias":
+    if isinstance(layer, NORM_LAYERS + _TABLES) or name == "bias":
         return True
     if isinstance(layer, _MATRICES) and name == "weight":
         return False

@@ -3,7 +3,8 @@
 A pattern is written as in a shell: ``*`` stands for any characters (dots included), ``?`` for one,
 ``[ab]`` for one of a set. It selects a parameter when it matches the parameter's whole name or the
 whole name of a module that holds it: ``"head"`` takes ``head.weight`` and ``head.bias``, never
-``head2.weight``.
+``head2.weight``. A weight that torch parametrizes goes by its plain name, too: ``"head.weight"`` takes
+``head.parametrizations.weight.original``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_tricks.core import checks
 
-__all__ = ["Pattern", "Patterns", "as_patterns", "clean_name", "matches", "select"]
+__all__ = ["Pattern", "Patterns", "as_patterns", "clean_name", "matches", "select", "select_layers"]
 
 Pattern = str | type[nn.Module] | Callable[[str, Tensor], bool]
 """One way to name weights; a callable gets a parameter's clean name and the parameter."""
@@ -25,6 +26,7 @@ Patterns = str | tuple[Pattern, ...] | type[nn.Module] | Callable[[str, Tensor],
 
 # What torch.compile and the wrappers of torch.distributed put into names. None of it is the user's.
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
+_PARAMETRIZED = re.compile(r"\.parametrizations\.([^.]+)\.original$")
 
 
 def clean_name(name: str) -> str:
@@ -79,8 +81,11 @@ def select(module: nn.Module, patterns: Patterns, *, name: str = "params") -> di
     first_name: dict[nn.Parameter, str] = {}
     aliases: dict[nn.Parameter, list[str]] = {}
     for raw, parameter in module.named_parameters(remove_duplicate=False):
-        first_name.setdefault(parameter, clean_name(raw))
-        aliases.setdefault(parameter, []).append(clean_name(raw))
+        clean = clean_name(raw)
+        first_name.setdefault(parameter, clean)
+        aliases.setdefault(parameter, []).append(clean)
+        if _PARAMETRIZED.search(clean):
+            aliases[parameter].append(_PARAMETRIZED.sub(r".\1", clean))
     chosen: set[nn.Parameter] = set()
     for pattern in as_patterns(name, patterns):
         found = _of_type(module, pattern) if isinstance(pattern, type) else None
@@ -93,6 +98,57 @@ def select(module: nn.Module, patterns: Patterns, *, name: str = "params") -> di
             raise ValueError(_no_match(name, pattern, module))
         chosen.update(hits)
     return {first_name[parameter]: parameter for parameter in first_name if parameter in chosen}
+
+
+def select_layers(
+    module: nn.Module,
+    patterns: Patterns,
+    wanted: Callable[[nn.Module], bool],
+    *,
+    what: str,
+    name: str = "params",
+) -> dict[str, nn.Module]:
+    """Return the layers of ``module`` that any of ``patterns`` matches, by their first names, in its order.
+
+    A pattern selects a layer when it matches the name of the layer or of a module that holds it, or when it
+    is the type of one of these. A callable gets a layer's clean name and the layer.
+
+    Args:
+        module: Searched with all its children; wrappers of compilation and sharding are seen through.
+        patterns: One pattern or several.
+        wanted: Which layers come into question.
+        what: What these are, with an article, for errors.
+        name: What the user calls the setting, for errors.
+
+    Raises:
+        ValueError: If a pattern matches none; lists the nearest names.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Dropout(0.1)))
+        >>> list(select_layers(net, "1", lambda layer: hasattr(layer, "p"), what="a dropout layer"))
+        ['1.0']
+    """
+    paths = [(path, layer) for path, layer in module.named_modules(remove_duplicate=False) if wanted(layer)]
+    chosen: set[nn.Module] = set()
+    for pattern in as_patterns(name, patterns):
+        hits = {layer for path, layer in paths if _takes(pattern, module, path, layer)}
+        if not hits:
+            known = list(dict.fromkeys(clean_name(path) for path, _ in paths))
+            raise ValueError(_nothing(name, pattern, known, what, type(module).__name__))
+        chosen |= hits
+    found: dict[nn.Module, str] = {}
+    for path, layer in paths:
+        if layer in chosen:
+            found.setdefault(layer, clean_name(path))
+    return {path: layer for layer, path in found.items()}
+
+
+def _takes(pattern: Pattern, module: nn.Module, path: str, layer: nn.Module) -> bool:
+    if isinstance(pattern, str):
+        return matches(pattern, clean_name(path))
+    if isinstance(pattern, type):
+        return any(isinstance(module.get_submodule(holder), pattern) for holder in ["", *_prefixes(path)])
+    return bool(pattern(clean_name(path), layer))  # type: ignore[arg-type]  # those of weights get a tensor
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -123,9 +179,13 @@ def _of_type(module: nn.Module, kind: type) -> set[nn.Parameter]:
 
 def _no_match(name: str, pattern: Pattern, module: nn.Module) -> str:
     parameters = [clean_name(raw) for raw, _ in module.named_parameters()]
-    if not parameters:
-        return f"{name} must match a parameter, got {pattern!r}, but {type(module).__name__} has none"
-    known = dict.fromkeys(prefix for full in parameters for prefix in _prefixes(full))
-    close = checks.nearest(str(pattern), known, count=5) or parameters[:5]
+    return _nothing(name, pattern, parameters, "a parameter", type(module).__name__)
+
+
+def _nothing(name: str, pattern: Pattern, names: list[str], what: str, module: str) -> str:
+    if not names:
+        return f"{name} must match {what}, got {pattern!r}, but {module} has none"
+    known = dict.fromkeys(prefix for full in names for prefix in _prefixes(full))
+    close = checks.nearest(str(pattern), known, count=5) or names[:5]
     listed = ", ".join(repr(entry) for entry in close)
-    return f"{name} must match a parameter, got {pattern!r}, which matches none; nearest: {listed}"
+    return f"{name} must match {what}, got {pattern!r}, which matches none; nearest: {listed}"

@@ -6,11 +6,8 @@ per channel, over every entry that reaches the layer in one pass. Running means 
 (``torch.optim.swa_utils.update_bn``) take batch variances instead: they leave out how much batch means
 differ, and count a small last batch as much as a full one.
 
-The pass calls the module's own ``training_step``: what in a batch is input, and which way it takes through
-the module, nothing else knows. It is the one way on which every BatchNorm layer was trained, it exists in
-each run, and any form of batch is right. (``update_bn`` calls ``forward(batch[0])``.) So that it only
-looks, optimizers, schedulers and ``manual_backward`` do nothing meanwhile, and everything but the
-statistics is put back.
+The pass calls the module's own ``training_step``, on which every BatchNorm layer was trained
+(``update_bn`` calls ``forward(batch[0])``), and everything but the statistics is put back.
 
 Reference: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, https://arxiv.org/abs/2105.07576,
 section 3 (Precise BatchNorm). Their 200 batches bound the pass where a loader has no length.
@@ -19,23 +16,26 @@ section 3 (Precise BatchNorm). Their 200 batches bound the pass where a loader h
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.call import _call_strategy_hook
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_tricks.core.tensors import copy_, local
-from lightning_tricks.lifecycle.evaluation import undisturbed
-from lightning_tricks.lifecycle.strategies import reshard
+from lightning_tricks.lifecycle.evaluation import replaced
+from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
 
-__all__ = ["Moments", "learning_batchnorms", "reestimate_batchnorm"]
+__all__ = [
+    "Moments",
+    "learning_batchnorms",
+    "moments_of_all",
+    "reestimate_batchnorm",
+    "reestimate_for_validation",
+]
 
 UNSIZED_BATCHES = 200
 
@@ -84,7 +84,7 @@ def learning_batchnorms(module: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule) -> int:
+def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule, *, most: int | None = None) -> int:
     """Set the running statistics of ``pl_module`` to those of its training data under its weights.
 
     To be called in ``on_train_end``, while modules are still in the modes of training. The layers use batch
@@ -97,51 +97,57 @@ def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule) -> int:
     first layer gets what one process with the whole batches would give it; one behind another BatchNorm what
     one process would that takes the processes' batches one after the other.
 
+    Args:
+        trainer: The Trainer of the run.
+        pl_module: Its module.
+        most: Batches to look at; ``None`` for an epoch.
+
     Returns:
         The number of layers concerned; 0 if there are none, and then there is no pass.
     """
     layers = learning_batchnorms(pl_module)
     if not layers:
         return 0
-    reshard(trainer)
-    statistics = {id(value) for layer in layers for value in layer.buffers(recurse=False)}
-    everything = [*pl_module.parameters(), *pl_module.buffers()]
-    copies = [local(value).detach().clone() for value in everything]
     try:
-        seen, batches = _look(trainer, pl_module, layers)
+        seen, batches = _look(trainer, pl_module, layers, most)
     except BaseException as error:
-        copy_([local(value).detach() for value in everything], copies)
         error.add_note("raised while BatchNorm was re-estimated by training_step, all else in eval mode")
         raise
-    rest = [index for index, value in enumerate(everything) if id(value) not in statistics]
-    copy_([local(everything[index]).detach() for index in rest], [copies[index] for index in rest])
     batches = trainer.strategy.broadcast(batches)
     for layer, moments in zip(layers, seen, strict=True):
         _set_statistics(trainer, layer, moments, batches)
     return len(layers)
 
 
-def _look(
-    trainer: Trainer, pl_module: LightningModule, layers: list[_BatchNorm]
-) -> tuple[list[Moments], int]:
-    """Return what each layer saw in a pass over the training data, and the number of batches."""
-    seen = [Moments(layer.running_mean) for layer in layers if layer.running_mean is not None]
-    steps = -1
+def reestimate_for_validation(trainer: Trainer, pl_module: LightningModule, *, most: int) -> int:
+    """Do the same within a validation of ``fit``, for the weights that it is about to evaluate.
+
+    The layers are those that are in training mode outside of it.
+    """
+    validation = trainer.fit_loop.epoch_loop.val_loop
+    modes = validation._module_mode.mode
     with ExitStack() as stack:
-        stack.enter_context(undisturbed(trainer, pl_module))
-        stack.enter_context(_idle_optimization(pl_module))
-        # Compiled code looks for hooks when it is compiled, not when it runs.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for name, part in pl_module.named_modules():
+            stack.enter_context(replaced(part, {"training": modes.get(name, part.training)}))
+        # Its loader is not read, and has begun an epoch that must not begin again.
+        stack.enter_context(replaced(validation, {"_combined_loader": None}))
+        stack.enter_context(replaced(trainer.state, {"stage": RunningStage.TRAINING}))
+        stack.enter_context(torch.enable_grad())
+        return reestimate_batchnorm(trainer, pl_module, most=most)
+
+
+def _look(
+    trainer: Trainer, pl_module: LightningModule, layers: list[_BatchNorm], most: int | None
+) -> tuple[list[Moments], int]:
+    """Return what each layer saw in a pass over ``most`` batches of training, and how many there were."""
+    seen = [Moments(layer.running_mean) for layer in layers if layer.running_mean is not None]
+    batches = trainer.num_training_batches
+    with only_looking(trainer, pl_module, layers), ExitStack() as stack:
         for layer, moments in zip(layers, seen, strict=True):
             stack.callback(layer.register_forward_pre_hook(_watcher(moments), with_kwargs=True).remove)
-        pl_module.eval()
-        for layer in layers:
-            layer.train()
-        for steps, batch in enumerate(_batches(trainer, pl_module)):
-            arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, steps)
-            trainer._logger_connector.on_batch_start(batch)
-            _call_strategy_hook(trainer, "training_step", *arguments.values())
-    return seen, steps + 1
+        if most is None:
+            most = UNSIZED_BATCHES if math.isinf(batches) else int(batches)
+        return seen, training_steps(trainer, pl_module, most)
 
 
 def _watcher(moments: Moments) -> Callable[..., None]:
@@ -151,85 +157,25 @@ def _watcher(moments: Moments) -> Callable[..., None]:
     return watch
 
 
-def _batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
-    """Yield the training batches as ``training_step`` gets them."""
-    loader = trainer.fit_loop._combined_loader
-    assert loader is not None
-    batches = trainer.num_training_batches
-    # The loader itself goes on past ``limit_train_batches``, and some never end.
-    for batch, *_ in islice(iter(loader), UNSIZED_BATCHES if math.isinf(batches) else int(batches)):
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+@torch.no_grad()
+def moments_of_all(trainer: Trainer, moments: Moments) -> tuple[float, Tensor, Tensor]:
+    """Return count, mean and variance of the entries that all processes have seen together."""
+    total = moments.mean.new_tensor(moments.count)
+    count = trainer.strategy.reduce(total.clone(), reduce_op="sum")
+    if not count:
+        return 0.0, moments.mean, moments.squares
+    mean = trainer.strategy.reduce(moments.mean * total, reduce_op="sum") / count
+    spread = moments.squares + total * (moments.mean - mean).square()
+    return float(count), mean, trainer.strategy.reduce(spread, reduce_op="sum") / count
 
 
 @torch.no_grad()
 def _set_statistics(trainer: Trainer, layer: _BatchNorm, moments: Moments, batches: int) -> None:
-    total = moments.mean.new_tensor(moments.count)
-    count = trainer.strategy.reduce(total.clone(), reduce_op="sum")
+    count, mean, var = moments_of_all(trainer, moments)
     if not count:
         return
-    mean = trainer.strategy.reduce(moments.mean * total, reduce_op="sum") / count
-    spread = moments.squares + total * (moments.mean - mean).square()
-    var = trainer.strategy.reduce(spread, reduce_op="sum") / count
     assert layer.running_mean is not None and layer.running_var is not None
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(var)
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.fill_(batches)
-
-
-class _Idle:
-    """An optimizer or scheduler that shows itself but does nothing."""
-
-    def __init__(self, behind: Any) -> None:
-        self._behind = behind
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._behind, name)
-
-    def step(self, *args: Any, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
-        run = closure or next((arg for arg in args if callable(arg)), None)
-        return run() if run else None
-
-    def zero_grad(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def train(self) -> None:
-        pass
-
-    def eval(self) -> None:
-        pass
-
-
-def _idle(found: Any) -> Any:
-    if isinstance(found, list):
-        return [_Idle(entry) for entry in found]
-    return None if found is None else _Idle(found)
-
-
-@contextmanager
-def _idle_optimization(pl_module: LightningModule) -> Iterator[None]:
-    """Let a ``training_step`` that optimizes by itself compute all it likes, and change nothing."""
-    parameters = list(pl_module.parameters())
-    before = [(parameter.grad, parameter.requires_grad) for parameter in parameters]
-    optimizers, schedulers = pl_module.optimizers, pl_module.lr_schedulers
-    own = vars(pl_module)
-    inert: dict[str, Any] = {
-        "optimizers": lambda *args, **kwargs: _idle(optimizers(*args, **kwargs)),
-        "lr_schedulers": lambda: _idle(schedulers()),
-        "manual_backward": lambda *_, **__: None,
-        "clip_gradients": lambda *_, **__: None,
-    }
-    former = {name: own[name] for name in inert if name in own}
-    for parameter in parameters:
-        parameter.grad = None  # a plain ``loss.backward()`` would add to them
-    own.update(inert)
-    try:
-        yield
-    finally:
-        for name in inert:
-            del own[name]
-        own.update(former)
-        for parameter, (gradient, learns) in zip(parameters, before, strict=True):
-            parameter.grad, parameter.requires_grad = gradient, learns

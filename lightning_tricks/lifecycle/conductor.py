@@ -52,6 +52,7 @@ class Conductor(Callback):
     Attributes:
         clock: Where the run stands.
         logs: Whether Lightning will log the current step.
+        initialized: Weights that techniques gave their first values in this run, so that others may, too.
         rates: What techniques scale learning rates by.
         steps: Which step comes, and when it has ended.
     """
@@ -60,6 +61,7 @@ class Conductor(Callback):
         """Start with clocks at zero, for ``trainer`` alone."""
         self.clock = Clock()
         self.logs = False
+        self.initialized: set[Tensor] = set()
         self.rates = Rates()
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
         self.steps = Steps(self._after_step)
@@ -114,6 +116,11 @@ class Conductor(Callback):
         """Call ``undo`` when the same Trainer fits again, before a checkpoint loads; last in, first out."""
         self._take_back.append(undo)
 
+    def begins(self, trainer: Trainer) -> bool:
+        """Return whether the run is a ``fit`` that continues none; to be asked in ``build``."""
+        counts = self.clock.position or trainer.global_step
+        return trainer.state.fn == "fit" and trainer.ckpt_path is None and not counts
+
     def build_soon(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go through the phase ``build`` in this run, as soon as the module is complete."""
         if self._built is None:
@@ -160,6 +167,7 @@ class Conductor(Callback):
         if self.clock.position == 0 and not resumed:
             for member in _in_build_order(trainer):
                 member.initialize(trainer, pl_module)
+        self.initialized.clear()
         for member in members:
             member.begin(trainer, pl_module)
 

@@ -233,9 +233,9 @@ def kept_metric(metric: Metric) -> Iterator[None]:
 @contextmanager
 def _kept_place(loader: CombinedLoader) -> Iterator[None]:
     """Let stateful loaders and loaders with generators of their own go on from where they are."""
-    places = loader._state_dicts()
     generators = [generator for part in loader.flattened for generator in _generators(part)]
     states = [generator.get_state() for generator in generators]
+    places = loader._state_dicts()  # a loader that has not begun may draw its order for it
     try:
         yield
     finally:

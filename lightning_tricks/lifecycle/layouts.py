@@ -24,7 +24,7 @@ from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.strategies import flat_units, groups_of, reshard
 
-__all__ = ["Layout", "Layouts", "layouts_of", "module_parts", "parts_of", "wholes_of"]
+__all__ = ["Layout", "Layouts", "Wholes", "layouts_of", "module_parts", "parts_of", "wholes_of"]
 
 
 class Layout(ABC):
@@ -161,3 +161,27 @@ def wholes_of(parts: Mapping[str, Tensor], layouts: Layouts, *, keep: bool = Tru
         if keep:
             found[name] = whole.to("cpu", copy=True)
     return found
+
+
+class Wholes:
+    """Reads and writes parameters as wholes, however they are laid out; by all processes together."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        """Look how those of ``module`` are laid out now."""
+        self._layouts = layouts_of(trainer, module)
+        named = module.named_parameters(remove_duplicate=False)
+        self._parameters = {clean_name(name): parameter for name, parameter in named}
+
+    def part(self, name: str) -> Tensor:
+        """Return what this process holds of the parameter of this clean name, in the same memory."""
+        return local(self._parameters[name]).detach()
+
+    def read(self, name: str) -> Tensor:
+        """Return all its values."""
+        part = self.part(name)
+        return self._layouts[name].whole(part) if name in self._layouts else part
+
+    def write(self, name: str, whole: Tensor) -> None:
+        """Give it other values, the same in all processes."""
+        part = self._layouts[name].part(whole) if name in self._layouts else whole
+        self.part(name).copy_(part)

@@ -6,8 +6,17 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch import Trainer
 
-__all__ = ["collected_states", "generators_of", "lost_devices", "random_states", "set_random_states"]
+__all__ = [
+    "collected_states",
+    "drawn_seed",
+    "generators_of",
+    "lost_devices",
+    "random_states",
+    "set_random_states",
+    "shared_generator",
+]
 
 
 def collected_states() -> dict[str, Any]:
@@ -59,3 +68,15 @@ def generators_of(loader: object) -> list[torch.Generator]:
     inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
     found = (getattr(part, "generator", None) for part in (loader, sampler, inner))
     return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+def drawn_seed() -> int:
+    """Return a seed from torch's generator."""
+    return int(torch.randint(2**63 - 1, ()).item())
+
+
+def shared_generator(trainer: Trainer, seed: int | None) -> torch.Generator:
+    """Return a generator on the CPU that is the same in all processes, at ``seed`` or one that is drawn."""
+    own = drawn_seed() if seed is None else seed
+    first: int = trainer.strategy.broadcast(own)
+    return torch.Generator().manual_seed(first)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lightning.pytorch import LightningModule
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from lightning_tricks.core.schedule import Course, Schedule
@@ -149,7 +149,7 @@ class Technique(Member):
     # What the base does.
 
     @final
-    def claim(self, slot: str, parameters: Mapping[str, Tensor] | None) -> Claim:
+    def claim(self, slot: str, parameters: Mapping[str, Tensor | nn.Module] | None) -> Claim:
         """Return the claim that this technique owns ``slot`` for ``parameters`` (``None``: for all)."""
         ids = None if parameters is None else frozenset(map(id, parameters.values()))
         return Claim(slot, self.state_key, ids, f"remove {self.state_key}")

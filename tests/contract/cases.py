@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lightning.pytorch import Callback
+from torch import Tensor, nn
 
 import lightning_tricks as lt
 from tests.contract.mixing import Mixes, as_by_hand, in_layers
@@ -42,6 +43,60 @@ def without_own_decay(module: Toy) -> Toy:
     return module
 
 
+def with_layer_norm(module: Toy) -> Toy:
+    """Return ``module`` with a LayerNorm whose names in a state dict are those of an RMSNorm."""
+    norm = nn.LayerNorm(8, bias=False, dtype=module.head.weight.dtype)
+    getattr(module.body, "_orig_mod", module.body)[1] = norm
+    return module
+
+
+class Fading(nn.Module):
+    """Drops the same share of every entry: dropout without chance, so that processes agree."""
+
+    drop_prob: float
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 - self.drop_prob) if self.training else x
+
+
+def with_dropout(module: Toy) -> Toy:
+    """Return ``module``, with something that drops if it had nothing."""
+    if not any(isinstance(layer, nn.Dropout) for layer in module.modules()):
+        module.body.append(Fading(0.2))  # type: ignore[operator, union-attr]  # as Shared has it
+    return module
+
+
+class Wide(nn.BatchNorm1d):
+    """Computes in its own type, whatever it is given: FSDP1 gives it single precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        return super().forward(input.to(self.running_mean.dtype))
+
+
+class Aside(nn.Module):
+    """A BatchNorm that looks at what passes, and has no part in it, so that processes agree."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.norm = Wide(8, affine=False, dtype=like.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(x.detach().float())
+        return x
+
+
+def with_batchnorm(module: Toy) -> Toy:
+    """Return ``module``, with a BatchNorm if it had none."""
+    if not any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()):
+        module.body.append(Aside(module.head.weight))  # type: ignore[operator, union-attr]  # as Shared has it
+    return module
+
+
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
@@ -49,6 +104,11 @@ CASES: dict[str, Case] = {
     "AdaptiveGradientClip": Case(
         neutral=lambda: lt.AdaptiveGradientClip(clip=1e9),
         active=lambda: lt.AdaptiveGradientClip(clip="0.1 * linear(to=0.1)", exclude="head.bias"),
+    ),
+    "DropoutSchedule": Case(
+        neutral=lambda: lt.DropoutSchedule(schedule=0.2),
+        active=lambda: lt.DropoutSchedule(schedule="constant(0.5, over='1 epoch') >> linear(to=0.0)"),
+        adapt=with_dropout,
     ),
     "EMAWeights": Case(
         neutral=lambda: lt.EMAWeights(decay=0.0),
@@ -73,6 +133,12 @@ CASES: dict[str, Case] = {
         active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
         exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
     ),
+    "MonteCarloDropout": Case(
+        neutral=lt.MonteCarloDropout,
+        active=lambda: lt.MonteCarloDropout(passes=2, params="body", seed=3),
+        exempt={"active": "it acts in predict alone"},
+        adapt=with_dropout,
+    ),
     "NormPenalty": Case(
         neutral=lambda: lt.NormPenalty(l1=0.0, proximal=True),
         active=lambda: lt.NormPenalty(l1="1e-2 * linear(to=0.1)", proximal=True),
@@ -81,7 +147,9 @@ CASES: dict[str, Case] = {
     "OptimizerMixin": Case(
         neutral=lambda: Mixes(as_by_hand),
         active=lambda: Mixes(in_layers),
-        exempt=dict.fromkeys(("safe", "rebuild", "quiet", "documented"), "a mixin is part of a module"),
+        exempt=dict.fromkeys(
+            ("safe", "rebuild", "quiet", "copy", "documented"), "a mixin is part of a module"
+        ),
         adapt=without_own_decay,
     ),
     "GradientSurgery": Case(
@@ -93,9 +161,21 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
         active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
     ),
+    "PreciseBatchNorm": Case(
+        neutral=lt.PreciseBatchNorm,
+        active=lambda: lt.PreciseBatchNorm(batches=3),
+        exempt={"neutral": "statistics that are estimated anew are others"},
+        adapt=with_batchnorm,
+    ),
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
         active=lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at="30%"),
+    ),
+    "ReplaceNorm": Case(
+        neutral=lambda: lt.ReplaceNorm(to="sync_batch"),
+        active=lambda: lt.ReplaceNorm(to="rms", params="body"),
+        exempt={"neutral": "a layer that computes the same is no other norm"},
+        adapt=with_layer_norm,
     ),
     "LearningRate": Case(
         neutral=lambda: lt.LearningRate(schedule=1.0),
@@ -119,6 +199,14 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.SharpnessAware(rho=0.0),
         active=lambda: lt.SharpnessAware(rho="0.5 * linear(to=0.1)", adaptive=True),
         refused=NOT_MANUAL,
+    ),
+    "SpectralNorm": Case(
+        neutral=lt.SpectralNorm,
+        active=lambda: lt.SpectralNorm(params="body", n_power_iterations=2),
+        exempt={
+            "neutral": "no setting of it leaves weights their norm",
+            "copy": "torch pickles no module with parametrizations",
+        },
     ),
     "WarmupCosine": Case(
         neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),

@@ -192,7 +192,7 @@ def test_later_calls_on_one_trainer_neither_count_twice_nor_leave_anything(
 
 
 @pytest.mark.parametrize("copy", [deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
-@law("quiet")
+@law("copy")
 def test_a_copy_after_a_run_trains_on_as_the_original_does(
     case: Case, copy: Callable[[Any], Any], tmp_path: Path
 ) -> None:

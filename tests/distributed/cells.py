@@ -117,7 +117,7 @@ def check(
     if active is None:
         active = fit(world, folder / "whole", case.active(), Watch(world), adapt=case.adapt)
     _, whole_runner, final = active
-    changed = any(not torch.equal(plain[name], final[name]) for name in plain)
+    changed = plain.keys() != final.keys() or any(not torch.equal(plain[k], final[k]) for k in plain)
     assert changed or "active" in case.exempt, "the active setting did nothing"
     saved = folder / "parts" / "stopped.ckpt"
     try:

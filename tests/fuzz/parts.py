@@ -195,6 +195,7 @@ PARTS: Mapping[str, Callable[[], nn.Module]] = {
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(4, 4)),
     "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(4, 4)),
+    "dropout": lambda: nn.Dropout(0.2),
     "recurrent": lambda: Recurrent(4, 4),
     "outside": lambda: Outside(4, 4),
 }

@@ -24,6 +24,7 @@ from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer
 # Settings that change a run of any module; without an entry here, a technique runs with neutral ones only.
 ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "AdaptiveGradientClip": lambda _: lt.AdaptiveGradientClip(clip=0.02),
+    "DropoutSchedule": lambda _: lt.DropoutSchedule(schedule="linear(to=0.9, start=0.3)"),
     "EMAWeights": lambda _: lt.EMAWeights(decay=0.9, buffers="average", decay_warmup=False),
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
     "GradientCentralization": lambda _: lt.GradientCentralization(),
@@ -33,9 +34,12 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "NormPenalty": lambda _: lt.NormPenalty(l1=0.1, proximal=True, params="*"),
     "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
+    "PreciseBatchNorm": lambda _: lt.PreciseBatchNorm(batches=2),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
+    "ReplaceNorm": lambda _: lt.ReplaceNorm(to="group", groups=2),
     "ScheduleFree": lambda _: lt.ScheduleFree(),
     "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
+    "SpectralNorm": lambda _: lt.SpectralNorm(n_power_iterations=2),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
     "WeightFusion": lambda _: lt.WeightFusion(collect=lt.EverySteps(1, k=2), keep="always"),
 }

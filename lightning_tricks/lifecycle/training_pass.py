@@ -1,0 +1,152 @@
+"""A pass over training data that only looks: the module's own ``training_step``, and nothing of it remains.
+
+What in a batch is input, and which way it takes through the module, nothing but ``training_step`` knows. It
+is the one way on which every layer is trained, it exists in each run, and any form of batch is right. So that
+it only looks, optimizers, schedulers and ``manual_backward`` do nothing meanwhile, and all is put back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.call import _call_strategy_hook
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import nn
+
+from lightning_tricks.core.tensors import copy_, local
+from lightning_tricks.lifecycle.evaluation import replaced, undisturbed
+from lightning_tricks.lifecycle.strategies import reshard
+
+__all__ = ["only_looking", "training_steps"]
+
+
+@contextmanager
+def only_looking(
+    trainer: Trainer, pl_module: LightningModule, learning: Iterable[nn.Module]
+) -> Iterator[None]:
+    """Let training steps be made of which nothing remains, weights and buffers included.
+
+    Args:
+        trainer: The Trainer of the run, which is in ``fit``.
+        pl_module: Its module; all of it is in evaluation mode within this.
+        learning: But these layers, which use the statistics of the batch.
+    """
+    layers = list(learning)
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    reshard(trainer)
+    everything = [*pl_module.parameters(), *pl_module.buffers()]
+    copies = [local(value).detach().clone() for value in everything]
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_kept_iterators(loader))
+            stack.enter_context(undisturbed(trainer, pl_module))
+            stack.enter_context(_idle_optimization(pl_module))
+            # Compiled code looks for hooks when it is compiled, not when it runs.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            pl_module.eval()
+            for layer in layers:
+                layer.train()
+            yield
+    finally:
+        reshard(trainer)
+        copy_([local(value).detach() for value in everything], copies)
+
+
+def training_steps(trainer: Trainer, pl_module: LightningModule, most: int) -> int:
+    """Call ``training_step`` on the first ``most`` batches of training, or on all; return on how many."""
+    done = 0
+    for done, batch in enumerate(_batches(trainer, pl_module, most), 1):
+        arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, done - 1)
+        trainer._logger_connector.on_batch_start(batch)
+        _call_strategy_hook(trainer, "training_step", *arguments.values())
+    return done
+
+
+def _batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
+    """Yield the training batches as ``training_step`` gets them."""
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    # The loader itself goes on past ``limit_train_batches``, and some never end.
+    for batch, *_ in islice(iter(loader), int(min(trainer.num_training_batches, most))):
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+@contextmanager
+def _kept_iterators(loader: CombinedLoader) -> Iterator[None]:
+    """Let training go on with the iterators that it has, and loaders keep the workers of theirs."""
+    own = [(part, dict(vars(part))) for part in loader.flattened if hasattr(part, "__dict__")]
+    for part, attributes in own:
+        if "_iterator" in attributes:
+            part._iterator = None  # or a loader with persistent workers would begin this one anew
+    try:
+        with replaced(loader, {"_iterator": loader._iterator}):
+            yield
+    finally:
+        for part, attributes in own:
+            # Not by ``setattr``, which loaders forbid for settings, changed or not.
+            vars(part).update(attributes)
+
+
+class _Idle:
+    """An optimizer or scheduler that shows itself but does nothing."""
+
+    def __init__(self, behind: Any) -> None:
+        self._behind = behind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._behind, name)
+
+    def step(self, *args: Any, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        run = closure or next((arg for arg in args if callable(arg)), None)
+        return run() if run else None
+
+    def zero_grad(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def train(self) -> None:
+        pass
+
+    def eval(self) -> None:
+        pass
+
+
+def _idle(found: Any) -> Any:
+    if isinstance(found, list):
+        return [_Idle(entry) for entry in found]
+    return None if found is None else _Idle(found)
+
+
+@contextmanager
+def _idle_optimization(pl_module: LightningModule) -> Iterator[None]:
+    """Let a ``training_step`` that optimizes by itself compute all it likes, and change nothing."""
+    parameters = list(pl_module.parameters())
+    before = [(parameter.grad, parameter.requires_grad) for parameter in parameters]
+    optimizers, schedulers = pl_module.optimizers, pl_module.lr_schedulers
+    own = vars(pl_module)
+    inert: dict[str, Any] = {
+        "optimizers": lambda *args, **kwargs: _idle(optimizers(*args, **kwargs)),
+        "lr_schedulers": lambda: _idle(schedulers()),
+        "manual_backward": lambda *_, **__: None,
+        "clip_gradients": lambda *_, **__: None,
+    }
+    former = {name: own[name] for name in inert if name in own}
+    for parameter in parameters:
+        parameter.grad = None  # a plain ``loss.backward()`` would add to them
+    own.update(inert)
+    try:
+        yield
+    finally:
+        for name in inert:
+            del own[name]
+        own.update(former)
+        for parameter, (gradient, learns) in zip(parameters, before, strict=True):
+            parameter.grad, parameter.requires_grad = gradient, learns

@@ -1,0 +1,97 @@
+"""Dropout whose probability changes over the run.
+
+    p_t = schedule(t),    t: optimizer steps, from 0
+
+Early dropout is on first and off later, for networks that under-fit; late dropout the other way round, for
+those that over-fit; curriculum dropout rises smoothly.
+
+References: Liu et al., "Dropout Reduces Underfitting", 2023, https://arxiv.org/abs/2303.01500; Morerio et
+al., "Curriculum Dropout", 2017, https://arxiv.org/abs/1703.06229.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
+
+from torch import nn
+
+from lightning_tricks.core.checks import listed
+from lightning_tricks.core.notation import as_schedule
+from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.network.dropouts import dropout_layers, rate_of, set_rate_
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["DropoutSchedule"]
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class DropoutSchedule(Technique):
+    """Drive the probability of dropout layers over the run (:func:`dropout_layers`).
+
+    * **When** before each training batch, the same for all batches of an accumulation.
+    * **Changes** the probability of the layers that ``params`` matches, whatever their own was, 0 included;
+      each has its own again after the run. What a module drops with ``torch.nn.functional.dropout`` it does
+      not see. Evaluations drop nothing, as ever.
+    * **Logs** ``dropout_schedule/p``; says at the start which layers it drives.
+    * **Saves** nothing but how the schedule lies.
+    * **Cost** none. A compiled module is compiled anew for new probabilities; after eight versions torch
+      lets it run uncompiled, so give it steps rather than a slope.
+    * **Use** early dropout, ``"constant(0.1, over='20%') >> constant(0.0)"`` or ``"0.1 * linear(to=0.0,
+      over='20%')"``, where the network under-fits; late dropout, ``"constant(0.0, over='50%') >>
+      constant(0.4)"``, where it over-fits; a curriculum, ``"linear(to=0.25, start=0.0)"``; **not** with
+      several probabilities by design that one value should not level: give each its own, with a ``label``.
+
+    Args:
+        schedule: The probability, in [0, 1); a number, a schedule or its text.
+        params: Patterns of the layers, by their names or types, or the names of what holds them.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> early = DropoutSchedule(schedule="constant(0.1, over='20%') >> constant(0.0)", params="encoder")
+        >>> trainer = Trainer(callbacks=[early], logger=False)
+        >>> DropoutSchedule(schedule="linear(to=0.25, start=0.0)")
+        DropoutSchedule(schedule='linear(to=0.25, start=0.0)', params='*')
+    """
+
+    schedule: float | str | Schedule
+    params: Patterns = "*"
+    _layers: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
+    _own: dict[nn.Module, float] = field(default_factory=dict, init=False, repr=False)
+    _course: Course | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        as_schedule("schedule", self.schedule, 0.0, 1.0, open_high=True)
+        as_patterns("params", self.params)
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._layers = dropout_layers(pl_module, self.params)
+
+    def claims(self) -> Iterable[Claim]:
+        return [self.claim("dropout", self._layers)]
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._course = self.lay(trainer, "schedule", as_schedule("schedule", self.schedule))
+        self._own = {layer: rate_of(layer) for layer in self._layers.values()}
+        say(trainer, f"{self.state_key} drives the dropout of {listed(list(self._layers))}")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert self._course is not None
+        rate = self._course(self.clock.position)
+        for layer in self._own:
+            set_rate_(layer, rate)
+        self.report(trainer, pl_module, p=rate)
+
+    def undo(self) -> None:
+        for layer, rate in self._own.items():
+            set_rate_(layer, rate)
+        self._own = {}

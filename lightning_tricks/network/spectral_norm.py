@@ -1,0 +1,149 @@
+"""Spectral normalisation: weights divided by their largest singular value.
+
+    W <- W / sigma,    sigma = u^T W v,    v <- W^T u / |W^T u|,    u <- W v / |W v|
+
+by ``n_power_iterations`` of the last line in each forward pass of training. ``W`` is a weight as a matrix,
+its output axis first.
+
+Reference: Miyato et al., "Spectral Normalization for Generative Adversarial Networks", 2018,
+https://arxiv.org/abs/1802.05957, algorithm 1, as torch's
+``torch.nn.utils.parametrizations.spectral_norm`` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.checks import listed
+from lightning_tricks.core.select import Patterns, as_patterns, select_layers
+from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.network.surgery import check_unwrapped, seeded
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["SpectralNorm", "spectral_norm_"]
+
+_MATRICES = (nn.Linear, nn.Bilinear, nn.Embedding, _ConvNd)
+
+
+def spectral_norm_(
+    module: nn.Module, *, params: Patterns = "*", n_power_iterations: int = 1, seed: int = 0
+) -> list[str]:
+    """Normalise the weights of layers within ``module`` from now on, and return the names of the layers.
+
+    Those that are already normalised so are left alone. If one cannot be, none is.
+
+    Args:
+        module: Holds the layers, or is one.
+        params: Patterns of the layers, by their names or types, or the names of what holds them.
+        n_power_iterations: In each forward pass of training, at least 1.
+        seed: Of the vectors to begin with, at least 0: the same in all processes. Random numbers of others
+            stay as they are.
+
+    Raises:
+        ValueError: If a pattern matches no layer with a matrix (linear, convolution, embedding); the weight
+            of one is lazy or reparametrized otherwise; or ``module`` is already wrapped or sharded.
+
+    Example:
+        >>> spectral_norm_(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+        ['0']
+    """
+    layers = select_layers(
+        module, params, lambda layer: isinstance(layer, _MATRICES), what="a layer with a weight matrix"
+    )
+    fresh = {name: layer for name, layer in layers.items() if not _check(layer, name)}
+    if fresh:
+        check_unwrapped(module, fresh.values(), "spectral_norm_(self)")
+    with seeded(seed, (p.device for layer in fresh.values() for p in layer.parameters())):
+        for layer in fresh.values():
+            spectral_norm(layer, n_power_iterations=n_power_iterations)
+    return list(fresh)
+
+
+def _check(layer: nn.Module, name: str) -> bool:
+    """Return whether the weight of ``layer`` is already normalised so; refuse what cannot be."""
+    if is_parametrized(layer, "weight"):
+        chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
+        kinds = [type(each).__name__ for each in chain]
+        if not any(isinstance(each, _SpectralNorm) for each in chain):
+            raise ValueError(f"params must match weights as they are, got {name!r}, made by {listed(kinds)}")
+        return True
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        raise ValueError(f"params must match weights as they are, got {name!r}, made by a hook")
+    if is_lazy(weight):
+        raise ValueError(f"params must match initialised layers, got the lazy {name!r}: run one batch first")
+    return False
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class SpectralNorm(Technique):
+    """Divide weights by their largest singular value (:func:`spectral_norm_`).
+
+    * **When** in each run, evaluations too, once the module has made its layers and after other surgery and
+      first weights, before a checkpoint loads and before there are optimizers; then in each forward pass.
+    * **Changes** layers: what learns is ``layer.parametrizations.weight.original`` (``params="layer.weight"``
+      finds it still), and ``layer.weight`` is that divided by its norm, in evaluations too. Weights that
+      already are so stay as they are.
+    * **Logs** nothing; says which layers it has normalised.
+    * **Saves** nothing by itself: the vectors of the power iteration are buffers of the module. A checkpoint
+      of before does not load, as names change. ``load_from_checkpoint`` without a Trainer needs
+      :func:`spectral_norm_` at the end of the module's ``__init__``, which is all that is needed then.
+    * **Cost** two products of the weight with a vector per power iteration and forward pass, and the gradient
+      through the division; two vectors of memory.
+    * **Use** for the discriminator of a GAN, and where a Lipschitz constant matters; **not** over weights
+      that another parametrization makes (refused), nor where FSDP2 or DDP has taken them in
+      ``configure_model`` (refused: call the function there, before), nor on layers that a norm follows,
+      which takes the scale out again.
+
+    Args:
+        params: Patterns of the layers, by their names or types, or the names of what holds them.
+        n_power_iterations: In each forward pass of training, at least 1.
+        seed: Of the vectors to begin with, at least 0.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SpectralNorm(params="discriminator")], logger=False)
+        >>> SpectralNorm(params="critic.*")
+        SpectralNorm(params='critic.*', n_power_iterations=1, seed=0)
+    """
+
+    build_order: ClassVar[int] = 2
+
+    params: Patterns = "*"
+    n_power_iterations: int = 1
+    seed: int = 0
+    _normalised: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        as_patterns("params", self.params)
+        checks.whole("n_power_iterations", self.n_power_iterations, 1)
+        checks.whole("seed", self.seed)
+
+    def build(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = spectral_norm_(
+            pl_module, params=self.params, n_power_iterations=self.n_power_iterations, seed=self.seed
+        )
+        self._normalised += len(found)
+        if found:
+            say(trainer, f"{self.state_key} normalises the weights of {listed(found)}")
+
+    def claims(self) -> Iterable[Claim]:
+        return []
+
+    def outcome(self) -> dict[str, float | int | str]:
+        return {"normalised": self._normalised}

@@ -1,0 +1,164 @@
+"""Initial weights by a scheme, with the fans of every kind of layer and the gain of what really follows.
+
+    Var(w) = gain ** 2 / n_in    and so on, by scheme: :mod:`lightning_tricks.network.schemes`
+
+Reference: He et al., "Delving Deep into Rectifiers", 2015, https://arxiv.org/abs/1502.01852; those of the
+other schemes stand beside their formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+import torch
+from torch import nn
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.lifecycle.layouts import Wholes
+from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.randomness import drawn_seed, shared_generator
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.network.freshness import check_fresh
+from lightning_tricks.network.initial_weights import Initial, initial_table, initials_of
+from lightning_tricks.network.schemes import Scheme, SchemeName
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["WeightInit", "initialize_"]
+
+
+@torch.no_grad()
+def initialize_(  # noqa: PLR0913  # settings, as those of WeightInit
+    module: nn.Module,
+    *,
+    scheme: SchemeName = "kaiming_normal",
+    nonlinearity: str = "relu",
+    params: Patterns = "*",
+    bias: float = 0.0,
+    fan: Literal["in", "out"] = "in",
+    std: float = 0.02,
+    seed: int | None = None,
+) -> str:
+    """Give ``module`` initial weights, whatever it holds, and return a table of them.
+
+    For ``__init__``, and for ``configure_model`` before weights are sharded.
+
+    Args:
+        module: Changed in place.
+        scheme: How; see :class:`WeightInit`, also for the others.
+        nonlinearity: The activation behind layers where none is seen.
+        params: Name patterns of the parameters to set.
+        bias: What biases are set to.
+        fan: What kaiming divides by.
+        std: Deviation of the normal schemes.
+        seed: Where the draw starts; ``None`` takes one from torch's generator.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.LayerNorm(50), nn.Linear(50, 2))
+        >>> print(initialize_(net, scheme="orthogonal", seed=1))
+        orthogonal: 4 tensors
+        | weight   | layer  | fans in, out | gain              | std expected | measured |
+        |----------|--------|--------------|-------------------|--------------|----------|
+        | 0.weight | Linear | 100, 50      | 1.414 relu        |       0.1414 |   0.1414 |
+        | 3.weight | Linear | 50, 2        | 1.414 relu (told) |          0.2 |   0.1999 |
+        left alone: '2.weight', '2.bias' of LayerNorm, normalisation starts as torch makes it
+    """
+    how = Scheme(name=scheme, nonlinearity=nonlinearity, fan=fan, std=std)
+    initials, alone = initials_of(module, params, how)
+    start = drawn_seed() if seed is None else checks.whole("seed", seed)
+    generator = torch.Generator().manual_seed(start)
+    for each in initials:
+        each.parameter.copy_(each.draw(how, checks.finite("bias", bias), generator))
+    title = f"{scheme}: {len(initials)} tensors"
+    values: dict[str, torch.Tensor] = {each.name: each.parameter for each in initials}
+    return initial_table(title, initials, alone, how, values.__getitem__)
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class WeightInit(Technique):
+    """Give layers initial weights of the right size for their depth (:func:`initialize_`).
+
+    * **When** once, in a run that continues none, after ``configure_model`` and before the optimizers.
+    * **Changes** weights of linear layers, convolutions of both kinds, attention (query, key and value each
+      by itself) and recurrent layers (gate by gate); embeddings by the normal schemes only; biases. All else
+      is left alone, and a table says so. Weights that were loaded, trained or set are refused.
+    * **Logs** nothing; prints a table of fans, gains and standard deviations, expected and measured.
+    * **Saves** nothing: a run that goes on has its weights.
+    * **Cost** one draw of all weights, on the CPU.
+    * **Use** for deep networks without normalisation, or to follow a paper; **not** to fine-tune, nor for
+      what makes its own initial weights.
+
+    Args:
+        scheme: ``"xavier_uniform"``, ``"xavier_normal"``, ``"kaiming_uniform"``, ``"kaiming_normal"``,
+            ``"lecun_normal"``, ``"orthogonal"``, ``"normal"`` or ``"truncated_normal"``.
+        nonlinearity: The activation behind layers where none is seen in an ``nn.Sequential``; its gain counts
+            in the kaiming schemes and the orthogonal one.
+        params: Name patterns of the parameters to set.
+        bias: What biases are set to.
+        fan: Whether kaiming keeps the variance of what goes forward, ``"in"``, or of gradients, ``"out"``.
+        std: Standard deviation of the normal schemes, above 0. What the truncated one cuts off at two of them
+            leaves 0.88 of it.
+        seed: Where the draw starts, at least 0; ``None`` takes one from torch's generator. All processes use
+            that of the first.
+        overwrite: Name patterns of weights that may be lost although somebody loaded, trained or set them.
+
+    Example:
+        Transformers usually start so, biases at zero::
+
+            Trainer(callbacks=[WeightInit(scheme="truncated_normal", std=0.02)])
+
+        >>> WeightInit(nonlinearity="gelu", params="encoder", seed=1)
+        WeightInit(scheme='kaiming_normal', nonlinearity='gelu', params='encoder', bias=0.0, fan='in', \
+std=0.02, seed=1, overwrite=None)
+    """
+
+    build_order: ClassVar[int] = 1
+
+    scheme: SchemeName = "kaiming_normal"
+    nonlinearity: str = "relu"
+    params: Patterns = "*"
+    bias: float = 0.0
+    fan: Literal["in", "out"] = "in"
+    std: float = 0.02
+    seed: int | None = None
+    overwrite: Patterns | None = None
+    _initials: list[Initial] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._how()
+        as_patterns("params", self.params)
+        self.bias = checks.finite("bias", self.bias)
+        if self.seed is not None:
+            checks.whole("seed", self.seed)
+        if self.overwrite is not None:
+            as_patterns("overwrite", self.overwrite)
+
+    def _how(self) -> Scheme:
+        return Scheme(name=self.scheme, nonlinearity=self.nonlinearity, fan=self.fan, std=self.std)
+
+    def build(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        how = self._how()
+        self._initials, alone = initials_of(pl_module, self.params, how)
+        if not self.conductor.begins(trainer):
+            return
+        wholes = Wholes(trainer, pl_module)
+        fresh = {each.name: each.looks_fresh(wholes.read) for each in self._initials}
+        check_fresh(fresh, pl_module, self.overwrite)
+        generator = shared_generator(trainer, self.seed)
+        for each in self._initials:
+            wholes.write(each.name, each.draw(how, self.bias, generator))
+        self.conductor.initialized.update(each.parameter for each in self._initials)
+        title = f"{self.state_key}: {self.scheme}, {len(self._initials)} tensors"
+        say(trainer, initial_table(title, self._initials, alone, how, wholes.read))
+
+    def claims(self) -> Iterable[Claim]:
+        return [self.claim("initial_weights", {each.name: each.parameter for each in self._initials})]
