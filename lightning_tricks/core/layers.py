@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from torch import nn
 
 from lightning_tricks.core.exempt import exempt_from_decay
-from lightning_tricks.core.select import Patterns, clean_name
+from lightning_tricks.core.select import clean_name
 
 __all__ = ["own_layers"]
 
 
-def own_layers(module: nn.Module) -> tuple[list[Patterns], dict[nn.Parameter, int]]:
+def own_layers(module: nn.Module) -> tuple[list[str | tuple[str, ...]], dict[nn.Parameter, int]]:
     """Return the layers that ``module`` is built of, in the order of its children.
 
     The entries of each ``nn.Sequential`` or ``nn.ModuleList`` that lies within no other are layers; what

@@ -33,7 +33,8 @@ def layers_of(
         ValueError: If a pattern matches nothing, a parameter is in two layers, or one that learns is in none.
     """
     if layers is None:
-        return own_layers(module)
+        names, depths = own_layers(module)
+        return [*names], depths
     parts = partition(module, layers, name="layers", part="layer")
     depths = {parameter: depth for depth, part in enumerate(parts) for parameter in part.values()}
     return list(layers), {parameter: depths.get(parameter, 0) for parameter in module.parameters()}

@@ -11,11 +11,11 @@ from torch import nn
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.partition import partition as parts_of
 from lightning_tricks.lifecycle.table import text_table
+from lightning_tricks.network.proposal import propose_stages
 from lightning_tricks.network.stage_table import STAGE_COLUMNS, stage_rows
+from lightning_tricks.network.stages import check_same as check_same_
 from lightning_tricks.network.stages import (
-    check_same,
     open_stages_,
-    propose_stages,
     split_by_stage_,
 )
 
@@ -218,19 +218,20 @@ def test_a_group_within_one_stage_stays_whole():
 def test_split_is_refused_where_groups_cannot_differ():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     depths = depths_of(module, "1", "0")
-    with pytest.raises(ValueError, match="lr_factor must be 1 with LBFGS"):
+    with pytest.raises(ValueError, match="lr_factor must be 1, and warmup 0, with LBFGS"):
         split_by_stage_(torch.optim.LBFGS(module.parameters()), depths, 0.5)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     optimizer.param_groups[0]["lr"] = None
     with pytest.raises(
-        ValueError, match="lr_factor must be 1 for groups without a rate, got 0.5 for lr=None"
+        ValueError, match="lr_factor must be 1, and warmup 0, for groups without a rate, got 0.5 for lr=None"
     ):
         split_by_stage_(optimizer, depths, 0.5)
 
 
 def test_same_stages_are_required():
     stages = partition(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), ["1", "0"])
-    saved = {"stages": [["1.weight", "1.bias"], ["0.weight", "0.bias"]], "lr_factor": 0.5}
+    saved = {"stages": [["1.weight", "1.bias"], ["0.weight", "0.bias"]], "lr_factor": 0.5, "split": True}
+    check_same = partial(check_same_, split=True)
     check_same(saved, stages, 0.5)
     with pytest.raises(ValueError, match=r"stages\[0\] held '1.weight', '1.bias'; got '0.weight', '0.bias'"):
         check_same(saved, stages[::-1], 0.5)
@@ -238,6 +239,10 @@ def test_same_stages_are_required():
         check_same(saved, stages[:1], 0.5)
     with pytest.raises(ValueError, match=r"lr_factor must be that of the checkpoint, .* 0.5; got 1"):
         check_same(saved, stages, 1)
+    with pytest.raises(ValueError, match="warmup must be above 0 where lr_factor is 1, as in the checkpoint"):
+        check_same_(saved, stages, 0.5, split=False)
+    with pytest.raises(ValueError, match="warmup must not be above 0 where lr_factor is 1"):
+        check_same_({**saved, "split": False}, stages, 0.5, split=True)
 
 
 def test_long_lists_are_cut():
