@@ -25,6 +25,7 @@ from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, Torc
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
+from lightning_tricks.network.freeze import Freeze
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.proposal import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
@@ -48,6 +49,7 @@ __all__ = [
     "EMAWeights",
     "EverySteps",
     "ExactResume",
+    "Freeze",
     "GradientCentralization",
     "GradientClip",
     "GradientNoise",

@@ -90,9 +90,9 @@ class Trainable:
         """Let everything be as it was found."""
         if self._module is None:
             return
-        if self._before_load is not None:
-            self._before_load.remove()
+        assert self._before_load is not None
+        self._before_load.remove()
         self.free()
         # After an error in validation the whole network is left in its evaluation mode.
         technique.conductor.modes.release(technique.state_key, training=self._module.training)
-        self._module, self._before, self._layers = None, {}, {}
+        self._module, self._before_load, self._before, self._layers = None, None, {}, {}

@@ -25,6 +25,7 @@ from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer
 ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "AdaptiveGradientClip": lambda _: lt.AdaptiveGradientClip(clip=0.02),
     "EMAWeights": lambda _: lt.EMAWeights(decay=0.9, buffers="average", decay_warmup=False),
+    "Freeze": lambda module: lt.Freeze(params=lt.propose_stages(module)[-1], at=1, dropout="off"),
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
     "GradientCentralization": lambda _: lt.GradientCentralization(),
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
@@ -33,7 +34,9 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "NormPenalty": lambda _: lt.NormPenalty(l1=0.1, proximal=True, params="*"),
     "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
-    "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
+    "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(
+        stages=lt.propose_stages(module), at=1, warmup=1
+    ),
     "ScheduleFree": lambda _: lt.ScheduleFree(),
     "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
