@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, follow_trainable
+from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, flat_units, follow_trainable
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from lightning_tricks.lifecycle.technique import Technique
 
-__all__ = ["Trainable"]
+__all__ = ["Trainable", "switch_"]
+
+
+def switch_(flags: Mapping[nn.Parameter, bool]) -> None:
+    """Let each parameter learn or not, as its flag says."""
+    for parameter, flag in flags.items():
+        parameter.requires_grad_(flag)
 
 
 class Trainable:
@@ -83,16 +90,19 @@ class Trainable:
 
     def free(self) -> None:
         """Let the parameters learn or not, as they were found."""
-        for parameter, flag in self._before.items():
-            parameter.requires_grad_(flag)
+        switch_(self._before)
 
     def give_back(self, technique: Technique) -> None:
-        """Let everything be as it was found."""
+        """Let everything be as it was found; under FSDP1 ``requires_grad`` only before the next fit."""
         if self._module is None:
             return
         assert self._before_load is not None
         self._before_load.remove()
-        self.free()
+        if flat_units(technique.conductor.trainer):
+            # A checkpoint that is written after the run takes what may learn to have been stepped.
+            technique.conductor.on_next_fit(partial(switch_, self._before))
+        else:
+            self.free()
         # After an error in validation the whole network is left in its evaluation mode.
         technique.conductor.modes.release(technique.state_key, training=self._module.training)
         self._module, self._before_load, self._before, self._layers = None, None, {}, {}
