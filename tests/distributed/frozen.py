@@ -26,7 +26,7 @@ def freeze() -> Technique:
 
 
 def unfreeze() -> Technique:
-    """Return what opens the body's later half within the run, and the other with the last epoch."""
+    """Return what opens the body's later half within the first epoch, the other with the last."""
     return lt.ProgressiveUnfreeze(
         stages=["head", "body[3:]", "body[:3]"], at=[4, "2 epochs"], warmup=3, dropout="off"
     )
@@ -41,12 +41,9 @@ def main(world: World, folder: Path) -> None:
     assert len(kept) == 4 + 2 * 5
     assert_equal(kept, {name: start[name] for name in kept})
     assert not torch.equal(final["head.weight"], start["head.weight"])
-    check(
-        Case(neutral=unfreeze, active=unfreeze, exempt={"neutral": "it freezes"}),
-        world,
-        plain,
-        folder / "opened",
-    )
+    if not world.sharded:  # else the moving statistics of all processes but one are in no checkpoint
+        case = Case(neutral=unfreeze, active=unfreeze, exempt={"neutral": "it freezes"})
+        check(case, world, plain, folder / "opened")
 
 
 if __name__ == "__main__":
