@@ -24,6 +24,7 @@ from lightning_tricks.gradients.surgery import GradientSurgery
 from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, TorchJD
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
+from lightning_tricks.lifecycle.configuration import to_yaml
 from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.freeze import Freeze
 from lightning_tricks.network.openings import Plateau
@@ -93,6 +94,7 @@ __all__ = [
     "propose_stages",
     "stable_decay",
     "step",
+    "to_yaml",
     "warmup",
 ]
 __version__ = "0.1.0"

@@ -1,0 +1,70 @@
+"""Techniques as LightningCLI reads them: to be printed, kept in a file, edited, and built again."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+from lightning_tricks.core.schedule import Schedule
+from lightning_tricks.lifecycle.technique import Technique
+
+__all__ = ["to_yaml"]
+
+
+def to_yaml(*techniques: Technique) -> str:
+    """Return the part of a LightningCLI configuration that builds ``techniques`` with all their settings.
+
+    Schedules are written as text, types by their paths, policies by class path.
+
+    Raises:
+        TypeError: If one is no technique.
+        ValueError: If a setting holds what cannot be written down, such as a function.
+
+    Example:
+        >>> from lightning_tricks import GradientClip
+        >>> print(to_yaml(GradientClip(max_norm="2 * linear(to=0.5)")), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.GradientClip
+            init_args:
+              max_norm: 2 * linear(to=0.5)
+              max_value: null
+              norm_type: 2.0
+              params: '*'
+              non_finite: skip
+    """
+    import yaml  # type: ignore[import-untyped]  # its types are another package
+
+    for technique in techniques:
+        if not isinstance(technique, Technique):
+            raise TypeError(f"to_yaml must be given techniques, got {technique!r}")
+    callbacks = [_plain(technique, type(technique).__name__) for technique in techniques]
+    config = {"trainer": {"callbacks": callbacks}}
+    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return ``value``, the setting ``name``, as YAML has it."""
+    if isinstance(value, Schedule):
+        return repr(value)
+    if isinstance(value, type):
+        return _path(value)
+    if dataclasses.is_dataclass(value):
+        held = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value) if entry.init}
+        if held.get("label", "") is None:
+            del held["label"]
+        settings = {key: _plain(each, f"{name}.{key}") for key, each in held.items()}
+        return {"class_path": _path(type(value)), "init_args": settings}
+    if isinstance(value, list | tuple):
+        return [_plain(each, f"{name}[{index}]") for index, each in enumerate(value)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError(f"{name} must be text, a number, a type or a policy to be written down, got {value!r}")
+
+
+def _path(kind: type) -> str:
+    """Return the path of ``kind``, from its package alone where that offers it."""
+    package = kind.__module__.partition(".")[0]
+    offered = getattr(sys.modules[package], kind.__name__, None) is kind
+    return f"{package if offered else kind.__module__}.{kind.__qualname__}"
