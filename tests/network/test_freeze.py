@@ -86,6 +86,25 @@ def test_it_never_begins_within_an_accumulation():
     assert ["b" in watch.moved(batch) for batch in range(4)] == [True, True, False, False]
 
 
+class Careful(TwoOptimizers):
+    """Gathers the gradients of two batches, over the ends of epochs too; zeroes, and never drops them."""
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(self.loss(batch))
+        if self.trainer.fit_loop.total_batch_idx % 2:
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)
+
+
+@pytest.mark.parametrize(("at", "start"), [("1 epoch", 6), (2, 4)])
+def test_what_is_gathered_over_the_end_of_an_epoch_is_stepped_first_and_then_dropped(at, start):
+    watch = Watch()
+    fit(Careful(), Freeze(params="body", at=at), watch, max_epochs=2)
+    assert [mode[0] for mode in watch.modes] == [True] * start + [False] * (10 - start)
+    assert still(watch.after[start - 1], watch.after[9]) == BODY
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_stops_on_the_way_keeps_its_bits_and_is_forgotten(name):
     wanted = {"momentum": 0.9, "weight_decay": 0.1}
