@@ -22,17 +22,13 @@ def to_yaml(*techniques: Technique) -> str:
         ValueError: If a setting holds what cannot be written down, such as a function.
 
     Example:
-        >>> from lightning_tricks import GradientClip
-        >>> print(to_yaml(GradientClip(max_norm="2 * linear(to=0.5)")), end="")
+        >>> from lightning_tricks import ExactResume
+        >>> print(to_yaml(ExactResume(label="one")), end="")
         trainer:
           callbacks:
-          - class_path: lightning_tricks.GradientClip
+          - class_path: lightning_tricks.ExactResume
             init_args:
-              max_norm: 2 * linear(to=0.5)
-              max_value: null
-              norm_type: 2.0
-              params: '*'
-              non_finite: skip
+              label: one
     """
     import yaml  # type: ignore[import-untyped]  # its types are another package
 
