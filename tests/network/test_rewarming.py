@@ -15,7 +15,7 @@ from lightning_tricks.network.rewarming import rewarmed
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from tests.network.deep import STAGES, Deep, Watch, fit
 from tests.network.test_unfreeze_resume import Scheduled, state, stopped
-from tests.toys import TwoOptimizers, assert_equal
+from tests.toys import StopAfter, StopError, TwoOptimizers, assert_equal
 
 
 class Rates(Callback):
@@ -91,6 +91,19 @@ def test_resumed_at_every_batch_in_the_middle_of_ramps(run, tmp_path):
         runner = fit(Deep(), *RUNS[run](), rest, ckpt_path=saved, max_epochs=2)
         assert rest.seen == rates.seen[stop:]
         assert_equal(whole, state(runner, tmp_path / "parts.ckpt"))
+
+
+def test_a_stage_that_was_due_when_the_run_was_stopped_still_gets_its_ramp(tmp_path):
+    def run(*callbacks, **settings):
+        stall = lt.Plateau("val_loss", patience=1, min_delta=100.0)
+        rates = Rates()
+        fit(Deep(), ProgressiveUnfreeze(stages=STAGES, at=stall, warmup=3), rates, *callbacks, **settings)
+        return rates
+
+    whole = run(max_epochs=4)
+    with pytest.raises(StopError):
+        run(StopAfter(2, tmp_path / "stop.ckpt", "on_validation_end"), max_epochs=4)
+    assert run(ckpt_path=tmp_path / "stop.ckpt", max_epochs=4).seen == whole.seen[10:]
 
 
 def test_a_ramp_that_has_begun_keeps_its_length_in_a_longer_run(tmp_path):
