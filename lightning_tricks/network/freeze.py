@@ -111,8 +111,8 @@ class Freeze(Technique):
       accumulation; then for the rest of the run.
     * **Changes** ``requires_grad`` of the parameters that ``params`` matches; gradients and what optimizers
       keep for them are dropped. Layers with running statistics whose parameters are all frozen normalise
-      with these and leave them as they are. After the run ``requires_grad`` and the layers' modes are as
-      before it.
+      with these and leave them as they are. After the run, under FSDP1 before the next,
+      ``requires_grad`` and the layers' modes are as before it.
     * **Logs** ``freeze/frozen``, how many parameters it keeps frozen; prints a table of what is frozen and
       what learns.
     * **Saves** whether its moment has come; a part that was frozen stays so in a resumed run.

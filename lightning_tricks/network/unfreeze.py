@@ -65,8 +65,8 @@ class ProgressiveUnfreeze(Technique):
     * **Changes** ``requires_grad`` of the parameters in ``stages``, also of those that were frozen before
       the run: they open with their stage, while frozen parameters in no stage stay frozen. Layers with
       running statistics whose parameters are all frozen normalise with these and leave them as they are.
-      Each parameter group is split by stage, with a rate of its own. After the run ``requires_grad`` and
-      the layers' modes are as before it.
+      Each parameter group is split by stage, with a rate of its own. After the run, under FSDP1
+      before the next, ``requires_grad`` and the layers' modes are as before it.
     * **Logs** ``progressive_unfreeze/stage`` (open stages) and ``/trainable`` (their parameters); prints a
       table of the stages at the start. Lightning's LearningRateMonitor shows rates that rise.
     * **Saves** how many stages are open, which parameters each holds, since when their rates rise, and how
