@@ -24,15 +24,17 @@ from lightning_tricks.gradients.surgery import GradientSurgery
 from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, TorchJD
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
+from lightning_tricks.lifecycle.configuration import to_yaml
 from lightning_tricks.lifecycle.exact_resume import ExactResume
 from lightning_tricks.network.dropout_schedule import DropoutSchedule
+from lightning_tricks.network.freeze import Freeze
 from lightning_tricks.network.lsuv import LSUV
 from lightning_tricks.network.monte_carlo_dropout import MonteCarloDropout, Spread
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.precise_batchnorm import PreciseBatchNorm
+from lightning_tricks.network.proposal import propose_stages
 from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
 from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
-from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.reporting.gradient_health import GradientHealth
@@ -58,6 +60,7 @@ __all__ = [
     "EMAWeights",
     "EverySteps",
     "ExactResume",
+    "Freeze",
     "GradientCentralization",
     "GradientClip",
     "GradientHealth",
@@ -111,6 +114,7 @@ __all__ = [
     "spectral_norm_",
     "stable_decay",
     "step",
+    "to_yaml",
     "warmup",
 ]
 __version__ = "0.1.0"

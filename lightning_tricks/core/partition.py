@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.select import Patterns, as_patterns, select
 
-__all__ = ["partition", "written"]
+__all__ = ["check_covered", "check_initialised", "disjoint", "partition", "written"]
 
 
 def partition(
@@ -30,12 +30,22 @@ def partition(
     Raises:
         ValueError: If a pattern matches nothing, or a parameter is in two parts or in none, or lazy.
     """
+    found = disjoint(module, parts, name=name, part=part)
+    check_covered(module, found, name=name, part=part)
+    return found
+
+
+def disjoint(
+    module: nn.Module, parts: Sequence[Patterns], *, name: str, part: str
+) -> list[dict[str, nn.Parameter]]:
+    """Return the same where parameters that need a gradient may be in none, too.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or a parameter is in two parts, or lazy.
+    """
     found = [select(module, patterns, name=f"{name}[{index}]") for index, patterns in enumerate(parts)]
-    if lazy := [each for held in found for each, parameter in held.items() if is_lazy(parameter)]:
-        raise ValueError(
-            f"{name} must hold initialised parameters, got the lazy {listed(lazy)}: "
-            "run one batch through the module first"
-        )
+    for held in found:
+        check_initialised(held, name=name)
     for (i, first), (k, second) in combinations(enumerate(found), 2):
         if both := [each for each in second if each in first]:
             raise ValueError(
@@ -43,6 +53,30 @@ def partition(
                 f"({written(parts[i])}) and {name}[{k}] ({written(parts[k])}): narrow the patterns of one "
                 "of them; parameters that are tied count under all their names"
             )
+    return found
+
+
+def check_initialised(parameters: Mapping[str, nn.Parameter], *, name: str) -> None:
+    """Accept parameters, by name, that have their shapes.
+
+    Raises:
+        ValueError: If one is lazy.
+    """
+    if lazy := [each for each, parameter in parameters.items() if is_lazy(parameter)]:
+        raise ValueError(
+            f"{name} must hold initialised parameters, got the lazy {listed(lazy)}: "
+            "run one batch through the module first"
+        )
+
+
+def check_covered(
+    module: nn.Module, found: Sequence[Mapping[str, nn.Parameter]], *, name: str, part: str
+) -> None:
+    """Accept parts that hold each parameter of ``module`` that needs a gradient now.
+
+    Raises:
+        ValueError: If one is in none.
+    """
     held = {each for members in found for each in members}
     everything = select(module, "*", name="the module")
     if left := [each for each, p in everything.items() if p.requires_grad and each not in held]:
@@ -50,7 +84,6 @@ def partition(
             f"{name} must hold each parameter, got none for {listed(left)}: add a last {part} with patterns "
             "for them, or name them in one, or freeze them with requires_grad_(False)"
         )
-    return found
 
 
 def written(patterns: Patterns) -> str:

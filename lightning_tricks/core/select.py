@@ -5,19 +5,35 @@ A pattern is written as in a shell: ``*`` stands for any characters (dots includ
 whole name of a module that holds it: ``"head"`` takes ``head.weight`` and ``head.bias``, never
 ``head2.weight``. A weight that torch parametrizes goes by its plain name, too: ``"head.weight"`` takes
 ``head.parametrizations.weight.original``.
+
+A slice takes children by position, counted as in Python, those without parameters included:
+``"body[:-3]"`` stands for all but the last three children of ``body``, ``"blocks[2:4].attention"`` for a
+part of two of them, ``"[-1:]"`` for the module's own last. A module type may be written by its path:
+``"torch.nn.LayerNorm"``.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import glob
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
 
-__all__ = ["Pattern", "Patterns", "as_patterns", "clean_name", "matches", "select", "select_layers"]
+__all__ = [
+    "Pattern",
+    "Patterns",
+    "as_patterns",
+    "clean_name",
+    "matches",
+    "resolved",
+    "select",
+    "select_layers",
+]
 
 Pattern = str | type[nn.Module] | Callable[[str, Tensor], bool]
 """One way to name weights; a callable gets a parameter's clean name and the parameter."""
@@ -27,6 +43,7 @@ Patterns = str | tuple[Pattern, ...] | type[nn.Module] | Callable[[str, Tensor],
 # What torch.compile and the wrappers of torch.distributed put into names. None of it is the user's.
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
 _PARAMETRIZED = re.compile(r"\.parametrizations\.([^.]+)\.original$")
+_SLICE = re.compile(r"\[(-?\d+)?:(-?\d+)?\]")
 
 
 def clean_name(name: str) -> str:
@@ -88,15 +105,10 @@ def select(module: nn.Module, patterns: Patterns, *, name: str = "params") -> di
             aliases[parameter].append(_PARAMETRIZED.sub(r".\1", clean))
     chosen: set[nn.Parameter] = set()
     for pattern in as_patterns(name, patterns):
-        found = _of_type(module, pattern) if isinstance(pattern, type) else None
-        hits = [
-            parameter
-            for parameter, names in aliases.items()
-            if (parameter in found if found is not None else _any_name(pattern, names, parameter))
-        ]
+        hits = {p for each in resolved(module, pattern) for p in _hits(module, each, aliases)}
         if not hits:
             raise ValueError(_no_match(name, pattern, module))
-        chosen.update(hits)
+        chosen |= hits
     return {first_name[parameter]: parameter for parameter in first_name if parameter in chosen}
 
 
@@ -131,7 +143,8 @@ def select_layers(
     paths = [(path, layer) for path, layer in module.named_modules(remove_duplicate=False) if wanted(layer)]
     chosen: set[nn.Module] = set()
     for pattern in as_patterns(name, patterns):
-        hits = {layer for path, layer in paths if _takes(pattern, module, path, layer)}
+        alike = resolved(module, pattern)
+        hits = {layer for path, layer in paths if any(_takes(each, module, path, layer) for each in alike)}
         if not hits:
             known = list(dict.fromkeys(clean_name(path) for path, _ in paths))
             raise ValueError(_nothing(name, pattern, known, what, type(module).__name__))
@@ -149,6 +162,53 @@ def _takes(pattern: Pattern, module: nn.Module, path: str, layer: nn.Module) -> 
     if isinstance(pattern, type):
         return any(isinstance(module.get_submodule(holder), pattern) for holder in ["", *_prefixes(path)])
     return bool(pattern(clean_name(path), layer))  # type: ignore[arg-type]  # those of weights get a tensor
+
+
+def resolved(module: nn.Module, pattern: Pattern) -> list[Pattern]:
+    """Return what together selects in ``module`` what ``pattern`` does, without slices and paths of types.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+        >>> resolved(net, "1[-1:].bias"), resolved(net, "torch.nn.Linear")
+        (['1.1.bias'], [<class 'torch.nn.modules.linear.Linear'>])
+    """
+    if not isinstance(pattern, str):
+        return [pattern]
+    path, _, name = pattern.rpartition(".")
+    # Nothing is imported: the class of a layer has been.
+    kind = getattr(sys.modules.get(path), name, None)
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
+        return [kind]
+    return list(_unsliced(pattern, _children(module) if _SLICE.search(pattern) else {}))
+
+
+def _unsliced(pattern: str, children: dict[str, list[str]]) -> Iterator[str]:
+    if not (cut := _SLICE.search(pattern)):
+        yield pattern
+        return
+    first, last = (int(index) if index else None for index in cut.groups())
+    for path, names in children.items():
+        if fnmatch.fnmatchcase(path, pattern[: cut.start()]):
+            for name in names[first:last]:
+                yield from _unsliced(glob.escape(name) + pattern[cut.end() :], children)
+
+
+def _children(module: nn.Module) -> dict[str, list[str]]:
+    """Return the clean names of each module's children, by the module's own."""
+    names = dict.fromkeys(clean_name(raw) for raw, _ in module.named_modules(remove_duplicate=False))
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name:
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
+
+
+def _hits(
+    module: nn.Module, pattern: Pattern, aliases: dict[nn.Parameter, list[str]]
+) -> Iterable[nn.Parameter]:
+    if isinstance(pattern, type):
+        return _of_type(module, pattern)
+    return [parameter for parameter, names in aliases.items() if _any_name(pattern, names, parameter)]
 
 
 def matches(pattern: str, name: str) -> bool:

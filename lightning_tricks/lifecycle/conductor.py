@@ -37,6 +37,7 @@ from lightning_tricks.lifecycle.building import Built
 from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.member import Member
+from lightning_tricks.lifecycle.modes import Modes
 from lightning_tricks.lifecycle.notice import callbacks_of, warn
 from lightning_tricks.lifecycle.ownership import foreign_claims
 from lightning_tricks.lifecycle.rates import Rates
@@ -53,6 +54,7 @@ class Conductor(Callback):
         clock: Where the run stands.
         logs: Whether Lightning will log the current step.
         initialized: Weights that techniques gave their first values in this run, so that others may, too.
+        modes: Which layers techniques keep in evaluation mode.
         rates: What techniques scale learning rates by.
         steps: Which step comes, and when it has ended.
     """
@@ -62,6 +64,7 @@ class Conductor(Callback):
         self.clock = Clock()
         self.logs = False
         self.initialized: set[Tensor] = set()
+        self.modes = Modes()
         self.rates = Rates()
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
         self.steps = Steps(self._after_step)
@@ -177,6 +180,7 @@ class Conductor(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self.clock.begin_batch()
         self.steps.begin_batch()
+        self.modes.hold()
         # Once for all techniques: Lightning takes its time to find out.
         self.logs = trainer._logger_connector.should_update_logs
 

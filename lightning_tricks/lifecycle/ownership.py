@@ -18,8 +18,8 @@ from lightning_tricks.lifecycle.notice import callbacks_of
 
 __all__ = ["foreign_claims"]
 
-# Of what follows a schedule and of what follows a metric: ours go together, those of others with neither.
-_RATES = ("lr", "lr_decay")
+# Of what follows a schedule, a metric, an opening: ours go together, those of others with none of them.
+_RATES = ("lr", "lr_decay", "lr_warmup")
 _CALLBACKS: tuple[tuple[type[Callback], tuple[str, ...]], ...] = (
     (WeightAveraging, ("eval_weights", "final_weights")),
     (StochasticWeightAveraging, ("eval_weights", "final_weights", *_RATES)),

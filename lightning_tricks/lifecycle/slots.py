@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_tricks.core.select import Pattern, Patterns, as_patterns, clean_name, matches, select
+from lightning_tricks.core.select import Pattern, Patterns, as_patterns, clean_name, matches, resolved, select
 from lightning_tricks.core.tensors import local
 
 __all__ = ["Slot", "find_slots", "same_places", "stand_in"]
@@ -57,6 +57,7 @@ def find_slots(module: nn.Module, patterns: Patterns, *, buffers: bool) -> dict[
         ValueError: If a pattern matches no parameter, or only such that cannot be averaged.
     """
     chosen = {id(parameter) for parameter in select(module, patterns).values()}
+    wanted = [each for pattern in as_patterns("params", patterns) for each in resolved(module, pattern)]
     slots: dict[int, Slot] = {}
     for path, child in module.named_modules(remove_duplicate=False):
         for key, tensor in child._parameters.items():
@@ -65,9 +66,7 @@ def find_slots(module: nn.Module, patterns: Patterns, *, buffers: bool) -> dict[
         for key, tensor in child._buffers.items() if buffers else ():
             if tensor is None or key in child._non_persistent_buffers_set:
                 continue
-            if any(
-                _covers(pattern, module, path, key, tensor) for pattern in as_patterns("params", patterns)
-            ):
+            if any(_covers(pattern, module, path, key, tensor) for pattern in wanted):
                 _note(slots, child._buffers, key, path)
     found = {slot.names[0]: slot for slot in slots.values() if _can_be_averaged(slot)}
     if not found:

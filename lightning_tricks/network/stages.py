@@ -9,7 +9,6 @@ is ``None``.
 
 from __future__ import annotations
 
-import glob
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,59 +21,35 @@ from torch import Tensor, nn
 from lightning_tricks.core import checks
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.groups import split_groups_
-from lightning_tricks.core.select import clean_name
+from lightning_tricks.core.select import Patterns, as_patterns
 
 __all__ = [
+    "as_stages",
     "check_factor",
     "check_optimizers",
     "check_same",
     "open_stages_",
-    "propose_stages",
     "split_by_stage_",
 ]
 
 
-def propose_stages(module: nn.Module) -> list[str | tuple[str, ...]]:
-    """Return a stage for each top-level child of ``module`` that has parameters, the last child first.
-
-    A lone child is looked into, since a single stage would freeze nothing. Parameters that ``module``
-    holds itself (a class token, a position embedding) form one more stage, the last. Children that share
-    a parameter form one stage, in the place of the last of them.
+def as_stages(stages: object) -> int | list[Patterns]:
+    """Return how many stages there are, or the patterns of each.
 
     Raises:
-        ValueError: If there is no parameter.
-
-    Example:
-        >>> propose_stages(nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)}))
-        ['head', 'body']
+        TypeError: If it is neither, or a stage holds what is no pattern.
+        ValueError: If the number is below 1, or a stage has no pattern.
     """
-    paths = [(clean_name(name).split("."), p) for name, p in module.named_parameters(remove_duplicate=False)]
-    if not paths:
-        raise ValueError(f"the module must have parameters, got {type(module).__name__} without any")
-    depth = _lone_depth([path for path, _ in paths])
-    own: dict[str, bool] = {}
-    ties: dict[nn.Parameter, set[str]] = {}
-    for path, parameter in paths:
-        # Names may hold what a pattern would take for a wildcard.
-        name = ".".join(map(glob.escape, path[: depth + 1]))
-        own[name] = len(path) == depth + 1
-        ties.setdefault(parameter, set()).add(name)
-    stages = [[name] for name in reversed(own) if not own[name]]
-    stages += [loose] if (loose := [name for name in own if own[name]]) else []
-    for tie in ties.values():
-        first, *others = (stage for stage in stages if not tie.isdisjoint(stage))
-        for other in others:
-            stages.remove(other)
-            first += other
-    return [stage[0] if len(stage) == 1 else tuple(stage) for stage in stages]
-
-
-def _lone_depth(paths: list[list[str]]) -> int:
-    """Return how many modules hold all parameters between them and the first one that branches."""
-    depth = 0
-    while len({tuple(path[: depth + 1]) for path in paths}) == 1 and max(map(len, paths)) > depth + 2:
-        depth += 1
-    return depth
+    if isinstance(stages, int):
+        return checks.whole("stages", stages, 1)
+    if not isinstance(stages, list | tuple) or not stages:
+        raise TypeError(
+            f"stages must be a list with the patterns of each stage, or how many there are, got {stages!r}"
+        )
+    for index, patterns in enumerate(stages):
+        as_patterns(f"stages[{index}]", patterns)
+    # YAML has no tuples; settings that mean the same are to be written the same.
+    return [tuple(each) if isinstance(each, list) else each for each in stages]
 
 
 def check_factor(factor: float, stages: int) -> None:
@@ -122,13 +97,16 @@ def check_optimizers(
         )
 
 
-def check_same(saved: Mapping[str, Any], stages: Sequence[Mapping[str, nn.Parameter]], factor: float) -> None:
+def check_same(
+    saved: Mapping[str, Any], stages: Sequence[Mapping[str, nn.Parameter]], factor: float, *, split: bool
+) -> None:
     """Accept what a checkpoint holds of the stages of its run, if this run has the same.
 
     Args:
-        saved: The names in each stage as ``"stages"``, and ``"lr_factor"``.
+        saved: The names in each stage as ``"stages"``, ``"lr_factor"`` and ``"split"``.
         stages: The stages of this run.
         factor: Ratio of the rates of two successive stages in this run.
+        split: Whether parameter groups are split by stage in this run.
 
     Raises:
         ValueError: If they differ; gives the first stage that does.
@@ -145,6 +123,11 @@ def check_same(saved: Mapping[str, Any], stages: Sequence[Mapping[str, nn.Parame
         raise ValueError(
             "lr_factor must be that of the checkpoint, with which parameter groups and rates come back, "
             f"{saved['lr_factor']!r}; got {factor!r}"
+        )
+    if saved["split"] != split:
+        raise ValueError(
+            f"warmup must {'' if saved['split'] else 'not '}be above 0 where lr_factor is 1, as in the "
+            "checkpoint, with which parameter groups come back"
         )
 
 
@@ -165,7 +148,9 @@ def open_stages_(stages: Iterable[Mapping[str, nn.Parameter]], opened: int) -> d
 
 
 def split_by_stage_(
-    optimizer: torch.optim.Optimizer, depths: Mapping[nn.Parameter, int], factor: float
+    optimizer: torch.optim.Optimizer,
+    depths: Mapping[nn.Parameter, int],
+    factor: float,
 ) -> None:
     """Split each parameter group by stage and set the rate of each part.
 
@@ -184,14 +169,15 @@ def split_by_stage_(
     for group in optimizer.param_groups:
         if not isinstance(group.get("lr"), int | float | Tensor):
             raise ValueError(
-                f"lr_factor must be 1 for groups without a rate, got {factor!r} for lr={group.get('lr')!r}"
+                f"lr_factor must be 1, and warmup 0, for groups without a rate, got {factor!r} for "
+                f"lr={group.get('lr')!r}"
             )
     rest = max(depths.values(), default=-1) + 1
     places = split_groups_(
         optimizer,
         lambda parameter: depths.get(cast(nn.Parameter, parameter), rest),
         called=lambda depth: "frozen" if depth == rest else f"stage {depth + 1}",
-        rule="lr_factor must be 1",
+        rule="lr_factor must be 1, and warmup 0,",
         value=factor,
     )
     for group, depth in zip(optimizer.param_groups, places, strict=True):

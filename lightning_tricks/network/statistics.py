@@ -1,10 +1,39 @@
-"""Running statistics of frozen layers: used as they are, and left alone, until a parameter opens."""
+"""Layers of frozen parts whose mode matters: those with running statistics, and those that drop out."""
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from torch import nn
 
-__all__ = ["FrozenStatistics", "statistics_modules"]
+__all__ = ["DROPOUT", "NORM_STATS", "frozen_layers", "statistics_modules"]
+
+NORM_STATS = ("frozen", "train")
+DROPOUT = ("on", "off")
+
+
+def frozen_layers(
+    module: nn.Module, parameters: Set[nn.Parameter], *, norm_stats: str, dropout: str
+) -> dict[nn.Module, list[nn.Parameter]]:
+    """Return the layers that run in evaluation mode while the parameters given with each are all frozen.
+
+    Args:
+        module: The whole network.
+        parameters: Those that somebody freezes; layers that go with none of them are left out.
+        norm_stats: ``"frozen"`` for layers with running statistics, or ``"train"`` for none of them.
+        dropout: ``"off"`` for all other layers: some drop out by functions, as told by their mode. A
+            recurrent layer that does not drop out is left alone, since cuDNN trains none in evaluation mode.
+            ``"on"`` for none.
+    """
+    statistics = statistics_modules(module)
+    found = statistics if norm_stats == "frozen" else {}
+    if dropout == "off":
+        order, own = _layers(module)
+        for index, (_, part) in enumerate(order):
+            still = isinstance(part, nn.RNNBase) and not part.dropout
+            if part not in statistics and not still:
+                found[part] = list(part.parameters()) or _companions(order, own, index)
+    return {part: held for part, held in found.items() if not parameters.isdisjoint(held)}
 
 
 def statistics_modules(module: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
@@ -16,13 +45,17 @@ def statistics_modules(module: nn.Module) -> dict[nn.Module, list[nn.Parameter]]
     Running statistics are buffers whose names begin with ``running_``, as in every normalisation layer of
     torch that keeps any.
     """
-    order = list(module.named_modules())
-    own = [list(part.parameters(recurse=False)) for _, part in order]
+    order, own = _layers(module)
     return {
         part: own[index] or _companions(order, own, index)
         for index, (_, part) in enumerate(order)
         if any(name.startswith("running_") for name, _ in part.named_buffers(recurse=False))
     }
+
+
+def _layers(module: nn.Module) -> tuple[list[tuple[str, nn.Module]], list[list[nn.Parameter]]]:
+    order = list(module.named_modules())
+    return order, [list(part.parameters(recurse=False)) for _, part in order]
 
 
 def _companions(
@@ -36,33 +69,3 @@ def _companions(
         if inside:
             return own[max((i for i in inside if i < index), default=inside[0])]
     return []
-
-
-class FrozenStatistics:
-    """Layers that normalise with their running statistics as long as their parameters are frozen."""
-
-    def __init__(self, module: nn.Module | None = None) -> None:
-        """Look after all such layers of ``module``; without it, after none."""
-        self._layers = {} if module is None else statistics_modules(module)
-        self._held: dict[nn.Module, bool] = {}
-
-    def update(self) -> None:
-        """Take up or give back each layer, as its parameters require a gradient now."""
-        for layer, companions in self._layers.items():
-            if not any(parameter.requires_grad for parameter in companions):
-                self._held.setdefault(layer, layer.training)
-            elif layer in self._held:
-                layer.training = self._held.pop(layer)
-        self.hold()
-
-    def hold(self) -> None:
-        """Put the frozen layers into evaluation mode, each alone: what it holds may drop out as it did."""
-        for layer in self._held:
-            if layer.training:
-                layer.training = False
-
-    def release(self, *, training: bool) -> None:
-        """Give all layers back: in their own modes, or with ``training`` false in evaluation mode."""
-        for layer, mode in self._held.items():
-            layer.training = mode and training
-        self._layers, self._held = {}, {}

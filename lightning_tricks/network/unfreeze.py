@@ -2,9 +2,10 @@
 
     rate of stage k = base rate * lr_factor ** k,    k = 0 for the head
 
-Stage k opens k * ``at`` after the start of the run, at a moment of its own, or when a metric stalls. All
-parameters stay in the optimizer from the start and only ``requires_grad`` moves, so that parameter
-groups, schedules and checkpoints never change their shape.
+Stage k opens k * ``at`` after the start of the run, at a moment of its own, or when a metric stalls; with
+``warmup`` its rate rises from then on (:mod:`~lightning_tricks.network.rewarming`). All parameters stay in
+the optimizer from the start and only ``requires_grad`` moves, so that parameter groups, schedules and
+checkpoints never change their shape, and an optimizer has memory for what learns alone.
 
 Reference: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", 2018,
 https://arxiv.org/abs/1801.06146, sections 3.2 (rates by layer, 2.6) and 3.3 (gradual unfreezing).
@@ -14,44 +15,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from torch import nn
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.checks import listed
 from lightning_tricks.core.conflicts import ConflictError
+from lightning_tricks.core.duration import as_duration
 from lightning_tricks.core.groups import group_sizes
-from lightning_tricks.core.partition import partition, written
-from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.core.partition import check_covered, disjoint, written
+from lightning_tricks.core.select import Patterns
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.seal import unsealed
-from lightning_tricks.lifecycle.strategies import BeforeLoad, check_places, follow_trainable
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.lifecycle.watching import check_validation, validated
-from lightning_tricks.network.openings import Trigger, opening_moments
+from lightning_tricks.network.agenda import Agenda
+from lightning_tricks.network.first_gradients import FirstGradients
+from lightning_tricks.network.openings import Trigger
+from lightning_tricks.network.proposal import propose_stages
+from lightning_tricks.network.rewarming import Rewarming
 from lightning_tricks.network.stage_table import STAGE_COLUMNS, stage_rows
 from lightning_tricks.network.stages import (
+    as_stages,
     check_factor,
     check_optimizers,
     check_same,
     open_stages_,
     split_by_stage_,
 )
-from lightning_tricks.network.statistics import FrozenStatistics
+from lightning_tricks.network.statistics import DROPOUT, NORM_STATS, frozen_layers
+from lightning_tricks.network.trainable import Trainable
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch.optim import Optimizer
 
     from lightning_tricks.core.conflicts import Claim
-    from lightning_tricks.core.duration import Duration
 
 __all__ = ["ProgressiveUnfreeze"]
-
-_POLICIES = ("frozen", "train")
 
 
 @final
@@ -64,64 +65,94 @@ class ProgressiveUnfreeze(Technique):
     * **Changes** ``requires_grad`` of the parameters in ``stages``, also of those that were frozen before
       the run: they open with their stage, while frozen parameters in no stage stay frozen. Layers with
       running statistics whose parameters are all frozen normalise with these and leave them as they are.
-      Each parameter group is split by stage, with a rate of its own. After the run ``requires_grad`` and
-      the layers' modes are as before it.
+      Each parameter group is split by stage, with a rate of its own. After the run, under FSDP1
+      before the next, ``requires_grad`` and the layers' modes are as before it.
     * **Logs** ``progressive_unfreeze/stage`` (open stages) and ``/trainable`` (their parameters); prints a
-      table of the stages at the start.
-    * **Saves** how many stages are open, which parameters each holds, and how long the metric has stalled.
-      Resumed with other stages or another ``lr_factor`` is an error.
-    * **Cost** none, and a shorter backward pass while the layers next to the input are frozen. A compiled
-      module is compiled anew at each opening; after eight versions torch lets it run uncompiled.
+      table of the stages at the start. Lightning's LearningRateMonitor shows rates that rise.
+    * **Saves** how many stages are open, which parameters each holds, since when their rates rise, and how
+      long the metric has stalled. Resumed with other stages or another ``lr_factor`` is an error.
+    * **Cost** less than training all: a shorter backward pass while the layers next to the input are frozen,
+      and optimizer memory for open stages alone (AdamW on 4 equal layers in 4 stages: 2, 4, 6, then 8 bytes
+      per parameter of the network). A compiled module is compiled anew at each opening; after eight versions
+      torch lets it run uncompiled.
     * **Use** to fine-tune a pretrained network with few examples; **not** to train from scratch.
 
     Args:
-        stages: For each stage its name patterns, from the first opened to the last; see
-            :func:`propose_stages`. Each parameter that requires a gradient is in exactly one.
+        stages: For each stage its name patterns or module types, from the first opened to the last; or how
+            many there are, for stages by depth (:func:`propose_stages`). Each parameter that requires a
+            gradient is in exactly one.
         at: Distance between two openings in optimizer steps, epochs or percent of the run; or a list with
             a moment for each stage but the first; or a policy such as ``Plateau("val_loss")``.
-        lr_factor: Ratio of the rates of a stage and the one opened before it, above 0. With 1 no parameter
-            group is split, as a scheduler from ``configure_optimizers`` needs it.
+        lr_factor: Ratio of the rates of a stage and the one opened before it, above 0. With 1 and no
+            ``warmup`` no parameter group is split, as a scheduler from ``configure_optimizers`` needs it.
+        warmup: Over which length the rate of a stage rises that opens within the run, in the same forms.
         norm_stats: ``"frozen"``, or ``"train"`` to let running statistics of frozen layers move.
+        dropout: ``"on"``, or ``"off"`` to run layers whose parameters are all frozen in evaluation mode.
 
     Example:
         >>> ProgressiveUnfreeze(stages=["head", ("body.*", "embed")], at="20%", lr_factor=0.5)
-        ProgressiveUnfreeze(stages=['head', ('body.*', 'embed')], at='20%', lr_factor=0.5, \
-norm_stats='frozen')
+        ProgressiveUnfreeze(stages=['head', ('body.*', 'embed')], at='20%', lr_factor=0.5, warmup=0, \
+norm_stats='frozen', dropout='on')
+
+        Of a network with an encoder of twelve layers, first the head, then four layers at a time:
+
+        >>> unfreeze = ProgressiveUnfreeze(
+        ...     stages=["head", "encoder[-4:]", "encoder[4:8]", "encoder[:4]"], at="1 epoch", warmup="2%"
+        ... )
+        >>> # Trainer(max_epochs=10, callbacks=[unfreeze, WarmupCosine()]).fit(module, data)
     """
 
-    stages: Sequence[Patterns]
+    stages: int | Sequence[Patterns]
     at: int | str | list[int | str] | Trigger = "1 epoch"
     lr_factor: float = 1 / 2.6
+    warmup: int | str = 0
     norm_stats: Literal["frozen", "train"] = "frozen"
-    _moments: tuple[Duration, ...] = field(default=(), init=False, repr=False)
+    dropout: Literal["on", "off"] = "on"
+    _agenda: Agenda = field(default_factory=lambda: Agenda([], 1), init=False, repr=False)
+    _patterns: list[Patterns] = field(default_factory=list, init=False, repr=False)
     _chosen: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _members: list[dict[str, nn.Parameter]] = field(default_factory=list, init=False, repr=False)
+    _mine: set[nn.Parameter] = field(default_factory=set, init=False, repr=False)
     _found: dict[str, Any] | None = field(default=None, init=False, repr=False)
     _found_sizes: list[list[int]] = field(default_factory=list, init=False, repr=False)
-    _module: nn.Module | None = field(default=None, init=False, repr=False)
-    _before: dict[nn.Parameter, bool] = field(default_factory=dict, init=False, repr=False)
-    _statistics: FrozenStatistics = field(default_factory=FrozenStatistics, init=False, repr=False)
-    _fresh: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
-    _due: int = field(default=1, init=False, repr=False)
+    _trainable: Trainable = field(default_factory=Trainable, init=False, repr=False)
+    _first: FirstGradients = field(default_factory=FirstGradients, init=False, repr=False)
+    _rewarming: Rewarming = field(default_factory=Rewarming, init=False, repr=False)
     _opened: int = field(default=1, init=False, repr=False)
-    _trainable: int = field(default=0, init=False, repr=False)
-    _before_load: BeforeLoad | None = field(default=None, init=False, repr=False)
+    _learning: int = field(default=0, init=False, repr=False)
     _between_steps: bool = field(default=True, init=False, repr=False)
-    _watch: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stages, list | tuple) or not self.stages:
-            raise TypeError(f"stages must be a list with the patterns of each stage, got {self.stages!r}")
-        for index, patterns in enumerate(self.stages):
-            as_patterns(f"stages[{index}]", patterns)
-        # YAML has no tuples; settings that mean the same are to be written the same.
-        self.stages = [tuple(each) if isinstance(each, list) else each for each in self.stages]
-        check_factor(self.lr_factor, len(self.stages))
-        checks.one_of("norm_stats", self.norm_stats, _POLICIES)
-        if isinstance(self.at, Trigger):
-            self._watch = self.at.start()
-        else:
-            self._moments = opening_moments(self.at, len(self.stages) - 1)
+        self.stages = as_stages(self.stages)
+        check_factor(self.lr_factor, self._count)
+        self._rewarming = Rewarming(as_duration("warmup", self.warmup))
+        checks.one_of("norm_stats", self.norm_stats, NORM_STATS)
+        checks.one_of("dropout", self.dropout, DROPOUT)
+        self._agenda = Agenda(self.at, self._count)
+
+    @property
+    def _count(self) -> int:
+        return self.stages if isinstance(self.stages, int) else len(self.stages)
+
+    @property
+    def _splits(self) -> bool:
+        return self.lr_factor != 1 or bool(self._rewarming)
+
+    def table(self, module: nn.Module) -> str:
+        """Return the stages that ``module`` would have in a run, as a table.
+
+        Raises:
+            ValueError: If a pattern matches nothing, a parameter is in two stages, or there are not so many.
+        """
+        patterns = self._patterns_of(module)
+        members = disjoint(module, patterns, name="stages", part="stage")
+        rows = stage_rows(module, patterns, members, self._agenda.written(), self.lr_factor)
+        title = f"{self.state_key}: {self._opened} of {self._count} stages open"
+        return text_table(title, STAGE_COLUMNS, rows)
+
+    def _patterns_of(self, module: nn.Module) -> list[Patterns]:
+        stages = self.stages
+        return [*(propose_stages(module, stages) if isinstance(stages, int) else stages)]
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._found, self._found_sizes = None, []
@@ -134,12 +165,14 @@ norm_stats='frozen')
         self._found_sizes = group_sizes(
             each["param_groups"] for each in checkpoint.get("optimizer_states", [])
         )
-        if self._module is not None:  # sharding strategies load after ``prepare``
+        if self._trainable.taken:  # sharding strategies load after ``prepare``
             self._accept_found()
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._members = partition(pl_module, self.stages, name="stages", part="stage")
+        self._patterns = self._patterns_of(pl_module)
+        self._members = disjoint(pl_module, self._patterns, name="stages", part="stage")
         self._chosen = {name: p for stage in self._members for name, p in stage.items()}
+        self._mine = {*self._chosen.values(), *(p for p in pl_module.parameters() if not p.requires_grad)}
         if self.lr_factor != 1 and trainer.strategy.lr_scheduler_configs:
             raise ConflictError(
                 f"lr_factor must be 1 with a scheduler of {type(pl_module).__name__}.configure_optimizers, "
@@ -148,31 +181,25 @@ norm_stats='frozen')
             )
         self._accept_found()
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        check_optimizers(trainer.optimizers, self._members, self._due, scaled=scaled)
+        check_optimizers(trainer.optimizers, self._members, self._agenda.due, scaled=scaled)
 
     def _accept_found(self) -> None:
         # Before Lightning loads the optimizers: torch would find other groups and not say why.
         if self._found is not None:
-            check_same(self._found, self._members, self.lr_factor)
-            self._due = self._found["opened"]
+            check_same(self._found, self._members, self.lr_factor, split=self._splits)
+            self._agenda.due = self._found["opened"]
 
     def claims(self) -> Iterable[Claim]:
-        slots = ("requires_grad", "param_groups") if self.lr_factor != 1 else ("requires_grad",)
+        slots = ["requires_grad", *["param_groups"] * self._splits, *["lr_warmup"] * bool(self._rewarming)]
         return [self.claim(slot, self._chosen) for slot in slots]
 
     def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.lr_factor != 1:
+        if self._splits:
             self._split(trainer)
-        # Not in ``prepare``, where another technique may yet look at what the user froze.
-        self._module = pl_module
-        self._before = {parameter: parameter.requires_grad for parameter in self._chosen.values()}
-        open_stages_(self._members, self._due)
-        self._before_load = BeforeLoad(trainer.strategy, partial(self._foresee, trainer, pl_module))
+        self._trainable.take(self, trainer, pl_module, self._chosen.values(), self._as_found)
+        open_stages_(self._members, self._agenda.due)
 
-    def _foresee(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Open what was open when ``checkpoint`` was written: only so do its optimizers fit."""
-        self.read_checkpoint(trainer, pl_module, checkpoint)
-        check_places(trainer, checkpoint)
+    def _as_found(self) -> None:
         if self._found is not None:
             open_stages_(self._members, self._found["applied"])
 
@@ -183,115 +210,87 @@ norm_stats='frozen')
         sizes = group_sizes(optimizer.param_groups for optimizer in trainer.optimizers)
         if self._found is None and self._found_sizes not in ([], sizes):
             raise ValueError(
-                f"lr_factor must be 1 to go on from a checkpoint written without {self.state_key}, got "
-                f"{self.lr_factor!r}: its optimizers have parameter groups of {self._found_sizes} tensors, "
-                f"those of this run of {sizes}"
+                "lr_factor must be 1, and warmup 0, to go on from a checkpoint written without "
+                f"{self.state_key}, got {self.lr_factor!r} and {self.warmup!r}: its optimizers "
+                f"have parameter groups of {self._found_sizes} tensors, those of this run {sizes}"
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After all other techniques have frozen what is theirs.
+        check_covered(pl_module, self._members, name="stages", part="stage")
+        if self._rewarming:
+            self.conductor.rates.show(trainer)
+
     def restore(self, state: dict[str, Any]) -> None:
-        if state["watch"].keys() == self._watch.keys():
-            self._watch = dict(state["watch"])
+        self._opened = state["applied"]
+        self._rewarming.restore(state["rising"])
+        self._agenda.restore(state["watch"])
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(self.at, Trigger):
-            check_validation(trainer, "at", self.at.monitor)
-        for moment in self._moments:
-            self.clock.reached(moment)  # says now, and not in some later epoch, what cannot be reckoned
-        if self.norm_stats == "frozen":
-            self._statistics = FrozenStatistics(pl_module)
+        self._agenda.begin(trainer, self.clock)
+        policies = {"norm_stats": self.norm_stats, "dropout": self.dropout}
+        self._trainable.look_after(frozen_layers(pl_module, self._mine, **policies))
         self._between_steps = True
-        self._count_due()
-        self._apply(trainer, pl_module, self._due)
-        self._fresh = {name: p for stage in self._members[: self._opened] for name, p in stage.items()}
-        rows = stage_rows(pl_module, self.stages, self._members, self._opens(), self.lr_factor)
-        title = f"{self.state_key}: {self._opened} of {len(self.stages)} stages open"
-        say(trainer, text_table(title, STAGE_COLUMNS, rows))
-
-    def _opens(self) -> list[str]:
-        if isinstance(self.at, Trigger):
-            return ["start"] + [f"{self.at.monitor} stalls"] * (len(self.stages) - 1)
-        return ["start", *map(str, self._moments)]
+        if self.clock.position == 0:
+            self._opened = self._agenda.due  # what is open from the start needs no warm-up of its own
+        self._rewarming.begin(self, trainer, self._members, self._agenda.due)
+        self._apply(trainer)
+        self._first.await_({name: p for stage in self._members[: self._opened] for name, p in stage.items()})
+        say(trainer, self.table(pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # Here alone, since Lightning skips ``on_train_epoch_start`` when it resumes within an epoch, and
         # puts the modes of layers back after ``on_validation_end``.
         if self._between_steps:
-            self._count_due()
-            if self._due > self._opened:
-                self._apply(trainer, pl_module, self._due)
-        self._statistics.hold()
-        self.report(trainer, pl_module, stage=self._opened, trainable=self._trainable)
+            self._agenda.look(self.clock)
+            if self._agenda.due > self._opened:
+                self._apply(trainer)
+        self.report(trainer, pl_module, stage=self._opened, trainable=self._learning)
 
-    def _count_due(self) -> None:
-        for moment in self._moments[self._due - 1 :]:
-            if not self.clock.reached(moment):
-                break
-            self._due += 1
-
-    def _apply(self, trainer: Trainer, pl_module: LightningModule, open_stages: int) -> None:
-        """Bring gradients and the modes of layers in line with how many stages are open."""
-        self._fresh |= open_stages_(self._members, open_stages)
-        self._opened = open_stages
-        follow_trainable(trainer)
-        self._trainable = sum(p.numel() for stage in self._members[:open_stages] for p in stage.values())
-        self._statistics.update()
+    def _apply(self, trainer: Trainer) -> None:
+        """Open what is due, and bring gradients, rates and the modes of layers in line."""
+        due = self._agenda.due
+        self._first.await_(open_stages_(self._members, due))
+        self._rewarming.open(self, trainer, range(self._opened, due))
+        self._opened = due
+        self._learning = sum(p.numel() for stage in self._members[:due] for p in stage.values())
+        self._trainable.follow(self, trainer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._fresh:
-            self._fresh = {name: p for name, p in self._fresh.items() if p.grad is None}
+        self._first.look()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if not self._fresh:
-            return
-        stepped = {p for group in optimizer.param_groups for p in group["params"]}
-        silent = [name for name, p in self._fresh.items() if p in stepped and p.grad is None]
-        self._fresh = {name: p for name, p in self._fresh.items() if p not in stepped}
-        if silent:
-            warn(
-                trainer,
-                f"open parameters should get a gradient in their first step, got none for {listed(silent)}",
-            )
+        if silent := self._first.missing(optimizer):
+            warn(trainer, f"open parameters should get a gradient in their first step, got none for {silent}")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._between_steps = self.clock.attempted
+        if self._between_steps:
+            self._rewarming.advance(self, trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        at = self.at
-        if not isinstance(at, Trigger) or self._due == len(self.stages):
-            return
-        value = validated(self, trainer, at.monitor)
-        if value is None or self._opened < self._due:  # one has yet to act
-            return
-        self._watch = at.observe(self._watch, value)
-        # One decision for all processes, or their trainable parameters would differ.
-        if trainer.strategy.reduce_boolean_decision(at.fires(self._watch), all=False):
-            self._watch = at.rest(self._watch)
-            self._due += 1
+        self._agenda.observe(self, trainer, self._opened)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if closed := [written(patterns) for patterns in self.stages[self._opened :]]:
+        if closed := [written(patterns) for patterns in self._patterns[self._opened :]]:
             never = f"{len(closed)} never did: {'; '.join(closed)}"
             warn(trainer, f"each stage should open in the run, but {never}")
 
     def undo(self) -> None:
-        if self._before_load is not None:
-            self._before_load.remove()
-        for parameter, flag in self._before.items():
-            parameter.requires_grad_(flag)
-        # After an error in validation the whole network is left in its evaluation mode.
-        self._statistics.release(training=self._module is not None and self._module.training)
-        self._module, self._before, self._fresh = None, {}, {}
+        self._trainable.give_back(self)
+        self._first = FirstGradients()
 
     def outcome(self) -> dict[str, float | int | str]:
-        return {"stages": len(self.stages), "opened": self._opened, "trainable": self._trainable}
+        return {"stages": self._count, "opened": self._opened, "trainable": self._learning}
 
     def saved(self) -> dict[str, Any]:
         return {
-            "opened": self._due,
+            **self._agenda.saved(),
             "applied": self._opened,
-            "watch": dict(self._watch),
             "stages": [list(stage) for stage in self._members],
             "lr_factor": self.lr_factor,
+            "split": self._splits,
+            "rising": self._rewarming.saved(),
         }

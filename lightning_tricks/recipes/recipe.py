@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from lightning_tricks.core.schedule import Schedule
+from lightning_tricks.lifecycle.configuration import as_plain
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.written import written
 
-__all__ = ["GIVEN", "Recipe", "as_plain"]
+__all__ = ["GIVEN", "Recipe"]
 
 GIVEN = "yours"
 """What stands in place of the source of a setting that no literature gave."""
@@ -84,7 +84,7 @@ class Recipe(list[Technique]):
         """Return what a configuration of LightningCLI needs to have these techniques, sources as comments.
 
         Raises:
-            TypeError: If a setting is a type or a function, which YAML cannot hold.
+            ValueError: If a setting is a function, which YAML cannot hold.
         """
         lines = ["trainer:", "  callbacks:"]
         for technique in self._techniques():
@@ -92,7 +92,7 @@ class Recipe(list[Technique]):
             settings = self._settings(technique)
             lines += ["      init_args:"] * bool(settings)
             for setting, _, source in settings:
-                value = json.dumps(as_plain(getattr(technique, setting)))
+                value = json.dumps(as_plain(getattr(technique, setting), setting))
                 lines.append(f"        {setting}: {value}  # {source}")
         return "\n".join(lines)
 
@@ -114,23 +114,3 @@ def _default(technique: Technique, setting: str) -> str:
     entry = next(each for each in dataclasses.fields(technique) if each.name == setting)
     factory = entry.default_factory
     return written(entry.default if factory is dataclasses.MISSING else factory())
-
-
-def as_plain(value: Any) -> Any:
-    """Return a setting as a configuration file holds it: policies by class path, schedules as text.
-
-    Example:
-        >>> from lightning_tricks import Percentile, warmup
-        >>> as_plain(Percentile(10))
-        {'class_path': 'lightning_tricks.Percentile', 'init_args': {'percent': 10.0}}
-        >>> as_plain((2 * warmup("5%"), 0.1))
-        ["2 * warmup('5%')", 0.1]
-    """
-    if isinstance(value, Schedule):
-        return repr(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        settings = {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"class_path": f"lightning_tricks.{type(value).__name__}", "init_args": settings}
-    if callable(value):
-        raise TypeError(f"settings must be plain values to be written as YAML, got {written(value)}")
-    return [as_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

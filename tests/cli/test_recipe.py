@@ -79,7 +79,10 @@ def test_help_shows_the_names_and_examples_that_run(capsys):
         ([], "required: recipe.name; see lightning-tricks recipe --help"),
         (["gan", "--stages", "[head]"], "--stages must be left out for gan, got ['head']"),
         (["finetune", "--generator", "g"], "--generator must be left out for finetune, got 'g'"),
-        (["finetune", "--stages", "[]"], "stages must be a list with the patterns of each stage, got []"),
+        (
+            ["finetune", "--stages", "[]"],
+            "stages must be a list with the patterns of each stage, or how many there are, got []",
+        ),
         (
             ["gan", "--yml"],
             "nrecognized arguments: --yml; did you mean --yaml? see lightning-tricks recipe --help",

@@ -114,6 +114,11 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.EMAWeights(decay=0.0),
         active=lambda: lt.EMAWeights(decay="0.9 * constant()", every=2, start=1, buffers="average"),
     ),
+    "Freeze": Case(
+        neutral=lambda: lt.Freeze(params="body", at="40%"),
+        active=lambda: lt.Freeze(params="body[:1]", at="40%", dropout="off"),
+        exempt={"neutral": "no setting of it changes nothing: one that never freezes anything says so"},
+    ),
     "GradientCentralization": Case(
         neutral=lt.GradientCentralization,
         active=lt.GradientCentralization,
@@ -169,7 +174,9 @@ CASES: dict[str, Case] = {
     ),
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
-        active=lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at="30%"),
+        active=lambda: lt.ProgressiveUnfreeze(
+            stages=["head", "body.1", "body.0"], at="30%", warmup="15%", dropout="off"
+        ),
     ),
     "ReplaceNorm": Case(
         neutral=lambda: lt.ReplaceNorm(to="sync_batch"),

@@ -26,6 +26,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "AdaptiveGradientClip": lambda _: lt.AdaptiveGradientClip(clip=0.02),
     "DropoutSchedule": lambda _: lt.DropoutSchedule(schedule="linear(to=0.9, start=0.3)"),
     "EMAWeights": lambda _: lt.EMAWeights(decay=0.9, buffers="average", decay_warmup=False),
+    "Freeze": lambda module: lt.Freeze(params=lt.propose_stages(module)[-1], at=1, dropout="off"),
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
     "GradientCentralization": lambda _: lt.GradientCentralization(),
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
@@ -35,8 +36,10 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
     "PreciseBatchNorm": lambda _: lt.PreciseBatchNorm(batches=2),
-    "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(stages=lt.propose_stages(module), at=1),
     "ReplaceNorm": lambda _: lt.ReplaceNorm(to="group", groups=2),
+    "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(
+        stages=lt.propose_stages(module), at=1, warmup=1
+    ),
     "ScheduleFree": lambda _: lt.ScheduleFree(),
     "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
     "SpectralNorm": lambda _: lt.SpectralNorm(n_power_iterations=2),

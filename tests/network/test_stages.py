@@ -1,4 +1,4 @@
-"""Stages of a network: proposals, partition, parameter groups."""
+"""Stages of a network: partition, parameter groups."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from lightning_tricks.core.checks import listed
 from lightning_tricks.core.partition import partition as parts_of
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.network.stage_table import STAGE_COLUMNS, stage_rows
+from lightning_tricks.network.stages import check_same as check_same_
 from lightning_tricks.network.stages import (
-    check_same,
     open_stages_,
-    propose_stages,
     split_by_stage_,
 )
 
@@ -32,51 +31,6 @@ class Net(nn.Module):
         self.norm = nn.LayerNorm(2)
         self.act = nn.ReLU()
         self.head = nn.Linear(2, 1)
-
-
-def test_proposal_goes_from_the_last_child_to_the_modules_own_parameters():
-    assert propose_stages(Net()) == ["head", "norm", "layer", "token"]
-
-
-def test_proposal_looks_into_lone_children():
-    assert propose_stages(nn.ModuleDict({"net": Net()})) == ["net.head", "net.norm", "net.layer", "net.token"]
-    assert propose_stages(nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))) == ["0.0"]
-    assert propose_stages(nn.Linear(2, 2)) == [("weight", "bias")]
-
-
-def test_proposal_sees_through_compilation():
-    assert propose_stages(torch.compile(Net())) == ["head", "norm", "layer", "token"]
-
-
-def test_proposal_takes_names_literally():
-    module = nn.ModuleDict({"a[b]*": nn.Linear(2, 2), "ab": nn.Linear(2, 2)})
-    stages = propose_stages(module)
-    assert [list(stage) for stage in partition(module, stages)] == [
-        ["ab.weight", "ab.bias"],
-        ["a[b]*.weight", "a[b]*.bias"],
-    ]
-
-
-def test_proposal_keeps_tied_children_together():
-    module = Net()
-    module.embed = nn.Linear(1, 2, bias=False)
-    module.head.weight = nn.Parameter(torch.zeros(1, 2))
-    module.out = nn.Linear(2, 1)
-    module.layer[0].weight = module.out.weight
-    assert propose_stages(module) == [("out", "layer"), "embed", "head", "norm", "token"]
-    partition(module, propose_stages(module))
-
-
-def test_every_proposal_is_a_partition():
-    for module in (Net(), nn.Linear(2, 2), nn.Sequential(Net(), Net())):
-        parts = partition(module, propose_stages(module))
-        names = [name for part in parts for name in part]
-        assert sorted(names) == sorted(name for name, _ in module.named_parameters())
-
-
-def test_proposal_needs_parameters():
-    with pytest.raises(ValueError, match="the module must have parameters, got ReLU without any"):
-        propose_stages(nn.ReLU())
 
 
 def test_layer_1_is_not_layer_10():
@@ -218,19 +172,20 @@ def test_a_group_within_one_stage_stays_whole():
 def test_split_is_refused_where_groups_cannot_differ():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     depths = depths_of(module, "1", "0")
-    with pytest.raises(ValueError, match="lr_factor must be 1 with LBFGS"):
+    with pytest.raises(ValueError, match="lr_factor must be 1, and warmup 0, with LBFGS"):
         split_by_stage_(torch.optim.LBFGS(module.parameters()), depths, 0.5)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     optimizer.param_groups[0]["lr"] = None
     with pytest.raises(
-        ValueError, match="lr_factor must be 1 for groups without a rate, got 0.5 for lr=None"
+        ValueError, match="lr_factor must be 1, and warmup 0, for groups without a rate, got 0.5 for lr=None"
     ):
         split_by_stage_(optimizer, depths, 0.5)
 
 
 def test_same_stages_are_required():
     stages = partition(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), ["1", "0"])
-    saved = {"stages": [["1.weight", "1.bias"], ["0.weight", "0.bias"]], "lr_factor": 0.5}
+    saved = {"stages": [["1.weight", "1.bias"], ["0.weight", "0.bias"]], "lr_factor": 0.5, "split": True}
+    check_same = partial(check_same_, split=True)
     check_same(saved, stages, 0.5)
     with pytest.raises(ValueError, match=r"stages\[0\] held '1.weight', '1.bias'; got '0.weight', '0.bias'"):
         check_same(saved, stages[::-1], 0.5)
@@ -238,6 +193,10 @@ def test_same_stages_are_required():
         check_same(saved, stages[:1], 0.5)
     with pytest.raises(ValueError, match=r"lr_factor must be that of the checkpoint, .* 0.5; got 1"):
         check_same(saved, stages, 1)
+    with pytest.raises(ValueError, match="warmup must be above 0 where lr_factor is 1, as in the checkpoint"):
+        check_same_(saved, stages, 0.5, split=False)
+    with pytest.raises(ValueError, match="warmup must not be above 0 where lr_factor is 1"):
+        check_same_({**saved, "split": False}, stages, 0.5, split=True)
 
 
 def test_long_lists_are_cut():

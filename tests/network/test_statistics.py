@@ -1,12 +1,10 @@
-"""Which layers keep running statistics, and that frozen ones keep theirs."""
+"""Which layers of frozen parts run in evaluation mode, and with which parameters each goes."""
 
 from __future__ import annotations
 
-import pytest
-import torch
 from torch import nn
 
-from lightning_tricks.network.statistics import FrozenStatistics, statistics_modules
+from lightning_tricks.network.statistics import frozen_layers, statistics_modules
 
 
 def test_layers_with_statistics_and_what_they_go_with():
@@ -30,57 +28,47 @@ def test_layers_with_statistics_and_what_they_go_with():
     }
 
 
-def modes(module):
-    return [layer.training for layer in module]
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+        self.seen = nn.MultiheadAttention(2, 1, dropout=0.1)
+        self.rnns = nn.ModuleList([nn.LSTM(2, 2), nn.LSTM(2, 2, num_layers=2, dropout=0.1)])
+        self.drop = nn.Dropout()
+        self.head = nn.Linear(2, 2)
 
 
-def norms(*, frozen):
-    """Two norms, of which ``frozen`` need no gradient, and what looks after them."""
-    module = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
-    for index in frozen:
-        module[index].requires_grad_(False)
-    return module, FrozenStatistics(module)
+def named(module, parameters, **policies):
+    """Return the names of the layers, each with how many parameters it waits for."""
+    names = {layer: name for name, layer in module.named_modules()}
+    found = frozen_layers(module, set(parameters), **policies)
+    return {names[layer]: len(held) for layer, held in found.items()}
 
 
-def test_frozen_layers_are_held_until_a_parameter_opens():
-    module, statistics = norms(frozen=[0])
-    statistics.update()
-    assert modes(module) == [False, True]
-    module.train()  # as after a validation
-    statistics.hold()
-    assert modes(module) == [False, True]
-    module[0].bias.requires_grad_(True)
-    statistics.update()
-    assert modes(module) == [True, True]
+def test_by_default_only_layers_with_statistics_matter():
+    module = Net()
+    assert named(module, module.parameters(), norm_stats="frozen", dropout="on") == {"body.1": 2}
+    assert named(module, module.parameters(), norm_stats="train", dropout="on") == {}
 
 
-def test_a_layer_alone_is_held():
-    class Norm(nn.BatchNorm1d):
-        def __init__(self):
-            super().__init__(2)
-            self.drop = nn.Dropout()
-
-    module = Norm().requires_grad_(False)
-    FrozenStatistics(module).update()
-    assert (module.training, module.drop.training) == (False, True)
+def test_layers_that_go_with_none_of_the_parameters_are_left_out():
+    module = Net()
+    assert named(module, module.head.parameters(), norm_stats="frozen", dropout="on") == {}
+    off = named(module, module.head.parameters(), norm_stats="train", dropout="off")
+    assert off == {"": 22, "head": 2}
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_layers_get_their_own_modes_back(training):
-    module, statistics = norms(frozen=[0, 1])
-    module[1].eval()
-    statistics.update()
-    statistics.release(training=training)
-    assert modes(module) == [training, False]
-    module.train()
-    statistics.hold()
-    assert modes(module) == [True, True]
+def test_without_dropout_whole_parts_are_evaluated():
+    module = Net()
+    off = named(module, module.body.parameters(), norm_stats="train", dropout="off")
+    assert off == {"": 22, "body": 4, "body.0": 2, "body.2": 2}  # the norm goes on, the dropout goes with it
+    assert named(module, module.body.parameters(), norm_stats="frozen", dropout="off").keys() == {
+        *off, "body.1",
+    }  # fmt: skip
 
 
-def test_nothing_is_held_where_nothing_was_asked_for():
-    module = nn.BatchNorm1d(2).requires_grad_(False)
-    statistics = FrozenStatistics()
-    statistics.update()
-    before = module.running_mean.clone()
-    module(torch.randn(4, 2))
-    assert not torch.equal(module.running_mean, before)
+def test_dropout_within_a_layer_counts_and_recurrent_layers_without_it_are_left_alone():
+    module = Net()
+    parameters = [*module.seen.parameters(), *module.rnns.parameters()]
+    found = named(module, parameters, norm_stats="train", dropout="off")
+    assert found.keys() == {"", "seen", "seen.out_proj", "rnns", "rnns.1", "drop"}

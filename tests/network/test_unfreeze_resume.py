@@ -143,7 +143,7 @@ def test_a_checkpoint_with_other_groups_is_refused_by_name(before, after, messag
 
 def test_it_may_join_a_run_that_was_begun_without_it(tmp_path):
     saved = stopped(tmp_path, 8, Deep)
-    expected = r"lr_factor must be 1 to go on from .* of \[\[8\]\] .* of \[\[2, 2, 4\]\]"
+    expected = r"lr_factor must be 1, and warmup 0, to go on from .* of \[\[8\]\] .* \[\[2, 2, 4\]\]"
     with pytest.raises(ValueError, match=expected):
         fit(Deep(), ProgressiveUnfreeze(stages=STAGES), ckpt_path=saved)
     watch = Watch()

@@ -21,8 +21,16 @@ from tests.toys import Loader, StopError, Toy, TwoOptimizers, scaler_plugin, tra
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"stages": "head"}, TypeError, "stages must be a list with the patterns of each stage, got 'head'"),
-        ({"stages": []}, TypeError, r"stages must be a list with the patterns of each stage, got \[\]"),
+        (
+            {"stages": "head"},
+            TypeError,
+            "stages must be a list with the patterns of each stage, or how .*, got 'head'",
+        ),
+        (
+            {"stages": []},
+            TypeError,
+            r"stages must be a list with the patterns of each stage, or .*, got \[\]",
+        ),
         ({"stages": ["a", ()]}, ValueError, r"stages\[1\] must name at least one pattern"),
         ({"stages": ["a", 3]}, TypeError, r"stages\[1\] must hold name patterns"),
         ({"lr_factor": 0}, ValueError, r"lr_factor must lie in \(0.0, inf\), got 0"),

@@ -114,8 +114,9 @@ def test_sources_stand_beside_the_settings_as_comments():
 
 
 def test_what_yaml_cannot_hold_is_refused():
-    with pytest.raises(TypeError, match="settings must be plain values to be written as YAML, got .*Linear"):
-        recipe(params=nn.Linear).yaml()
+    assert 'params: "torch.nn.modules.linear.Linear"' in recipe(params=nn.Linear).yaml()
+    with pytest.raises(ValueError, match="params must be text, .* to be written down, got <function"):
+        recipe(params=lambda name, _: name == "head").yaml()
 
 
 def test_a_source_of_no_setting_is_refused():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_tricks.updates.layer_decay import layers_of, own_layers
+from lightning_tricks.core.layers import own_layers
+from lightning_tricks.updates.layer_decay import layers_of
 
 
 class Block(nn.Module):
