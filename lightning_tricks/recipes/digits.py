@@ -120,6 +120,9 @@ class DigitsData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.val_set, batch_size=512)
 
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self.val_dataloader()
+
 
 class DigitsClassifier(LightningModule):
     """Cross entropy and SGD with momentum around a network that returns logits.
@@ -168,6 +171,10 @@ class DigitsClassifier(LightningModule):
         self.accuracy(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
         self.log("val_accuracy", self.accuracy, batch_size=len(labels))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the probabilities of the classes, shape (n, classes)."""
+        return F.softmax(self(batch[0]), dim=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(

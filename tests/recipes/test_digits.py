@@ -132,6 +132,8 @@ def test_metrics_are_those_of_scikit_learn():
     loss = log_loss(labels, logits.softmax(1), labels=range(10))
     assert found["val_loss"].item() == pytest.approx(loss, rel=1e-5)
     assert found["train_loss"] > 0
+    predicted = torch.cat(run.predict(module, datamodule=run.datamodule))
+    torch.testing.assert_close(predicted.double(), logits.softmax(1))
 
 
 def test_it_learns():
