@@ -30,6 +30,7 @@ from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
+from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -78,6 +79,7 @@ __all__ = [
     "WeightFusion",
     "WeightInit",
     "ZScore",
+    "ZeroInitResidual",
     "average_state",
     "constant",
     "cosine",
@@ -97,5 +99,6 @@ __all__ = [
     "stable_decay",
     "step",
     "warmup",
+    "zero_init_residual_",
 ]
 __version__ = "0.1.0"

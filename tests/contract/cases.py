@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lightning.pytorch import Callback
+from torch import Tensor, nn
 
 import lightning_tricks as lt
 from tests.contract.mixing import Mixes, as_by_hand, in_layers
@@ -42,6 +43,26 @@ def without_own_decay(module: Toy) -> Toy:
     return module
 
 
+class ResidualLinear(nn.Module):
+    """Adds to its input what two layers make of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.second = nn.Linear(width, width)
+        self.shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.second(self.first(x))
+
+
+def with_residual_block(module: Toy) -> Toy:
+    """Return ``module`` with a residual block at the end of its body."""
+    module.body.append(ResidualLinear(8).to(module.head.weight.dtype))
+    return module
+
+
+NO_NEUTRAL_WEIGHTS = {"neutral": "no setting of it leaves all weights as they are"}
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
@@ -49,6 +70,11 @@ CASES: dict[str, Case] = {
     "AdaptiveGradientClip": Case(
         neutral=lambda: lt.AdaptiveGradientClip(clip=1e9),
         active=lambda: lt.AdaptiveGradientClip(clip="0.1 * linear(to=0.1)", exclude="head.bias"),
+    ),
+    "LSUV": Case(
+        neutral=lambda: lt.LSUV(seed=1),
+        active=lambda: lt.LSUV(tolerance=0.05, batches=2, params=("body", "head.weight"), seed=2),
+        exempt=NO_NEUTRAL_WEIGHTS,
     ),
     "EMAWeights": Case(
         neutral=lambda: lt.EMAWeights(decay=0.0),
@@ -127,6 +153,17 @@ CASES: dict[str, Case] = {
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
         active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),
+    ),
+    "WeightInit": Case(
+        neutral=lambda: lt.WeightInit(seed=1),
+        active=lambda: lt.WeightInit(scheme="orthogonal", nonlinearity="tanh", params="body", bias=0.1),
+        exempt=NO_NEUTRAL_WEIGHTS,
+    ),
+    "ZeroInitResidual": Case(
+        neutral=lambda: lt.ZeroInitResidual(),
+        active=lambda: lt.ZeroInitResidual(params=("body", "head"), last="head"),
+        adapt=with_residual_block,
+        exempt=NO_NEUTRAL_WEIGHTS,
     ),
     "ExactResume": Case(
         neutral=lt.ExactResume,
