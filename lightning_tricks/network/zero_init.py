@@ -26,7 +26,7 @@ from lightning_tricks.lifecycle.notice import say
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
-from lightning_tricks.network.freshness import check_fresh
+from lightning_tricks.network.freshness import refuse_stale, stale_names
 from lightning_tricks.network.identity_check import IdentityCheck
 from lightning_tricks.network.initial_weights import Initial, Whole, check_in_place
 from lightning_tricks.network.residual_branches import Branch, residual_branches
@@ -159,25 +159,22 @@ class ZeroInitResidual(Technique):
         return (each for branch in self._branches for each in branch.zeroed)
 
     def build(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit":
-            return
-        self._branches, self._alone = residual_branches(pl_module, self.params, self.last)
-        if self.conductor.begins(trainer):
-            wholes, ours = Wholes(trainer, pl_module), self.conductor.initialized
-            fresh = {
-                each.name: each.parameter in ours
-                or each.looks_fresh(wholes.read)
-                or not wholes.read(each.name).any()
-                for each in self._zeroed()
-            }
-            check_fresh(fresh, pl_module, self.overwrite)
+        if trainer.state.fn == "fit":
+            self._branches, self._alone = residual_branches(pl_module, self.params, self.last)
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("zero_weights", {each.name: each.parameter for each in self._zeroed()})]
 
     def initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_in_place(self._zeroed())
-        wholes = Wholes(trainer, pl_module)
+        wholes, ours = Wholes(trainer, pl_module), self.conductor.initialized
+        fresh = {
+            each.name: each.parameter in ours
+            or each.looks_fresh(wholes.read)
+            or not wholes.read(each.name).any()
+            for each in self._zeroed()
+        }
+        refuse_stale(stale_names(fresh, pl_module, self.overwrite))
         check_single_zero(self._branches, wholes.read)
         parts = [wholes.part(each.name) for each in self._zeroed()]
         before = [part.clone() for part in parts]
