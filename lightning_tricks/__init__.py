@@ -37,6 +37,7 @@ from lightning_tricks.network.replace_norm import ReplaceNorm, replace_norm_
 from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
+from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -94,6 +95,7 @@ __all__ = [
     "WeightFusion",
     "WeightInit",
     "ZScore",
+    "ZeroInitResidual",
     "average_state",
     "constant",
     "cosine",
@@ -116,5 +118,6 @@ __all__ = [
     "step",
     "to_yaml",
     "warmup",
+    "zero_init_residual_",
 ]
 __version__ = "0.1.0"

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from lightning_tricks.core.conflicts import ConflictError, check_claims, check_order
 from lightning_tricks.lifecycle.building import Built
 from lightning_tricks.lifecycle.clock import Clock
+from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.modes import Modes
@@ -71,6 +72,7 @@ class Conductor(Callback):
         self._told = False
         self._take_back: list[Callable[[], None]] = []
         self._restored: dict[str, Any] | None = None
+        self._goes_on = False
         self._built: Built | None = None
 
     @classmethod
@@ -101,7 +103,7 @@ class Conductor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the reference to the Trainer, which cannot be pickled."""
-        return {**vars(self), "_trainer": None, "_built": None}
+        return {**vars(self), "_trainer": None, "_built": None, "initialized": set()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the reference, so that a copy in the list of another Trainer is known as strange there.
@@ -119,11 +121,6 @@ class Conductor(Callback):
         """Call ``undo`` when the same Trainer fits again, before a checkpoint loads; last in, first out."""
         self._take_back.append(undo)
 
-    def begins(self, trainer: Trainer) -> bool:
-        """Return whether the run is a ``fit`` that continues none; to be asked in ``build``."""
-        counts = self.clock.position or trainer.global_step
-        return trainer.state.fn == "fit" and trainer.ckpt_path is None and not counts
-
     def build_soon(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go through the phase ``build`` in this run, as soon as the module is complete."""
         if self._built is None:
@@ -135,6 +132,7 @@ class Conductor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._goes_on = False
             while self._take_back:
                 self._take_back.pop()()
 
@@ -155,7 +153,8 @@ class Conductor(Callback):
         self.steps.watch(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        resumed = trainer.ckpt_path is not None or self._restored is not None
+        path = trainer.ckpt_path
+        resumed = self._goes_on or (path is not None and not is_tuners(path))
         if self._restored is not None:
             self.clock.restore(self._restored)
             self._restored = None
@@ -170,7 +169,6 @@ class Conductor(Callback):
         if self.clock.position == 0 and not resumed:
             for member in _in_build_order(trainer):
                 member.initialize(trainer, pl_module)
-        self.initialized.clear()
         for member in members:
             member.begin(trainer, pl_module)
 
@@ -256,6 +254,8 @@ class Conductor(Callback):
     ) -> None:
         # Not in ``load_state_dict``, which an evaluation calls too.
         if trainer.state.fn == "fit":
+            # A tuner puts the run back where it was before the search, which may be the beginning.
+            self._goes_on = self._goes_on or not is_tuners(trainer.ckpt_path)
             self._restored = unsealed(checkpoint, self.state_key)
             others = [m.state_key for m in _members(trainer) if m.state_key in checkpoint["callbacks"]]
             if others and self._restored is None:

@@ -16,7 +16,7 @@ https://doi.org/10.1214/aop/1176990746: the probability is at most 2 exp(-2 * 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from lightning_tricks.core.checks import listed
 from lightning_tricks.core.exempt import NORM_LAYERS
 from lightning_tricks.core.select import Patterns, select
 
-__all__ = ["check_fresh", "looks_fresh"]
+__all__ = ["looks_fresh", "refuse_stale", "stale_names"]
 
 LIMIT = 3.3
 ENTRIES = 65536
@@ -63,25 +63,31 @@ def looks_fresh(layer: nn.Module, key: str, values: Tensor) -> bool:
     return bool((values.abs() <= room).all()) and _follows(values, lambda w: (w / bound + 1) / 2)
 
 
-def check_fresh(
-    fresh: Mapping[str, bool], module: nn.Module, overwrite: Patterns | None, *, name: str = "params"
-) -> None:
-    """Refuse to lose weights that somebody may want to keep.
+def stale_names(fresh: Mapping[str, bool], module: nn.Module, overwrite: Patterns | None) -> list[str]:
+    """Return the weights that somebody may want to keep.
 
     Args:
         fresh: Whether each weight that is to be set looks fresh, by clean names.
         module: The module that holds them.
         overwrite: Patterns of those that may be lost all the same.
-        name: What the user chose them by, for errors.
 
     Raises:
-        ValueError: If there are such; names them, and says what to do.
+        ValueError: If a pattern matches nothing.
     """
     allowed = {} if overwrite is None else select(module, overwrite, name="overwrite")
-    if stale := [each for each, is_fresh in fresh.items() if not is_fresh and each not in allowed]:
+    return [name for name, is_fresh in fresh.items() if not is_fresh and name not in allowed]
+
+
+def refuse_stale(names: Sequence[str]) -> None:
+    """Refuse to lose the weights of these names.
+
+    Raises:
+        ValueError: If there are any; names them, and says what to do.
+    """
+    if names:
         raise ValueError(
-            f"{name} must choose weights as torch first draws them, got {listed(stale)}, which somebody "
-            f"loaded, trained or set: choose others by {name}, or name those to be lost by overwrite"
+            f"params must choose weights as torch first draws them, got {listed(names)}, which somebody "
+            "loaded, trained or set: choose others by params, or name those to be lost by overwrite"
         )
 
 
@@ -96,9 +102,16 @@ def _bound(layer: nn.Module, key: str, values: Tensor) -> float | None:
     if isinstance(layer, nn.Linear | _ConvNd):
         if key == "bias" and isinstance(layer, NonDynamicallyQuantizableLinear):  # that of attention
             return 0.0
-        weight = layer.weight
-        return 1 / math.sqrt(math.prod(weight.shape[1:])) if weight[0].numel() else None
+        inputs = _torchs_fan_in(layer)
+        return 1 / math.sqrt(inputs) if inputs else None
     return None
+
+
+def _torchs_fan_in(layer: nn.Linear | _ConvNd) -> int:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    channels = layer.out_channels if layer.transposed else layer.in_channels
+    return channels // layer.groups * math.prod(layer.kernel_size)
 
 
 def _unmoved(layer: nn.Module) -> bool:

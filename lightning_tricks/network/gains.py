@@ -24,7 +24,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from lightning_tricks.core import checks
 from lightning_tricks.core.exempt import NORM_LAYERS
 
-__all__ = ["NONLINEARITIES", "following_gain", "named_gain"]
+__all__ = ["ELEMENTWISE", "NONLINEARITIES", "following_gain", "named_gain"]
 
 _TORCHS = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu")
 _INTEGRATED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -38,7 +38,7 @@ _INTEGRATED: dict[str, Callable[[Tensor], Tensor]] = {
 NONLINEARITIES = (*_TORCHS, *_INTEGRATED)
 
 # Modules that work on each entry by itself, and have no parameters.
-_ELEMENTWISE = (
+ELEMENTWISE = (
     nn.CELU,
     nn.ELU,
     nn.GELU,
@@ -110,7 +110,7 @@ def _gain(module: nn.Module) -> tuple[str, float] | None:
             return name, named_gain(name)
         case nn.LeakyReLU():
             return name, float(nn.init.calculate_gain("leaky_relu", module.negative_slope))
-        case _ if isinstance(module, _ELEMENTWISE):
+        case _ if isinstance(module, ELEMENTWISE):
             return name, _integrated_gain(module)
     return None
 

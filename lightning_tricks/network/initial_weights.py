@@ -219,7 +219,7 @@ def initial_table(
             measured = whole(each.name).double().std(correction=0).item()
             fans = "" if isinstance(each.layer, _TABLES) else f"{fan.n_in:g}, {fan.n_out:g}"
             gain = f"{each.gain:.4g} {each.activation}" if scheme.gained else ""
-            kind = type(each.layer).__name__
+            kind = "Linear" if isinstance(each.layer, nn.Linear) else type(each.layer).__name__
             rows.append((each.name, kind, fans, gain, f"{each.deviation(scheme):.4g}", f"{measured:.4g}"))
     table = text_table(title, _COLUMNS, rows)
     return "\n".join([table, *left_alone(alone)])

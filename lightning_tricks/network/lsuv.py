@@ -32,8 +32,8 @@ from lightning_tricks.lifecycle.randomness import shared_generator
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
-from lightning_tricks.network.freshness import check_fresh
-from lightning_tricks.network.initial_weights import check_in_place, left_alone
+from lightning_tricks.network.freshness import refuse_stale, stale_names
+from lightning_tricks.network.initial_weights import Initial, check_in_place, left_alone
 from lightning_tricks.network.unit_variance import ORTHOGONAL, Gauge, Measured, measured_layers
 
 if TYPE_CHECKING:
@@ -113,20 +113,22 @@ class LSUV(Technique):
             checks.whole("seed", self.seed)
 
     def build(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit":
-            return
-        self._layers, self._alone = measured_layers(pl_module, self.params)
-        if self.conductor.begins(trainer):
-            wholes = Wholes(trainer, pl_module)
-            fresh = {i.name: i.looks_fresh(wholes.read) for each in self._layers for i in each.initials}
-            check_fresh(fresh, pl_module, self.overwrite)
+        if trainer.state.fn == "fit":
+            self._layers, self._alone = measured_layers(pl_module, self.params)
+
+    def _initials(self) -> Iterable[Initial]:
+        return (initial for each in self._layers for initial in each.initials)
 
     def claims(self) -> Iterable[Claim]:
-        weights = {i.name: i.parameter for each in self._layers for i in each.initials}
-        return [self.claim("initial_weights", weights)]
+        return [self.claim("initial_weights", {each.name: each.parameter for each in self._initials()})]
 
     def initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        check_in_place(initial for each in self._layers for initial in each.initials)
+        check_in_place(self._initials())
+        wholes, ours = Wholes(trainer, pl_module), self.conductor.initialized
+        fresh = {
+            each.name: each.parameter in ours or each.looks_fresh(wholes.read) for each in self._initials()
+        }
+        refuse_stale(stale_names(fresh, pl_module, self.overwrite))
         before, batches = self._look(trainer, pl_module, self._layers, None)
         again = torch.tensor([float(before[each].calls != batches) for each in self._layers])
         again = trainer.strategy.reduce(again.to(trainer.strategy.root_device), reduce_op="sum")
@@ -135,9 +137,10 @@ class LSUV(Technique):
             if each not in layers:
                 why = f"called {before[each].calls} times in {batches} batches"
                 self._alone |= {i.name: (type(each.layer).__name__, why) for i in each.initials}
-        wholes, generator = Wholes(trainer, pl_module), shared_generator(trainer, self.seed)
+        generator = shared_generator(trainer, self.seed)
         for initial in (initial for each in layers for initial in each.initials):
             wholes.write(initial.name, initial.draw(ORTHOGONAL, 0.0, generator))
+        ours.update(each.parameter for each in self._initials())
         after, passes = self._scale(trainer, pl_module, layers, wholes)
         title = f"{self.state_key}: standard deviation behind {len(layers)} layers, by {batches} batches"
         rows = [

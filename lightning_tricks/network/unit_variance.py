@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,9 @@ def measured_layers(module: nn.Module, params: Patterns) -> tuple[list[Measured]
     initials, _ = initials_of(module, lambda _, parameter: parameter in whole, ORTHOGONAL)
     found: list[Measured] = []
     for layer in layers:
-        own = tuple(each for each in initials if around.get(each.layer, each.layer) is layer)
+        # Orthonormal as in the paper, whatever activation follows.
+        held = (each for each in initials if around.get(each.layer, each.layer) is layer)
+        own = tuple(replace(each, gain=1.0) for each in held)
         if why := _alone(layer, own):
             alone |= {each.name: (type(layer).__name__, why) for each in own}
         else:

@@ -21,7 +21,7 @@ from lightning_tricks.lifecycle.layouts import Wholes
 from lightning_tricks.lifecycle.notice import say
 from lightning_tricks.lifecycle.randomness import drawn_seed, shared_generator
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.network.freshness import check_fresh
+from lightning_tricks.network.freshness import refuse_stale, stale_names
 from lightning_tricks.network.initial_weights import Initial, initial_table, initials_of
 from lightning_tricks.network.schemes import Scheme, SchemeName
 
@@ -130,6 +130,8 @@ std=0.02, seed=1, overwrite=None)
     seed: int | None = None
     overwrite: Patterns | None = None
     _initials: list[Initial] = field(default_factory=list, init=False, repr=False)
+    _stale: list[str] = field(default_factory=list, init=False, repr=False)
+    _table: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._how()
@@ -146,19 +148,27 @@ std=0.02, seed=1, overwrite=None)
     def build(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        how = self._how()
+        how, ours = self._how(), self.conductor.initialized
         self._initials, alone = initials_of(pl_module, self.params, how)
-        if not self.conductor.begins(trainer):
+        self._stale, self._table = [], ""
+        if self.clock.position or trainer.global_step or ours.issuperset(i.parameter for i in self._initials):
             return
         wholes = Wholes(trainer, pl_module)
         fresh = {each.name: each.looks_fresh(wholes.read) for each in self._initials}
-        check_fresh(fresh, pl_module, self.overwrite)
+        self._stale = stale_names(fresh, pl_module, self.overwrite)
+        if self._stale:
+            return  # an error, unless a checkpoint turns up, of which nothing is known yet
         generator = shared_generator(trainer, self.seed)
         for each in self._initials:
             wholes.write(each.name, each.draw(how, self.bias, generator))
-        self.conductor.initialized.update(each.parameter for each in self._initials)
+        ours.update(each.parameter for each in self._initials)
         title = f"{self.state_key}: {self.scheme}, {len(self._initials)} tensors"
-        say(trainer, initial_table(title, self._initials, alone, how, wholes.read))
+        self._table = initial_table(title, self._initials, alone, how, wholes.read)
+
+    def initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_stale(self._stale)
+        if self._table:
+            say(trainer, self._table)
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("initial_weights", {each.name: each.parameter for each in self._initials})]

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lightning.pytorch import Callback
-from torch import Tensor, nn
 
 import lightning_tricks as lt
+from tests.contract.adapting import (
+    as_it_is,
+    with_batchnorm,
+    with_dropout,
+    with_layer_norm,
+    with_residual_block,
+    without_own_decay,
+)
 from tests.contract.mixing import Mixes, as_by_hand, in_layers
 from tests.toys import Toy
-
-
-def as_it_is(module: Toy) -> Toy:
-    """Return ``module``."""
-    return module
 
 
 @dataclass(frozen=True)
@@ -37,66 +39,7 @@ class Case:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def without_own_decay(module: Toy) -> Toy:
-    """Return ``module`` with an AdamW that leaves decay to others."""
-    module.options |= {"weight_decay": 0.0}
-    return module
-
-
-def with_layer_norm(module: Toy) -> Toy:
-    """Return ``module`` with a LayerNorm whose names in a state dict are those of an RMSNorm."""
-    norm = nn.LayerNorm(8, bias=False, dtype=module.head.weight.dtype)
-    getattr(module.body, "_orig_mod", module.body)[1] = norm
-    return module
-
-
-class Fading(nn.Module):
-    """Drops the same share of every entry: dropout without chance, so that processes agree."""
-
-    drop_prob: float
-
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (1 - self.drop_prob) if self.training else x
-
-
-def with_dropout(module: Toy) -> Toy:
-    """Return ``module``, with something that drops if it had nothing."""
-    if not any(isinstance(layer, nn.Dropout) for layer in module.modules()):
-        module.body.append(Fading(0.2))  # type: ignore[operator, union-attr]  # as Shared has it
-    return module
-
-
-class Wide(nn.BatchNorm1d):
-    """Computes in its own type, whatever it is given: FSDP1 gives it single precision."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        assert self.running_mean is not None
-        return super().forward(input.to(self.running_mean.dtype))
-
-
-class Aside(nn.Module):
-    """A BatchNorm that looks at what passes, and has no part in it, so that processes agree."""
-
-    def __init__(self, like: Tensor) -> None:
-        super().__init__()
-        self.norm = Wide(8, affine=False, dtype=like.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.norm(x.detach().float())
-        return x
-
-
-def with_batchnorm(module: Toy) -> Toy:
-    """Return ``module``, with a BatchNorm if it had none."""
-    if not any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()):
-        module.body.append(Aside(module.head.weight))  # type: ignore[operator, union-attr]  # as Shared has it
-    return module
-
-
+NO_NEUTRAL_WEIGHTS = {"neutral": "no setting of it leaves all weights as they are"}
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
@@ -109,6 +52,11 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.DropoutSchedule(schedule=0.2),
         active=lambda: lt.DropoutSchedule(schedule="constant(0.5, over='1 epoch') >> linear(to=0.0)"),
         adapt=with_dropout,
+    ),
+    "LSUV": Case(
+        neutral=lambda: lt.LSUV(seed=1),
+        active=lambda: lt.LSUV(tolerance=0.05, batches=2, params=("body", "head.weight"), seed=2),
+        exempt=NO_NEUTRAL_WEIGHTS,
     ),
     "EMAWeights": Case(
         neutral=lambda: lt.EMAWeights(decay=0.0),
@@ -227,6 +175,17 @@ CASES: dict[str, Case] = {
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
         active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),
+    ),
+    "WeightInit": Case(
+        neutral=lambda: lt.WeightInit(seed=1),
+        active=lambda: lt.WeightInit(scheme="orthogonal", nonlinearity="tanh", params="body", bias=0.1),
+        exempt=NO_NEUTRAL_WEIGHTS,
+    ),
+    "ZeroInitResidual": Case(
+        neutral=lambda: lt.ZeroInitResidual(),
+        active=lambda: lt.ZeroInitResidual(params=("body", "head"), last="head"),
+        adapt=with_residual_block,
+        exempt=NO_NEUTRAL_WEIGHTS,
     ),
     "ExactResume": Case(
         neutral=lt.ExactResume,

@@ -16,7 +16,8 @@ from packaging.version import Version
 
 import lightning_tricks
 from lightning_tricks.lifecycle.technique import Technique
-from tests.contract.cases import CASES, Case, as_it_is
+from tests.contract.adapting import as_it_is
+from tests.contract.cases import CASES, Case
 from tests.contract.from_yaml import from_yaml
 from tests.contract.regimes import ON_GPU, REGIMES, Regime, needs_gpu
 from tests.fuzz.verdicts import Batches

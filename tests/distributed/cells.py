@@ -22,7 +22,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from lightning_tricks.core.select import clean_name
-from tests.contract.cases import CASES, Case, as_it_is
+from tests.contract.adapting import as_it_is
+from tests.contract.cases import CASES, Case
 from tests.distributed.worlds import WORLDS, Part, World
 from tests.toys import StopAfter, StopError, Toy, assert_equal, trainer
 

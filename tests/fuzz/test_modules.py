@@ -31,6 +31,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "GradientCentralization": lambda _: lt.GradientCentralization(),
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
     "GradientSurgery": lambda _: lt.GradientSurgery(),
+    "LSUV": lambda _: lt.LSUV(),
     "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
     "NormPenalty": lambda _: lt.NormPenalty(l1=0.1, proximal=True, params="*"),
     "Lookahead": lambda _: lt.Lookahead(k=2),
@@ -44,6 +45,8 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
     "SpectralNorm": lambda _: lt.SpectralNorm(n_power_iterations=2),
     "WarmupCosine": lambda _: lt.WarmupCosine(warmup=1),
+    "WeightInit": lambda _: lt.WeightInit(scheme="normal", std=0.5),
+    "ZeroInitResidual": lambda _: lt.ZeroInitResidual(last="head"),
     "WeightFusion": lambda _: lt.WeightFusion(collect=lt.EverySteps(1, k=2), keep="always"),
 }
 

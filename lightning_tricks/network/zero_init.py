@@ -1,0 +1,192 @@
+"""Zero initialisation of residual branches: each block starts as the identity.
+
+    y = x + W f(x),    W = 0 and its bias 0
+
+so that at first the network is as deep as its shortcuts. ``W`` is the last factor of the branch, and the only
+one that is zero: at the first step all others get no gradient, afterwards they do.
+
+References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, https://arxiv.org/abs/1706.02677, section 5.1
+(the last BatchNorm weight of each block); Zhang et al., "Fixup Initialization", 2019,
+https://arxiv.org/abs/1901.09321 (the last layer of each branch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from lightning_tricks.core.select import Patterns, as_patterns, clean_name
+from lightning_tricks.core.tensors import copy_
+from lightning_tricks.lifecycle.layouts import Wholes
+from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.table import text_table
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
+from lightning_tricks.network.freshness import refuse_stale, stale_names
+from lightning_tricks.network.identity_check import IdentityCheck
+from lightning_tricks.network.initial_weights import Initial, Whole, check_in_place
+from lightning_tricks.network.residual_branches import Branch, residual_branches
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["ZeroInitResidual", "zero_init_residual_"]
+
+_COLUMNS: dict[str, Literal["left", "right"]] = {"zero": "left", "block": "left", "starts as": "left"}
+
+
+@torch.no_grad()
+def zero_init_residual_(module: nn.Module, *, params: Patterns = "*", last: Patterns | None = None) -> str:
+    """Zero the last factor of each residual branch of ``module``, and return a table of them.
+
+    For ``__init__``, and for ``configure_model`` before weights are sharded. That the blocks are the identity
+    then is not checked, for want of data.
+
+    Args:
+        module: Changed in place.
+        params: Name patterns of the weights that may be zeroed.
+        last: Those of more last factors than are found.
+
+    Raises:
+        ValueError: If there is no such branch, or another factor of one is zero.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, norm_first=True)
+        >>> print(zero_init_residual_(layer))
+        2 residual branches start at zero
+        | zero                                               | block | starts as    |
+        |----------------------------------------------------|-------|--------------|
+        | self_attn.out_proj.weight, self_attn.out_proj.bias |       | not verified |
+        | linear2.weight, linear2.bias                       |       | not verified |
+    """
+    branches, alone = residual_branches(module, params, last)
+    named = module.named_parameters(remove_duplicate=False)
+    values: dict[str, Tensor] = {clean_name(name): parameter for name, parameter in named}
+    check_single_zero(branches, values.__getitem__)
+    for each in (each for branch in branches for each in branch.zeroed):
+        each.parameter.zero_()
+    return branch_table(f"{len(branches)} residual branches start at zero", branches, alone, {})
+
+
+def check_single_zero(branches: Iterable[Branch], whole: Whole) -> None:
+    """Refuse branches of which another factor is zero already, so that neither would ever learn.
+
+    Args:
+        branches: The branches.
+        whole: Gives all values of a weight by its clean name.
+
+    Raises:
+        ValueError: If there is one; names both factors.
+    """
+    for branch in branches:
+        for name in branch.weights:
+            if not whole(name).any():
+                raise ValueError(
+                    f"a branch must have one zero factor, got {name!r} at zero beside "
+                    f"{branch.zeroed[0].name!r}, so that neither would ever learn: leave one as it is"
+                )
+
+
+def branch_table(
+    title: str,
+    branches: Iterable[Branch],
+    alone: Mapping[str, str],
+    verdicts: Mapping[nn.Module, str],
+) -> str:
+    """Return which weights are zero, what their blocks start as, and which blocks are left alone."""
+    rows = []
+    for branch in branches:
+        verdict = verdicts.get(branch.block, "not called") if branch.block and verdicts else "not verified"
+        rows.append((", ".join(each.name for each in branch.zeroed), branch.name, verdict))
+    left = (f"left alone: {name or 'the module'}, {why}" for name, why in alone.items())
+    return "\n".join([text_table(title, _COLUMNS, rows), *left])
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class ZeroInitResidual(Technique):
+    """Let each residual block start as the identity: the last factor of its branch is zero (equation above).
+
+    * **When** before the first batch of a run that continues none, after all other initial weights.
+    * **Changes** weight and bias of the last normalisation, or else of the last layer, of each residual
+      branch: :mod:`lightning_tricks.network.residual_branches` says how these are told, ``last`` names more.
+      Blocks that normalise after the sum are left alone. Weights that were loaded, trained or set are
+      refused.
+    * **Logs** nothing; prints a table of what is zero, and what each block proved to be on one batch: its
+      input, its shortcut, or the activation of either where the block has one behind the sum (the identity
+      too, if what comes in is not negative). What cannot be told is an error.
+    * **Saves** nothing: a run that goes on has its weights.
+    * **Cost** one training step without backward. At the first step the other weights of a branch get no
+      gradient.
+    * **Use** for deep residual networks and transformers, at high rates above all; **not** to fine-tune.
+
+    Args:
+        params: Name patterns of the weights that may be zeroed.
+        last: Those of last factors that are not found, in blocks of your own; not verified.
+        overwrite: Those of weights that may be lost although somebody loaded, trained or set them.
+
+    Example:
+        Blocks of one's own, which add ``attn.out`` and ``mlp.down`` to what comes in::
+
+            Trainer(callbacks=[ZeroInitResidual(last=("blocks.*.attn.out", "blocks.*.mlp.down"))])
+
+        >>> ZeroInitResidual(params="encoder")
+        ZeroInitResidual(params='encoder', last=None, overwrite=None)
+    """
+
+    build_order: ClassVar[int] = 1
+
+    params: Patterns = "*"
+    last: Patterns | None = None
+    overwrite: Patterns | None = None
+    _branches: list[Branch] = field(default_factory=list, init=False, repr=False)
+    _alone: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        as_patterns("params", self.params)
+        if self.last is not None:
+            as_patterns("last", self.last)
+        if self.overwrite is not None:
+            as_patterns("overwrite", self.overwrite)
+
+    def _zeroed(self) -> Iterable[Initial]:
+        return (each for branch in self._branches for each in branch.zeroed)
+
+    def build(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._branches, self._alone = residual_branches(pl_module, self.params, self.last)
+
+    def claims(self) -> Iterable[Claim]:
+        return [self.claim("zero_weights", {each.name: each.parameter for each in self._zeroed()})]
+
+    def initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_in_place(self._zeroed())
+        wholes, ours = Wholes(trainer, pl_module), self.conductor.initialized
+        fresh = {
+            each.name: each.parameter in ours
+            or each.looks_fresh(wholes.read)
+            or not wholes.read(each.name).any()
+            for each in self._zeroed()
+        }
+        refuse_stale(stale_names(fresh, pl_module, self.overwrite))
+        check_single_zero(self._branches, wholes.read)
+        parts = [wholes.part(each.name) for each in self._zeroed()]
+        before = [part.clone() for part in parts]
+        for part in parts:
+            part.zero_()
+        check = IdentityCheck(self._branches)
+        try:
+            with only_looking(trainer, pl_module, ()), check.watching():
+                training_steps(trainer, pl_module, 1)
+            check.check()
+        except BaseException:
+            copy_([wholes.part(each.name) for each in self._zeroed()], before)
+            raise
+        title = f"{self.state_key}: {len(self._branches)} residual branches start at zero"
+        say(trainer, branch_table(title, self._branches, self._alone, check.verdicts))
