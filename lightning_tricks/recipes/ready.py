@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.select import Patterns
 from lightning_tricks.gradients.clip import GradientClip
+from lightning_tricks.network.spectral_norm import SpectralNorm
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
+from lightning_tricks.network.weight_init import WeightInit
+from lightning_tricks.network.zero_init import ZeroInitResidual
 from lightning_tricks.recipes.recipe import Recipe
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.warmup_cosine import WarmupCosine
@@ -22,10 +25,12 @@ __all__ = ["READY", "finetune", "from_scratch_cnn", "gan", "transformer"]
 
 _BERT = "Devlin et al. 2019, arXiv 1810.04805"
 _GOYAL = "Goyal et al. 2017, arXiv 1706.02677"
+_KAIMING = "He et al. 2015, arXiv 1502.01852, section 2.2"
 _LLAMA = "Touvron et al. 2023, arXiv 2302.13971, section 2.3"
 _MOBILENET = "Howard et al. 2019, arXiv 1905.02244, section 6.1.1"
 _PROGAN = "Karras et al. 2018, arXiv 1710.10196, appendix A.1"
 _RESNET = "He et al. 2016, arXiv 1512.03385, section 3.4"
+_SNGAN = "Miyato et al. 2018, arXiv 1802.05957, appendix A"
 _TRICKS = "He et al. 2019, arXiv 1812.01187"
 _ULMFIT = "Howard and Ruder 2018, arXiv 1801.06146"
 _WGAN_GP = "Gulrajani et al. 2017, arXiv 1704.00028, appendix F"
@@ -63,24 +68,30 @@ def finetune(*, stages: Sequence[Patterns], weight_decay: bool = True) -> Recipe
     )
 
 
-def from_scratch_cnn(*, weight_decay: bool = True) -> Recipe:
+def from_scratch_cnn(*, residual: bool = True, weight_decay: bool = True) -> Recipe:
     """Return techniques that train a convolution network from scratch, by SGD with momentum.
 
-    For tens of epochs: where five are most of the run, shorten the warm-up.
+    For tens of epochs: where five are most of the run, shorten the warm-up. Initial weights are refused for a
+    network that makes its own: leave ``WeightInit`` out then.
 
     Args:
+        residual: Whether the network has residual blocks, which then start as the identity.
         weight_decay: Whether to decay weights. The optimizer's own decay must be 0 then.
 
     Example:
-        >>> from_scratch_cnn(weight_decay=False)[0]
+        >>> from_scratch_cnn(residual=False, weight_decay=False)[1]
         WarmupCosine(warmup='5 epochs', shape='linear', final=0.0, total=None)
     """
     decay = WeightDecay(strength=1e-4, form="l2", params=None)
     sources = {"strength": _RESNET, "form": _RESNET, "params": f"{_TRICKS}, section 3.1: no bias decay"}
     warmup = {"warmup": f"{_GOYAL}, section 2.2", "final": f"{_TRICKS}, section 5.1"}
+    kaiming = WeightInit(scheme="kaiming_normal", nonlinearity="relu")
+    zero = (ZeroInitResidual(params="*"), {"params": f"{_GOYAL}, section 5.1: the last weight of each block"})
     return Recipe(
         "A convolution network from scratch",
         [
+            (kaiming, {"scheme": _KAIMING, "nonlinearity": _KAIMING}),
+            *([zero] if residual else []),
             *([(decay, sources)] if weight_decay else []),
             (WarmupCosine(warmup="5 epochs", final=0.0), warmup),
             (EMAWeights(decay=0.9999), {"decay": _MOBILENET}),
@@ -110,19 +121,23 @@ def transformer(*, weight_decay: bool = True) -> Recipe:
     )
 
 
-def gan(*, generator: Patterns = "generator") -> Recipe:
+def gan(*, generator: Patterns = "generator", critic: Patterns | None = "critic") -> Recipe:
     """Return techniques for a generator and a critic that train against each other, by Adam.
 
     Args:
         generator: Name patterns of the generator, whose average is to be sampled from.
+        critic: Those of the critic, whose weights get a largest singular value of 1; ``None`` where a
+            gradient penalty limits it.
 
     Example:
-        >>> gan(generator="net.generator")[1].params
+        >>> gan(generator="net.generator", critic=None)[1].params
         'net.generator'
     """
+    spectral = SpectralNorm(params="*" if critic is None else critic, n_power_iterations=1)
     return Recipe(
         "A generator and its critic",
         [
+            *([(spectral, {"n_power_iterations": _SNGAN})] if critic is not None else []),
             (LearningRate(schedule="linear(to=0.0)"), {"schedule": _WGAN_GP}),
             (EMAWeights(decay=0.999, params=generator), {"decay": _PROGAN}),
         ],
