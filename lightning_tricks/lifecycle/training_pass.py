@@ -43,7 +43,7 @@ def only_looking(
     """
     if lazy := [name for name, parameter in pl_module.named_parameters() if is_lazy(parameter)]:
         raise ValueError(
-            f"parameters must be initialised before training looks at data, got the lazy {lazy[0]!r}: run one "
+            f"parameters must be initialised before training is looked at, got the lazy {lazy[0]!r}: run a "
             "batch through the module first"
         )
     layers = list(learning)
