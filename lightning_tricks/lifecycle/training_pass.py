@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.call import _call_strategy_hook
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.evaluation import replaced, undisturbed
@@ -36,7 +37,15 @@ def only_looking(
         trainer: The Trainer of the run, which is in ``fit``.
         pl_module: Its module; all of it is in evaluation mode within this.
         learning: But these layers, which use the statistics of the batch.
+
+    Raises:
+        ValueError: If a parameter has no values yet, so that they could not be put back.
     """
+    if lazy := [name for name, parameter in pl_module.named_parameters() if is_lazy(parameter)]:
+        raise ValueError(
+            f"parameters must be initialised before training is looked at, got the lazy {lazy[0]!r}: run a "
+            "batch through the module first"
+        )
     layers = list(learning)
     loader = trainer.fit_loop._combined_loader
     assert loader is not None

@@ -95,18 +95,18 @@ class IdentityCheck:
             ValueError: If a block that ran is not the identity, a layer that was zeroed is not the last
                 factor of its branch, or its input lets it learn nothing.
         """
-        other = [b.name for b in self._branches if b.block and self.verdicts.get(b.block) == ""]
-        if other:
-            raise ValueError(
-                f"residual blocks must be the identity once their branches are zero, got {listed(other)}, "
-                f"of which something else comes out: {_REMEDY}"
-            )
         ends = [(b.zeroed[0].name, b.end) for b in self._branches]
         # The projection of torch's attention is never called itself.
         if early := [name for name, end in ends if end in self._called and self._latest[end] is not end]:
             raise ValueError(
                 f"weights to be zeroed must be the last of their branch, got {listed(early)}, behind which "
                 f"another layer is called: {_REMEDY}"
+            )
+        other = [b.name for b in self._branches if b.block and self.verdicts.get(b.block) == ""]
+        if other:
+            raise ValueError(
+                f"residual blocks must be the identity once their branches are zero, got {listed(other)}, "
+                f"of which something else comes out: {_REMEDY}"
             )
         if dead := [name for name, end in ends if end in self._blind]:
             raise ValueError(
@@ -116,7 +116,8 @@ class IdentityCheck:
 
 
 def _tensor(values: tuple[Any, ...]) -> Tensor | None:
-    return next((value for value in values if isinstance(value, Tensor)), None)
+    floating = (v for v in values if isinstance(v, Tensor) and v.is_floating_point())  # no token, no mask
+    return next(floating, None)
 
 
 def _learns_nothing(layer: nn.Module, x: Tensor) -> bool:

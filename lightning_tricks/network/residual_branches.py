@@ -15,7 +15,7 @@ torchvision and timm. A branch is zero as soon as one factor of it is; with two,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -45,7 +45,7 @@ class Branch:
 
     Attributes:
         name: The clean name of its block; of a factor that a user named, its own.
-        block: The block; ``None`` where a user named the factor.
+        block: The block; ``None`` where a user named the factor, or left another branch of the block out.
         shortcut: The layer beside the branch, if it has any.
         end: The last factor.
         zeroed: The parameters of that.
@@ -83,17 +83,12 @@ def residual_branches(
         if isinstance(block, _TORCHS) and not block.norm_first:
             alone[name] = f"{type(block).__name__} normalises after the sum, so it cannot be the identity"
             continue
-        shortcut = next((s for s in (getattr(block, n, None) for n in _SHORTCUTS) if s is not None), None)
-        for end, factors in _ends(block):
-            zeroed = _zeroed((end._parameters.get(key) for key in ("weight", "bias")), names)
-            if end not in found and zeroed and not chosen.isdisjoint(z.parameter for z in zeroed):
-                weights = tuple(
-                    names[value][0]
-                    for factor in factors
-                    for key, value in factor._parameters.items()
-                    if value is not None and "weight" in key
-                )
-                found[end] = Branch(name, block, shortcut, end, zeroed, factors, weights)
+        branches = [branch for branch in _branches(name, block, names) if branch.end not in found]
+        wanted = [b for b in branches if not chosen.isdisjoint(each.parameter for each in b.zeroed)]
+        for branch in wanted:
+            # With a branch that is left as it is, a block is not the identity.
+            whole = branch if len(wanted) == len(branches) else replace(branch, block=None)
+            found[branch.end] = whole
     for branch in [] if last is None else _named(module, last, names):
         found.setdefault(branch.end, branch)
     if not found:
@@ -113,6 +108,19 @@ def _names(module: nn.Module) -> _Names:
 def _zeroed(parameters: Iterable[nn.Parameter | None], names: _Names) -> tuple[Initial, ...]:
     every = dict.fromkeys(p for p in parameters if p is not None)
     return tuple(Initial(names[p][0], p, p.shape, names[p][1], (), "", 1.0) for p in every)
+
+
+def _branches(name: str, block: nn.Module, names: _Names) -> Iterator[Branch]:
+    shortcut = next((s for s in (getattr(block, n, None) for n in _SHORTCUTS) if s is not None), None)
+    for end, factors in _ends(block):
+        weights = tuple(
+            names[value][0]
+            for factor in factors
+            for key, value in factor._parameters.items()
+            if value is not None and "weight" in key
+        )
+        if zeroed := _zeroed((end._parameters.get(key) for key in ("weight", "bias")), names):
+            yield Branch(name, block, shortcut, end, zeroed, factors, weights)
 
 
 def _named(

@@ -28,7 +28,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.network.fans import Fans
 from lightning_tricks.network.gains import NONLINEARITIES, named_gain
 
-__all__ = ["SCHEMES", "Scheme", "SchemeName"]
+__all__ = ["LARGEST", "SCHEMES", "Scheme", "SchemeName"]
 
 SchemeName = Literal[
     "xavier_uniform",
@@ -50,6 +50,8 @@ SCHEMES: tuple[str, ...] = (
     "normal",
     "truncated_normal",
 )
+
+LARGEST = 65504.0  # what half precision holds
 
 # The standard deviation of a standard normal variable that is kept within +-2.
 _KEPT = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
@@ -77,7 +79,7 @@ class Scheme:
         Raises:
             ValueError: If one is wrong; of ``"zeros"`` says why it is no scheme.
         """
-        if self.name in ("zero", "zeros"):
+        if isinstance(self.name, str) and self.name in ("zero", "zeros"):
             raise ValueError(
                 f"scheme must break symmetry, got {self.name!r}: units that start equal get equal gradients "
                 "and stay equal, and behind ReLU all are zero for ever; give a scheme with bias=0.0, or zero "
@@ -86,7 +88,7 @@ class Scheme:
         checks.one_of("scheme", self.name, SCHEMES)
         checks.one_of("nonlinearity", self.nonlinearity, NONLINEARITIES)
         checks.one_of("fan", self.fan, ("in", "out"))
-        checks.in_range("std", self.std, 0.0, open_low=True, open_high=True)
+        checks.in_range("std", self.std, 0.0, LARGEST, open_low=True)
         for setting, value, default, used in (
             ("nonlinearity", self.nonlinearity, "relu", self.gained),
             ("fan", self.fan, "in", self.name.startswith("kaiming")),

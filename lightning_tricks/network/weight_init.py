@@ -23,7 +23,7 @@ from lightning_tricks.lifecycle.randomness import drawn_seed, shared_generator
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.freshness import refuse_stale, stale_names
 from lightning_tricks.network.initial_weights import Initial, initial_table, initials_of
-from lightning_tricks.network.schemes import Scheme, SchemeName
+from lightning_tricks.network.schemes import LARGEST, Scheme, SchemeName
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -72,9 +72,10 @@ def initialize_(  # noqa: PLR0913  # settings, as those of WeightInit
     how = Scheme(name=scheme, nonlinearity=nonlinearity, fan=fan, std=std)
     initials, alone = initials_of(module, params, how)
     start = drawn_seed() if seed is None else checks.whole("seed", seed)
+    bias = checks.in_range("bias", bias, -LARGEST, LARGEST)
     generator = torch.Generator().manual_seed(start)
     for each in initials:
-        each.parameter.copy_(each.draw(how, checks.finite("bias", bias), generator))
+        each.parameter.copy_(each.draw(how, bias, generator))
     title = f"{scheme}: {len(initials)} tensors"
     values: dict[str, torch.Tensor] = {each.name: each.parameter for each in initials}
     return initial_table(title, initials, alone, how, values.__getitem__)
@@ -101,7 +102,7 @@ class WeightInit(Technique):
         nonlinearity: The activation behind layers where none is seen in an ``nn.Sequential``; its gain counts
             in the kaiming schemes and the orthogonal one.
         params: Name patterns of the parameters to set.
-        bias: What biases are set to.
+        bias: What biases are set to, at most 65504 in size.
         fan: Whether kaiming keeps the variance of what goes forward, ``"in"``, or of gradients, ``"out"``.
         std: Standard deviation of the normal schemes, above 0. What the truncated one cuts off at two of them
             leaves 0.88 of it.
@@ -136,7 +137,7 @@ std=0.02, seed=1, overwrite=None)
     def __post_init__(self) -> None:
         self._how()
         as_patterns("params", self.params)
-        self.bias = checks.finite("bias", self.bias)
+        self.bias = checks.in_range("bias", self.bias, -LARGEST, LARGEST)
         if self.seed is not None:
             checks.whole("seed", self.seed)
         if self.overwrite is not None:
