@@ -12,6 +12,7 @@ import yaml
 from lightning_tricks.recipes import transformer
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from lightning_tricks.recipes.residual import ResidualNet
+from tests.contract.cases import CASES
 from tests.yaml_trainer import yaml_trainer
 
 ROOT = Path(__file__).parent.parent
@@ -66,3 +67,10 @@ def test_contributing_quotes_the_files_that_it_names() -> None:
         assert f"`{path}`" in (ROOT / "CONTRIBUTING.md").read_text()
         for line in quote.splitlines():
             assert line.removesuffix("...").strip() in (ROOT / path).read_text(), line
+
+
+def test_the_readme_lists_every_technique_as_the_suite_does() -> None:
+    table = (
+        (ROOT / "README.md").read_text().partition("| technique | in a sentence |")[2].partition("\n\n")[0]
+    )
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(CASES)

@@ -44,81 +44,26 @@ NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
 CASES: dict[str, Case] = {
-    "AdaptiveGradientClip": Case(
-        neutral=lambda: lt.AdaptiveGradientClip(clip=1e9),
-        active=lambda: lt.AdaptiveGradientClip(clip="0.1 * linear(to=0.1)", exclude="head.bias"),
-    ),
-    "DropoutSchedule": Case(
-        neutral=lambda: lt.DropoutSchedule(schedule=0.2),
-        active=lambda: lt.DropoutSchedule(schedule="constant(0.5, over='1 epoch') >> linear(to=0.0)"),
-        adapt=with_dropout,
+    "WeightInit": Case(
+        neutral=lambda: lt.WeightInit(seed=1),
+        active=lambda: lt.WeightInit(scheme="orthogonal", nonlinearity="tanh", params="body", bias=0.1),
+        exempt=NO_NEUTRAL_WEIGHTS,
     ),
     "LSUV": Case(
         neutral=lambda: lt.LSUV(seed=1),
         active=lambda: lt.LSUV(tolerance=0.05, batches=2, params=("body", "head.weight"), seed=2),
         exempt=NO_NEUTRAL_WEIGHTS,
     ),
-    "EMAWeights": Case(
-        neutral=lambda: lt.EMAWeights(decay=0.0),
-        active=lambda: lt.EMAWeights(decay="0.9 * constant()", every=2, start=1, buffers="average"),
+    "ZeroInitResidual": Case(
+        neutral=lambda: lt.ZeroInitResidual(),
+        active=lambda: lt.ZeroInitResidual(params=("body", "head"), last="head"),
+        adapt=with_residual_block,
+        exempt=NO_NEUTRAL_WEIGHTS,
     ),
     "Freeze": Case(
         neutral=lambda: lt.Freeze(params="body", at="40%"),
         active=lambda: lt.Freeze(params="body[:1]", at="40%", dropout="off"),
         exempt={"neutral": "no setting of it changes nothing: one that never freezes anything says so"},
-    ),
-    "GradientCentralization": Case(
-        neutral=lt.GradientCentralization,
-        active=lt.GradientCentralization,
-        exempt={"neutral": "no setting of it changes nothing: weights without rows are refused"},
-    ),
-    "GradientClip": Case(
-        neutral=lambda: lt.GradientClip(max_norm=1e9),
-        active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
-    ),
-    "GradientHealth": Case(
-        neutral=lambda: lt.GradientHealth(every=1),
-        active=lambda: lt.GradientHealth(every=2, per_layer=False),
-        exempt={"active": "it changes nothing, as law neutral shows"},
-    ),
-    "GradientNoise": Case(
-        neutral=lambda: lt.GradientNoise(variance=0.0),
-        active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
-        exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
-    ),
-    "MonteCarloDropout": Case(
-        neutral=lt.MonteCarloDropout,
-        active=lambda: lt.MonteCarloDropout(passes=2, params="body", seed=3),
-        exempt={"active": "it acts in predict alone"},
-        adapt=with_dropout,
-    ),
-    "NormPenalty": Case(
-        neutral=lambda: lt.NormPenalty(l1=0.0, proximal=True),
-        active=lambda: lt.NormPenalty(l1="1e-2 * linear(to=0.1)", proximal=True),
-        adapt=without_own_decay,
-    ),
-    "OptimizerMixin": Case(
-        neutral=lambda: Mixes(as_by_hand),
-        active=lambda: Mixes(in_layers),
-        exempt=dict.fromkeys(
-            ("safe", "rebuild", "quiet", "copy", "documented"), "a mixin is part of a module"
-        ),
-        adapt=without_own_decay,
-    ),
-    "GradientSurgery": Case(
-        neutral=lambda: lt.GradientSurgery(method=lt.Sum()),
-        active=lambda: lt.GradientSurgery(method=lt.PCGrad(), params="body", seed=3),
-        refused=NOT_MANUAL,
-    ),
-    "PlateauDecay": Case(
-        neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
-        active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
-    ),
-    "PreciseBatchNorm": Case(
-        neutral=lt.PreciseBatchNorm,
-        active=lambda: lt.PreciseBatchNorm(batches=3),
-        exempt={"neutral": "statistics that are estimated anew are others"},
-        adapt=with_batchnorm,
     ),
     "ProgressiveUnfreeze": Case(
         neutral=lambda: lt.ProgressiveUnfreeze(stages=["*"]),
@@ -132,11 +77,85 @@ CASES: dict[str, Case] = {
         exempt={"neutral": "a layer that computes the same is no other norm"},
         adapt=with_layer_norm,
     ),
+    "SpectralNorm": Case(
+        neutral=lt.SpectralNorm,
+        active=lambda: lt.SpectralNorm(params="body", n_power_iterations=2),
+        exempt={
+            "neutral": "no setting of it leaves weights their norm",
+            "copy": "torch pickles no module with parametrizations",
+        },
+    ),
+    "DropoutSchedule": Case(
+        neutral=lambda: lt.DropoutSchedule(schedule=0.2),
+        active=lambda: lt.DropoutSchedule(schedule="constant(0.5, over='1 epoch') >> linear(to=0.0)"),
+        adapt=with_dropout,
+    ),
+    "MonteCarloDropout": Case(
+        neutral=lt.MonteCarloDropout,
+        active=lambda: lt.MonteCarloDropout(passes=2, params="body", seed=3),
+        exempt={"active": "it acts in predict alone"},
+        adapt=with_dropout,
+    ),
+    "PreciseBatchNorm": Case(
+        neutral=lt.PreciseBatchNorm,
+        active=lambda: lt.PreciseBatchNorm(batches=3),
+        exempt={"neutral": "statistics that are estimated anew are others"},
+        adapt=with_batchnorm,
+    ),
+    "GradientClip": Case(
+        neutral=lambda: lt.GradientClip(max_norm=1e9),
+        active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
+    ),
+    "AdaptiveGradientClip": Case(
+        neutral=lambda: lt.AdaptiveGradientClip(clip=1e9),
+        active=lambda: lt.AdaptiveGradientClip(clip="0.1 * linear(to=0.1)", exclude="head.bias"),
+    ),
+    "GradientCentralization": Case(
+        neutral=lt.GradientCentralization,
+        active=lt.GradientCentralization,
+        exempt={"neutral": "no setting of it changes nothing: weights without rows are refused"},
+    ),
+    "GradientNoise": Case(
+        neutral=lambda: lt.GradientNoise(variance=0.0),
+        active=lambda: lt.GradientNoise(variance="0.1 * linear(to=0.1)", params="body"),
+        exempt={"same numbers": "each process draws its own noise for the parts of weights that it holds"},
+    ),
+    "GradientSurgery": Case(
+        neutral=lambda: lt.GradientSurgery(method=lt.Sum()),
+        active=lambda: lt.GradientSurgery(method=lt.PCGrad(), params="body", seed=3),
+        refused=NOT_MANUAL,
+    ),
+    "OptimizerMixin": Case(
+        neutral=lambda: Mixes(as_by_hand),
+        active=lambda: Mixes(in_layers),
+        exempt=dict.fromkeys(
+            ("safe", "rebuild", "quiet", "copy", "documented"), "a mixin is part of a module"
+        ),
+        adapt=without_own_decay,
+    ),
+    "WarmupCosine": Case(
+        neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
+        active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),
+    ),
     "LearningRate": Case(
         neutral=lambda: lt.LearningRate(schedule=1.0),
         active=lambda: lt.LearningRate(
             schedule="warmup('20%') >> step(every='1 epoch', gamma=0.5)", params="head"
         ),
+    ),
+    "PlateauDecay": Case(
+        neutral=lambda: lt.PlateauDecay(monitor="val_loss", patience=1000),
+        active=lambda: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3, factor=0.5),
+    ),
+    "WeightDecay": Case(
+        neutral=lambda: lt.WeightDecay(strength=0.0),
+        active=lambda: lt.WeightDecay(strength="0.1 * linear(to=0.1)"),
+        adapt=without_own_decay,
+    ),
+    "NormPenalty": Case(
+        neutral=lambda: lt.NormPenalty(l1=0.0, proximal=True),
+        active=lambda: lt.NormPenalty(l1="1e-2 * linear(to=0.1)", proximal=True),
+        adapt=without_own_decay,
     ),
     "Lookahead": Case(
         neutral=lambda: lt.Lookahead(k=2, alpha=1.0),
@@ -155,37 +174,18 @@ CASES: dict[str, Case] = {
         active=lambda: lt.SharpnessAware(rho="0.5 * linear(to=0.1)", adaptive=True),
         refused=NOT_MANUAL,
     ),
-    "SpectralNorm": Case(
-        neutral=lt.SpectralNorm,
-        active=lambda: lt.SpectralNorm(params="body", n_power_iterations=2),
-        exempt={
-            "neutral": "no setting of it leaves weights their norm",
-            "copy": "torch pickles no module with parametrizations",
-        },
-    ),
-    "WarmupCosine": Case(
-        neutral=lambda: lt.WarmupCosine(warmup=0, final=1.0),
-        active=lambda: lt.WarmupCosine(warmup="20%", final=0.1),
-    ),
-    "WeightDecay": Case(
-        neutral=lambda: lt.WeightDecay(strength=0.0),
-        active=lambda: lt.WeightDecay(strength="0.1 * linear(to=0.1)"),
-        adapt=without_own_decay,
+    "EMAWeights": Case(
+        neutral=lambda: lt.EMAWeights(decay=0.0),
+        active=lambda: lt.EMAWeights(decay="0.9 * constant()", every=2, start=1, buffers="average"),
     ),
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
         active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),
     ),
-    "WeightInit": Case(
-        neutral=lambda: lt.WeightInit(seed=1),
-        active=lambda: lt.WeightInit(scheme="orthogonal", nonlinearity="tanh", params="body", bias=0.1),
-        exempt=NO_NEUTRAL_WEIGHTS,
-    ),
-    "ZeroInitResidual": Case(
-        neutral=lambda: lt.ZeroInitResidual(),
-        active=lambda: lt.ZeroInitResidual(params=("body", "head"), last="head"),
-        adapt=with_residual_block,
-        exempt=NO_NEUTRAL_WEIGHTS,
+    "GradientHealth": Case(
+        neutral=lambda: lt.GradientHealth(every=1),
+        active=lambda: lt.GradientHealth(every=2, per_layer=False),
+        exempt={"active": "it changes nothing, as law neutral shows"},
     ),
     "ExactResume": Case(
         neutral=lt.ExactResume,
