@@ -46,7 +46,9 @@ NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 CASES: dict[str, Case] = {
     "WeightInit": Case(
         neutral=lambda: lt.WeightInit(seed=1),
-        active=lambda: lt.WeightInit(scheme="orthogonal", nonlinearity="tanh", params="body", bias=0.1),
+        active=lambda: lt.WeightInit(
+            scheme="orthogonal", nonlinearity="tanh", params="body", bias=0.1, seed=2
+        ),
         exempt=NO_NEUTRAL_WEIGHTS,
     ),
     "LSUV": Case(
