@@ -248,4 +248,18 @@ def _nothing(name: str, pattern: Pattern, names: list[str], what: str, module: s
     known = dict.fromkeys(prefix for full in names for prefix in _prefixes(full))
     close = checks.nearest(str(pattern), known, count=5) or names[:5]
     listed = ", ".join(repr(entry) for entry in close)
-    return f"{name} must match {what}, got {pattern!r}, which matches none; nearest: {listed}"
+    return (
+        f"{name} must match {what}, got {pattern!r}, which matches none{_meant(pattern)}; nearest: {listed}"
+    )
+
+
+def _meant(pattern: Pattern) -> str:
+    """Return what may have been meant, where a pattern looks like one of another notation."""
+    if not isinstance(pattern, str):
+        return ""
+    if index := re.search(r"\[(-?\d+)\]", pattern):
+        start, end = pattern[: index.start()], int(index[1]) + 1
+        return f": a child by its position is a slice, as in '{start}[{index[1]}:{end or ''}]'"
+    if pattern.startswith("nn.") and hasattr(nn, pattern[3:]):
+        return f": a type has its whole path, 'torch.{pattern}'"
+    return ""

@@ -12,11 +12,13 @@ https://arxiv.org/abs/1802.05957, algorithm 1, as torch's
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
@@ -55,7 +57,8 @@ def spectral_norm_(
 
     Raises:
         ValueError: If a pattern matches no layer with a matrix (linear, convolution, embedding); the weight
-            of one is lazy or reparametrized otherwise; or ``module`` is already wrapped or sharded.
+            of one is lazy, zero, another layer's too, or reparametrized otherwise; or ``module`` is already
+            wrapped or sharded.
 
     Example:
         >>> spectral_norm_(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
@@ -64,7 +67,8 @@ def spectral_norm_(
     layers = select_layers(
         module, params, lambda layer: isinstance(layer, _MATRICES), what="a layer with a weight matrix"
     )
-    fresh = {name: layer for name, layer in layers.items() if not _check(layer, name)}
+    owners = Counter(layer._parameters.get("weight") for layer in module.modules())
+    fresh = {name: layer for name, layer in layers.items() if not _check(layer, name, owners)}
     if fresh:
         check_unwrapped(module, fresh.values(), "spectral_norm_(self)")
     with seeded(seed, (p.device for layer in fresh.values() for p in layer.parameters())):
@@ -73,8 +77,14 @@ def spectral_norm_(
     return list(fresh)
 
 
-def _check(layer: nn.Module, name: str) -> bool:
-    """Return whether the weight of ``layer`` is already normalised so; refuse what cannot be."""
+def _check(layer: nn.Module, name: str, owners: Mapping[nn.Parameter | None, int]) -> bool:
+    """Return whether the weight of ``layer`` is already normalised so; refuse what cannot be.
+
+    Args:
+        layer: The layer.
+        name: Its name.
+        owners: How many layers have each weight.
+    """
     if is_parametrized(layer, "weight"):
         chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
         kinds = [type(each).__name__ for each in chain]
@@ -86,6 +96,14 @@ def _check(layer: nn.Module, name: str) -> bool:
         raise ValueError(f"params must match weights as they are, got {name!r}, made by a hook")
     if is_lazy(weight):
         raise ValueError(f"params must match initialised layers, got the lazy {name!r}: run one batch first")
+    if owners[weight] > 1:
+        raise ValueError(
+            f"params must match weights of one layer, got {name!r}, whose weight is another's too"
+        )
+    if not isinstance(weight, DTensor) and not weight.is_meta and not weight.any():
+        raise ValueError(
+            f"params must match weights that are not all zero, got {name!r}: there is no direction"
+        )
     return False
 
 

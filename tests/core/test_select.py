@@ -61,6 +61,20 @@ def test_sees_through_compilation_and_sharding() -> None:
     assert clean_name("my_orig_mod.a") == "my_orig_mod.a"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("body[-1]", r": a child by its position is a slice, as in 'body\[-1:\]'; nearest: "),
+        ("body[-3].0", r"as in 'body\[-3:-2\]'; nearest: "),
+        ("body[0]", r"as in 'body\[0:1\]'; nearest: "),
+        ("nn.Conv2d", r": a type has its whole path, 'torch.nn.Conv2d'; nearest: "),
+    ],
+)
+def test_another_notation_is_told_apart(pattern: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        select(nn.Sequential(nn.Linear(2, 2)), pattern)
+
+
 def test_no_match_lists_the_nearest_names() -> None:
     with pytest.raises(ValueError, match=r"params must match .* got 'layer2', .* nearest: .*'layer1'"):
         select(Tied(), "layer2")

@@ -77,6 +77,18 @@ def old_style() -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:.*spectral_norm. is deprecated:FutureWarning")
+def with_zeros() -> nn.Module:
+    layer = nn.Linear(3, 3)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def tied() -> nn.Module:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Embedding(3, 3))
+    net[1].weight = net[0].weight
+    return net
+
+
 @pytest.mark.parametrize(
     ("build", "params", "words"),
     [
@@ -91,6 +103,8 @@ def old_style() -> nn.Module:
         (lambda: parametrizations.orthogonal(nn.Linear(3, 3)), "*", "got '1', made by '_Orthogonal'"),
         (old_style, "*", "got '1', made by a hook"),
         (lambda: nn.LazyLinear(3), "*", "the lazy '1'"),
+        (with_zeros, "*", "must match weights that are not all zero, got '1': there is no direction"),
+        (tied, "*", r"must match weights of one layer, got '1\.0', whose weight is another's too"),
     ],
 )
 def test_what_cannot_be_normalised_is_named(build, params, words):
