@@ -108,11 +108,7 @@ def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule, *, most: 
     layers = learning_batchnorms(pl_module)
     if not layers:
         return 0
-    try:
-        seen, batches = _look(trainer, pl_module, layers, most)
-    except BaseException as error:
-        error.add_note("raised while BatchNorm was re-estimated by training_step, all else in eval mode")
-        raise
+    seen, batches = _look(trainer, pl_module, layers, most)
     batches = trainer.strategy.broadcast(batches)
     for layer, moments in zip(layers, seen, strict=True):
         _set_statistics(trainer, layer, moments, batches)

@@ -22,8 +22,8 @@ from torch._functorch import config as functorch_config
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
-from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.evaluation import kept_metric, replaced
+from lightning_tricks.lifecycle.keeping import kept_tensors
 from lightning_tricks.lifecycle.randomness import collected_states
 
 __all__ = ["Closures", "Pass", "averaged", "check_automatic", "unseen"]
@@ -156,15 +156,6 @@ def unseen(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     What they log, count in metrics, write into buffers such as the statistics of BatchNorm or into frozen
     parameters, and draw of random numbers is taken back.
     """
-    buffers = [
-        (module, name, value)
-        for module in pl_module.modules()
-        for name, value in module._buffers.items()
-        if value is not None
-    ]
-    frozen = [parameter for parameter in pl_module.parameters() if not parameter.requires_grad]
-    places = [local(value).detach() for value in [*(value for *_, value in buffers), *frozen]]
-    copies = [place.clone() for place in places]
     with ExitStack() as stack:
         stack.callback(_set_rng_states, collected_states())
         results = {"_results": _ResultCollection(training=True)}
@@ -173,9 +164,5 @@ def unseen(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         for module in pl_module.modules():
             if isinstance(module, Metric):
                 stack.enter_context(kept_metric(module))
-        try:
-            yield
-        finally:
-            for module, name, value in buffers:
-                module._buffers[name] = value
-            copy_(places, copies)
+        stack.enter_context(kept_tensors(pl_module, learning=False))
+        yield

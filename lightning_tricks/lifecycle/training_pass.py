@@ -20,8 +20,8 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_tricks.core.tensors import copy_, local
 from lightning_tricks.lifecycle.evaluation import replaced, undisturbed
+from lightning_tricks.lifecycle.keeping import kept_generators, kept_tensors
 from lightning_tricks.lifecycle.strategies import reshard
 
 __all__ = ["only_looking", "training_steps"]
@@ -50,10 +50,11 @@ def only_looking(
     loader = trainer.fit_loop._combined_loader
     assert loader is not None
     reshard(trainer)
-    everything = [*pl_module.parameters(), *pl_module.buffers()]
-    copies = [local(value).detach().clone() for value in everything]
     try:
         with ExitStack() as stack:
+            stack.enter_context(kept_tensors(pl_module, learning=True))
+            stack.callback(reshard, trainer)  # or what is put back would be parts of wholes
+            stack.enter_context(kept_generators(pl_module))
             stack.enter_context(_kept_iterators(loader))
             stack.enter_context(undisturbed(trainer, pl_module))
             stack.enter_context(_idle_optimization(pl_module))
@@ -63,9 +64,12 @@ def only_looking(
             for layer in layers:
                 layer.train()
             yield
-    finally:
-        reshard(trainer)
-        copy_([local(value).detach() for value in everything], copies)
+    except BaseException as error:
+        error.add_note(
+            "raised while training_step was only looked at, in evaluation mode: optimizers and manual_backward "
+            "do nothing there, so that gradients are None"
+        )
+        raise
 
 
 def training_steps(trainer: Trainer, pl_module: LightningModule, most: int) -> int:

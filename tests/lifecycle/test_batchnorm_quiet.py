@@ -21,7 +21,9 @@ class Noisy(TwoOptimizers):
         super().__init__()
         self.register_buffer("queue", torch.zeros(3))
         self.register_buffer("hidden", torch.zeros(1), persistent=False)
+        self.register_buffer("center", torch.zeros(2))
         self.teacher = nn.Linear(4, 8).requires_grad_(False)
+        self.dice = torch.Generator().manual_seed(1)
 
     def training_step(self, batch, batch_idx):
         optimizers, schedulers = self.optimizers(), self.lr_schedulers()
@@ -43,6 +45,7 @@ class Noisy(TwoOptimizers):
         with torch.no_grad():
             self.queue.add_(1.0)
             self.hidden.add_(1.0)
+            self.center = self.center + torch.rand(2, generator=self.dice)  # another tensor in its place
             self.teacher.weight.lerp_(self.body[0].weight, 0.1)
         torch.rand(3)
 
@@ -73,6 +76,9 @@ def test_nothing_but_the_statistics_changes(kind):
     assert not any(part._forward_pre_hooks for part in module.modules())
     if kind is Noisy:
         assert module.hidden.item() == 5.0  # one for each batch of the epoch
+        dice = torch.Generator().manual_seed(1)
+        assert_equal(module.center, sum((torch.rand(2, generator=dice) for _ in range(5)), torch.zeros(2)))
+        assert_equal(module.dice.get_state(), dice.get_state())
 
 
 def test_hooks_of_the_run_hear_nothing():
@@ -99,5 +105,5 @@ def test_an_error_takes_everything_back_and_says_when_it_was():
     module = Breaks()
     at_end = run(module, reestimate_batchnorm, max_epochs=1, limit_val_batches=0)
     assert_equal(at_end.before, at_end.after)
-    assert "BatchNorm was re-estimated" in at_end.error.__notes__[0]
+    assert "training_step was only looked at" in at_end.error.__notes__[0]
     assert not any(part._forward_pre_hooks for part in module.modules())
