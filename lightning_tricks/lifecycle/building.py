@@ -7,11 +7,26 @@ changes layers has to act between the two, in evaluations as well, or their chec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 
-__all__ = ["Built"]
+from lightning_tricks.core.conflicts import ConflictError
+
+__all__ = ["Built", "check_nothing_copied"]
+
+
+def check_nothing_copied(callbacks: Iterable[Callback]) -> None:
+    """Accept ``callbacks`` if none copies the module before its layers change.
+
+    Raises:
+        ConflictError: If Lightning's own averaging is among them.
+    """
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            name = type(callback).__name__
+            raise ConflictError(f"layers must change before {name} copies the module: remove {name}")
 
 
 class Built:

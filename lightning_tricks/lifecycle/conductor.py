@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_tricks.core.conflicts import ConflictError, check_claims, check_order
-from lightning_tricks.lifecycle.building import Built
+from lightning_tricks.lifecycle.building import Built, check_nothing_copied
 from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.horizon import run_horizon
@@ -123,6 +123,7 @@ class Conductor(Callback):
 
     def build_soon(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go through the phase ``build`` in this run, as soon as the module is complete."""
+        check_nothing_copied(callbacks_of(trainer))
         if self._built is None:
             self._built = Built(pl_module, lambda: self._build(trainer, pl_module))
 
@@ -242,6 +243,7 @@ class Conductor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._let_go(trainer)
+        self.initialized.clear()  # until the run is tried again, anybody may set weights
         if isinstance(exception, Exception):  # nor an interrupt, which is nobody's fault
             _name_member(exception)
 

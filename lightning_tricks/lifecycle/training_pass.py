@@ -66,8 +66,8 @@ def only_looking(
             yield
     except BaseException as error:
         error.add_note(
-            "raised while training_step was only looked at, in evaluation mode: optimizers and manual_backward "
-            "do nothing there, so that gradients are None"
+            "raised while training_step was only looked at, in evaluation mode: optimizers and "
+            "manual_backward do nothing there, so that gradients are None"
         )
         raise
 

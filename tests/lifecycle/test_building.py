@@ -10,8 +10,10 @@ from typing import Any, ClassVar, final
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
+from lightning_tricks import ConflictError
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.lifecycle.technique import Technique
 from tests.toys import Loader, StopAfter, StopError, Toy, TwoOptimizers, trainer, weights
@@ -135,3 +137,23 @@ def test_what_the_user_put_on_the_instance_comes_back() -> None:
     trainer(Builder(), max_epochs=1).fit(module, Loader())
     assert vars(module)["configure_model"] is own
     assert module.configured == 1
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_lightnings_own_averaging_copies_the_module_too_early(first: bool) -> None:
+    pair = [EMAWeightAveraging(), Builder()] if first else [Builder(), EMAWeightAveraging()]
+    with pytest.raises(
+        ConflictError, match="before EMAWeightAveraging copies the module, got both: use EMAW"
+    ):
+        trainer(*pair).fit(Late(), Loader())
+
+
+def test_after_an_error_anybody_may_set_weights() -> None:
+    technique = Builder()
+    runner = trainer(technique)
+    with pytest.raises(TypeError):
+        runner.fit(Toy(), 5)  # type: ignore[arg-type]
+    technique.conductor.initialized.add(torch.zeros(1))
+    with pytest.raises(TypeError):
+        runner.fit(Toy(), 5)  # type: ignore[arg-type]
+    assert technique.conductor.initialized == set()
