@@ -143,6 +143,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         self._objective = self._target = self._source = None
         if self._trial:
             return
+        self._weights.check_numbers()
         if self._weights.sharded and not self.method.entrywise:
             raise ValueError(f"method must be entrywise where weights are sharded, got {self.method!r}")
         resolve = partial(objective_of, trainer, otherwise=_OTHERWISE)

@@ -57,6 +57,16 @@ class Weights:
         reshard(self.trainer)
         return {name: local(value).detach() for name, value in self.module.named_parameters()}
 
+    def check_numbers(self) -> None:
+        """Accept a module of numbers, which may be infinite, as those of masks are.
+
+        Raises:
+            ValueError: If a tensor holds what is none, so that models of it could not be fused; names it.
+        """
+        for name, value in self.tensors().items():
+            if (value.is_floating_point() or value.is_complex()) and value.isnan().any():
+                raise ValueError(f"{name} must hold numbers for models to be fused, got NaN before training")
+
     def put(self, model: Model) -> None:
         """Copy the tensors of ``model``, or parts, into the module; what it does not name stays.
 

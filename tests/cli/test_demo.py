@@ -209,7 +209,7 @@ def test_another_optimizer_and_schedule_are_what_both_runs_have(tmp_path, monkey
     options = ["--optimizer", "AdamW", "--schedule", "warmup('20%') >> linear(to=0.5)"]
     assert main([*ARGV, str(tmp_path), *options]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "of AdamW with base rate 0.001" in printed
+    assert "AdamW with base rate 0.001" in printed
     # 32 steps of 8 digits: a warm-up of 6, so 1 / 7 at first; 1 - (31 - 6) / (32 - 6) / 2 at last.
     assert "LearningRate first rate 0.000143, highest 0.001, last 0.000519" in printed
 

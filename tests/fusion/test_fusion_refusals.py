@@ -6,6 +6,7 @@ import pickle
 import warnings
 
 import pytest
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
@@ -142,6 +143,17 @@ def test_weights_that_are_no_numbers_are_named_and_left(tmp_path):
     with pytest.raises(ValueError, match="must be finite in every model, but is not in model 1"):
         runner.fit(module, *loaders())
     assert module.head.bias.isnan().any()
+
+
+def test_a_module_that_begins_without_numbers_is_refused_before_it_is_trained(tmp_path):
+    module = Toy()
+    module.register_buffer("gaps", torch.tensor([float("nan"), -torch.inf]))
+    runner = trainer(always(collect=LastEpochs(3)), default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="gaps must hold numbers for models to be fused, got NaN before"):
+        runner.fit(module, *loaders())
+    assert runner.global_step == 0
+    module.gaps[0] = torch.inf
+    trainer(always(collect=LastEpochs(3)), default_root_dir=tmp_path).fit(module, *loaders())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-__all__ = ["examples"]
+__all__ = ["LONG", "examples"]
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
