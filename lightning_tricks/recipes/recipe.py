@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -86,14 +86,17 @@ class Recipe(list[Technique]):
         Raises:
             ValueError: If a setting is a function, which YAML cannot hold.
         """
+        import yaml  # type: ignore[import-untyped]  # its types are another package
+
         lines = ["trainer:", "  callbacks:"]
         for technique in self._techniques():
-            lines.append(f"    - class_path: lightning_tricks.{type(technique).__name__}")
+            plain = as_plain(technique, technique.state_key)
+            lines.append(f"    - class_path: {plain['class_path']}")
             settings = self._settings(technique)
             lines += ["      init_args:"] * bool(settings)
             for setting, _, source in settings:
-                value = json.dumps(as_plain(getattr(technique, setting), setting))
-                lines.append(f"        {setting}: {value}  # {source}")
+                value = yaml.safe_dump(plain["init_args"][setting], default_flow_style=True, width=math.inf)
+                lines.append(f"        {setting}: {value.partition(chr(10))[0]}  # {source}")
         return "\n".join(lines)
 
     def _techniques(self) -> list[Technique]:

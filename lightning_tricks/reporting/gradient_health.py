@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.checks import listed
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = ["GradientHealth"]
+__all__ = ["GradientHealth", "layer_of", "unit_axes"]
 
 _WORDS = {
     "exploding": "gradients explode (norm above {exploding:g}, or not finite)",
@@ -50,6 +51,31 @@ _WORDS = {
     "dead": "no gradient arrives (all zero, or none)",
     "symmetric": "all units are the same in weights and gradients, as after initialisation with zeros",
 }
+
+
+def layer_of(name: str) -> str:
+    """Return the name of the layer that has a parameter, whether torch parametrizes it or not.
+
+    Example:
+        >>> layer_of("net.0.weight"), layer_of("net.0.parametrizations.weight.original"), layer_of("scale")
+        ('net.0', 'net.0', 'scale')
+    """
+    return (
+        name.partition(".parametrizations.")[0]
+        if ".parametrizations." in name
+        else (name.rpartition(".")[0] or name)
+    )
+
+
+def unit_axes(module: nn.Module) -> dict[nn.Parameter, int | None]:
+    """Return the axis of units of the parameters where it is not the first; ``None`` for tables."""
+    axes: dict[nn.Parameter, int | None] = {}
+    for layer in module.modules():
+        if isinstance(layer, _ConvTransposeNd):
+            axes |= dict.fromkeys(layer.parameters(), 1)
+        elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            axes |= dict.fromkeys(layer.parameters())
+    return axes
 
 
 @final
@@ -91,6 +117,7 @@ class GradientHealth(Technique):
     params: Patterns = "*"
     _names: dict[nn.Parameter, str] = field(default_factory=dict, init=False, repr=False)
     _layers: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _units: dict[nn.Parameter, int | None] = field(default_factory=dict, init=False, repr=False)
     _spread: dict[nn.Parameter, Groups] = field(default_factory=dict, init=False, repr=False)
     _copies: dict[nn.Parameter, Tensor] = field(default_factory=dict, init=False, repr=False)
     _sums: dict[Optimizer, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -113,7 +140,8 @@ class GradientHealth(Technique):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         chosen = chosen_parameters(pl_module, self.params, trainer.optimizers)
-        self._names = {p: name.rpartition(".")[0] or name for name, p in chosen.items()}
+        self._names = {p: layer_of(name) for name, p in chosen.items()}
+        self._units = unit_axes(pl_module)
         self._layers = {name: index for index, name in enumerate(dict.fromkeys(self._names.values()))}
         self._spread = flat_shards(trainer)
 
@@ -156,7 +184,8 @@ class GradientHealth(Technique):
         if isinstance(parameter, DTensor):
             groups = groups_of_tensor(parameter)
         held = local(gradient) if gradient is not None else weight.new_zeros(0) if flat else None
-        return Part(self._layers[self._names[parameter]], weight, held, groups, not flat)
+        units = None if flat else self._units.get(parameter, 0)
+        return Part(self._layers[self._names[parameter]], weight, held, groups, units)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         results, self._results = self._results, []
@@ -174,7 +203,7 @@ class GradientHealth(Technique):
             self._log(trainer, pl_module, optimizer, health, ill)
         for kind in KINDS:
             again = [name for name in suspected[kind] if name in self._suspected[kind]]
-            if new := [name for name in again if name not in self._found[kind]]:
+            if new := [name for name in dict.fromkeys(again) if name not in self._found[kind]]:
                 self._found[kind] += new
                 words = _WORDS[kind].format(exploding=self.exploding, vanishing=self.vanishing)
                 warn(trainer, f"{self.state_key}: {words} in {listed(new)}")

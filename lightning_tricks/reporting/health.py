@@ -56,14 +56,15 @@ class Part(NamedTuple):
         weight: Its weight.
         gradient: Of the same shape; empty where this process holds none of it, ``None`` if there is none.
         groups: The process groups over which the parameter is spread.
-        whole_rows: Whether rows of ``weight`` are those of the parameter.
+        units: The axis of ``weight`` along which the units of the layer lie whole; ``None`` if none do, or if
+            they are no units, as the rows of a table.
     """
 
     layer: int
     weight: Tensor
     gradient: Tensor | None
     groups: Groups
-    whole_rows: bool
+    units: int | None
 
 
 class LayerHealth(NamedTuple):
@@ -87,7 +88,7 @@ def layer_sums(parts: Sequence[Part], layers: int) -> Tensor:
         layers: How many layers there are.
 
     Returns:
-        For each layer, in float32 on the device of the first part, shape (layers, 7): the summed squares of
+        For each layer, in float64 on the device of the first part, shape (layers, 7): the summed squares of
         gradients and of weights; of the gradients' entries the number, of those that are zero, and of those
         that are not finite; the number of pairs of rows that were compared, and of those that differ.
     """
@@ -109,7 +110,7 @@ def update_squares(parts: Sequence[Part], before: Sequence[Tensor], layers: int)
 
 def _by_layer(rows: list[Tensor], parts: Sequence[Part], layers: int) -> Tensor:
     device = rows[0].device
-    sums = torch.zeros(layers, len(rows[0]), device=device)
+    sums = torch.zeros(layers, len(rows[0]), device=device, dtype=torch.float64)
     by_groups: dict[Groups, list[int]] = {}
     for index, part in enumerate(parts):
         by_groups.setdefault(part.groups, []).append(index)
@@ -127,13 +128,14 @@ def _sums(part: Part) -> Tensor:
     zeros = gradient.numel() - torch.count_nonzero(gradient)
     not_finite = gradient.numel() - torch.isfinite(gradient).sum()
     pairs, differ = 0, zeros.new_zeros(())
-    if part.whole_rows and weight.ndim > 1 and min(len(weight), len(gradient)) > 1:
-        # Of identical rows all are like the first; the second and the last tell nearly always.
-        pairs = 2
-        for other in (1, -1):
-            differ = differ + ~((weight[0] == weight[other]).all() & _close(gradient[0], gradient[other]))
+    if part.units is not None and weight.ndim > 1 and gradient.shape == weight.shape:
+        own, learned = weight.movedim(part.units, 0), gradient.movedim(part.units, 0)
+        # Of identical units all are like the first; the second and the last tell nearly always.
+        pairs = 2 if len(own) > 1 else 0
+        for other in (1, -1)[:pairs]:
+            differ = differ + ~((own[0] == own[other]).all() & _close(learned[0], learned[other]))
     counts = (zeros.new_full((), gradient.numel()), zeros, not_finite, zeros.new_full((), pairs), differ)
-    return torch.stack([_square(gradient), _square(weight), *(each.float() for each in counts)])
+    return torch.stack([_square(gradient), _square(weight), *(each.double() for each in counts)])
 
 
 def _close(first: Tensor, second: Tensor) -> Tensor:
@@ -142,8 +144,9 @@ def _close(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _square(tensor: Tensor) -> Tensor:
-    wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-    square: Tensor = torch.linalg.vector_norm(wide).float().square()
+    # In double precision, in which the square of no entry in float32 is lost.
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    square: Tensor = torch.linalg.vector_norm(tensor, dtype=wide).double().square()
     return square
 
 

@@ -114,7 +114,7 @@ def test_sources_stand_beside_the_settings_as_comments():
 
 
 def test_what_yaml_cannot_hold_is_refused():
-    assert 'params: "torch.nn.modules.linear.Linear"' in recipe(params=nn.Linear).yaml()
+    assert "params: torch.nn.modules.linear.Linear  # yours" in recipe(params=nn.Linear).yaml()
     with pytest.raises(ValueError, match="params must be text, .* to be written down, got <function"):
         recipe(params=lambda name, _: name == "head").yaml()
 

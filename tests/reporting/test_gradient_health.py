@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_tricks import GradientClip, GradientHealth
+from lightning_tricks.reporting.gradient_health import unit_axes
 from tests.contract.test_together import reads_per_step
 from tests.toys import Loader, Logged, StopAfter, StopError, Toy, TwoOptimizers, scaler_plugin, trainer
 
@@ -162,3 +163,31 @@ def test_refused_settings(settings: dict[str, Any], message: str) -> None:
 def test_nothing_is_read_back_to_the_host_between_measurements() -> None:
     with pytest.warns(UserWarning, match="measured nothing"):
         assert reads_per_step(GradientHealth(every=10**6), fused=True) == reads_per_step(fused=True)
+
+
+def test_layers_go_by_their_own_names_and_tables_have_no_units() -> None:
+    network = nn.Sequential(nn.ConvTranspose1d(2, 3, 1), nn.Embedding(3, 2), nn.Linear(2, 2))
+    axes = unit_axes(network)
+    assert [axes.get(parameter, 0) for parameter in network.parameters()] == [1, 1, None, 0, 0]
+    logged = Logged("gradient_health")
+    module = Toy()
+    nn.utils.parametrizations.weight_norm(module.head)
+    trainer(GradientHealth(every=1), logged, max_epochs=1).fit(module, Loader())
+    assert {name for name in logged.rows[-1] if "/zero/" in name} == {
+        f"gradient_health/zero/{layer}" for layer in ("body.0", "body.1", "head")
+    }
+
+
+def test_a_layer_that_is_stepped_twice_in_a_batch_is_named_once() -> None:
+    class Twice(TwoOptimizers):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()[0]
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch) * 0.0)
+                optimizer.step()
+
+    technique = GradientHealth(every=1)
+    with pytest.warns(UserWarning, match="no gradient arrives"):
+        trainer(technique, max_epochs=1).fit(Twice(), Loader())
+    assert technique.findings["dead"] == ["body.0", "body.1"]

@@ -27,7 +27,7 @@ def health_of(network: nn.Sequential, loss: Tensor, rate: float = 0.1) -> dict[s
     loss.backward()
     layers = [(name, layer) for name, layer in network.named_children() if list(layer.parameters())]
     parts = [
-        Part(index, parameter.detach(), parameter.grad, (), True)
+        Part(index, parameter.detach(), parameter.grad, (), 0)
         for index, (_, layer) in enumerate(layers)
         for parameter in layer.parameters()
     ]
@@ -74,9 +74,9 @@ def test_numbers_are_those_of_numpy() -> None:
 
 def test_shares_by_hand() -> None:
     gradient = torch.tensor([[0.0, 1.0], [math.nan, 0.0]])
-    whole = Part(0, torch.ones(2, 2), gradient, (), True)
-    missing = Part(1, torch.ones(3), None, (), True)
-    empty = Part(2, torch.zeros(0), torch.zeros(0), (), False)
+    whole = Part(0, torch.ones(2, 2), gradient, (), 0)
+    missing = Part(1, torch.ones(3), None, (), 0)
+    empty = Part(2, torch.zeros(0), torch.zeros(0), (), None)
     sums = layer_sums([whole, missing, empty], 3)
     first, second, third = layers_health(sums, torch.zeros(3, 1))
     assert (first.zero, first.non_finite, first.symmetric) == (0.5, 0.25, False)
@@ -88,7 +88,7 @@ def test_shares_by_hand() -> None:
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
 def test_other_types(kind: torch.dtype) -> None:
     gradient = torch.full((2, 3), 2.0).to(kind)
-    (health,) = layers_health(layer_sums([Part(0, gradient, gradient, (), True)], 1), torch.zeros(1, 1))
+    (health,) = layers_health(layer_sums([Part(0, gradient, gradient, (), 0)], 1), torch.zeros(1, 1))
     assert health.gradient_norm == pytest.approx(math.sqrt(24.0))
     assert health.symmetric
 
@@ -136,7 +136,7 @@ def test_a_head_of_zeros_is_not_symmetric() -> None:
 
 def test_equal_rows_among_others_do_not_count() -> None:
     weight = torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]])
-    (health,) = layers_health(layer_sums([Part(0, weight, weight, (), True)], 1), torch.zeros(1, 1))
+    (health,) = layers_health(layer_sums([Part(0, weight, weight, (), 0)], 1), torch.zeros(1, 1))
     assert not health.symmetric
 
 
@@ -149,3 +149,17 @@ def test_together() -> None:
         "zero": 0.5,
         "non_finite": 0.0,
     }
+
+
+def test_units_of_a_transposed_convolution_lie_along_its_second_axis() -> None:
+    weight = torch.arange(4.0)[:, None].expand(4, 3).clone()
+    for units, symmetric in ((1, True), (0, False), (None, False)):
+        sums = layer_sums([Part(0, weight, weight, (), units)], 1)
+        assert layers_health(sums, torch.zeros(1, 1))[0].symmetric is symmetric
+
+
+def test_tiny_gradients_are_not_taken_for_none() -> None:
+    tiny = torch.full((4,), 1e-30)
+    (health,) = layers_health(layer_sums([Part(0, tiny, tiny, (), 0)], 1), torch.zeros(1, 1))
+    assert health.gradient_norm == pytest.approx(2e-30)
+    assert ailments({"a": health}, exploding=1.0, vanishing=0.1) == WELL
