@@ -22,7 +22,7 @@ from lightning_tricks.lifecycle.notice import say
 from lightning_tricks.lifecycle.randomness import drawn_seed, shared_generator
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.freshness import refuse_stale, stale_names
-from lightning_tricks.network.initial_weights import Initial, initial_table, initials_of
+from lightning_tricks.network.initial_weights import Initial, initial_claim, initial_table, initials_of
 from lightning_tricks.network.schemes import LARGEST, Scheme, SchemeName
 
 if TYPE_CHECKING:
@@ -172,4 +172,4 @@ std=0.02, seed=1, overwrite=None)
             say(trainer, self._table)
 
     def claims(self) -> Iterable[Claim]:
-        return [self.claim("initial_weights", {each.name: each.parameter for each in self._initials})]
+        return [initial_claim(self, self._initials)]
