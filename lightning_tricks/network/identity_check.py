@@ -53,7 +53,9 @@ class IdentityCheck:
         with ExitStack() as stack:
             for branch in self._branches:
                 self._watch_branch(branch, stack)
-            for block, shortcut in {b.block: b.shortcut for b in self._branches if b.block}.items():
+            blocks: dict[nn.Module, nn.Module | None] = {m: None for b in self._branches for _, m in b.around}
+            blocks |= {b.block: b.shortcut for b in self._branches if b.block}
+            for block, shortcut in blocks.items():
                 self._watch_block(block, shortcut, stack)
             yield
 

@@ -57,6 +57,7 @@ class Branch:
         factors: The other factors of the branch.
         weights: The clean names of all other parameters of the block that could be a factor: neither a bias,
             nor of the shortcut, nor the last factor of another branch.
+        around: Of a factor that a user named, name and module of all that hold it, the smallest first.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Branch:
     zeroed: tuple[Initial, ...]
     factors: tuple[nn.Module, ...]
     weights: tuple[str, ...]
+    around: tuple[tuple[str, nn.Module], ...] = ()
 
 
 def residual_branches(
@@ -204,7 +206,12 @@ def _named(
         layers.setdefault(names[parameter][1][0][0], []).append(parameter)
     for layer, parameters in layers.items():
         zeroed = _zeroed([*parameters, layer._parameters.get("bias")], names)
-        yield Branch(zeroed[0].name, None, None, layer, zeroed, (), ())
+        holders = [(clean_name(path), m) for path, m in module.named_modules() if _holds(m, layer)]
+        yield Branch(zeroed[0].name, None, None, layer, zeroed, (), (), tuple(reversed(holders)))
+
+
+def _holds(module: nn.Module, layer: nn.Module) -> bool:
+    return module is not layer and any(part is layer for part in module.modules())
 
 
 def _ends(block: nn.Module) -> Iterator[tuple[nn.Module, tuple[nn.Module, ...]]]:

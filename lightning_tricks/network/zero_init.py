@@ -104,12 +104,17 @@ def branch_table(
     verdicts: Mapping[nn.Module, str],
 ) -> str:
     """Return which weights are zero, what their blocks start as, and which blocks are left alone."""
-    rows = []
-    for branch in branches:
-        verdict = verdicts.get(branch.block, "not called") if branch.block and verdicts else UNTOLD
-        rows.append((", ".join(each.name for each in branch.zeroed), branch.name, verdict))
+    rows = [(", ".join(each.name for each in b.zeroed), *_proved(b, verdicts)) for b in branches]
     left = (f"left alone: {name or 'the module'}, {why}" for name, why in alone.items())
     return "\n".join([text_table(title, _COLUMNS, rows), *left])
+
+
+def _proved(branch: Branch, verdicts: Mapping[nn.Module, str]) -> tuple[str, str]:
+    """Return name and verdict of the block of ``branch``, or else of the smallest identity around it."""
+    if branch.block is not None and verdicts:
+        return branch.name, verdicts.get(branch.block, "not called")
+    told = ((name, verdicts.get(module)) for name, module in branch.around)
+    return next(((name, it) for name, it in told if it and it != UNTOLD), (branch.name, UNTOLD))
 
 
 @final
@@ -126,8 +131,9 @@ class ZeroInitResidual(Technique):
     * **Logs** nothing; prints a table of what is zero, and what each block proved to be on one batch: its
       input, its shortcut, or the activation of either where the block has one behind the sum (the identity
       too, if what comes in is not negative). Anything else is an error, a block called only in parts too.
-      Not verified, which the table says, are factors that ``last`` names, blocks of which ``params`` leaves
-      a branch out, and blocks that take or return no tensor but, say, a dictionary.
+      Not verified, which the table says, are factors that ``last`` names where no module around them is the
+      identity, blocks of which ``params`` leaves a branch out, and blocks that take or return no tensor but,
+      say, a dictionary.
     * **Saves** nothing: a run that goes on has its weights.
     * **Cost** one training step without backward. At the first step the other weights of a branch get no
       gradient.
@@ -135,7 +141,7 @@ class ZeroInitResidual(Technique):
 
     Args:
         params: Name patterns of the weights that may be zeroed.
-        last: Those of last factors that are not found, in blocks of your own; not verified.
+        last: Those of last factors that are not found, in blocks of your own.
         overwrite: Those of weights that may be lost although somebody loaded, trained or set them.
 
     Example:

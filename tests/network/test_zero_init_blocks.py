@@ -13,6 +13,7 @@ from tests.network.residual_nets import (
     DownBlock,
     Flagged,
     NormFirst,
+    OwnBlock,
     PlainBlock,
     Scaled,
     TimmBlock,
@@ -98,3 +99,10 @@ def test_what_is_not_verified_is_said(capsys) -> None:
     assert capsys.readouterr().out.count("| body.1.block | not verified |") == 2
     with pytest.raises(ValueError, match="must be called to be told, got 'body.1.block', of which only"):
         start(Tokens(Wrapped(8, parts=True)))
+
+
+def test_the_smallest_module_around_a_named_factor_is_verified_where_it_is_the_identity(capsys) -> None:
+    start(Tokens(OwnBlock(8)), ZeroInitResidual(last="body.1.down"))
+    assert "| body.1.down.weight, body.1.down.bias | body.1 | its input |" in capsys.readouterr().out
+    start(Tokens(OwnBlock(8)), ZeroInitResidual(last="body.1.up"))  # behind which a bias comes
+    assert "| body.1.up.weight | not verified |" in capsys.readouterr().out
