@@ -5,8 +5,9 @@
     transposed convolution   n_in = in / groups * k / stride,        n_out = out / groups * k
 
 ``k`` and ``stride`` are products over all axes of the kernel; a transposed convolution sums up so many inputs
-on average. What torch computes from a weight's shape alone counts all groups in ``n_out``, and takes the two
-fans of a transposed convolution for one another.
+on average. Of an ordinary convolution with a stride an input reaches only ``1 / stride`` of ``n_out``, for
+which He et al. do not correct, nor does this. What torch computes from a weight's shape alone counts all
+groups in ``n_out``, and takes the two fans of a transposed convolution for one another.
 
 Reference: He et al., "Delving Deep into Rectifiers", 2015, https://arxiv.org/abs/1502.01852, section 2.2.
 """
@@ -30,7 +31,7 @@ class Fans(NamedTuple):
 
     Attributes:
         n_in: Inputs that an output sums up, on average.
-        n_out: Outputs that an input reaches.
+        n_out: Outputs that an input reaches, at stride 1.
     """
 
     n_in: float

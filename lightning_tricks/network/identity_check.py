@@ -1,7 +1,8 @@
 """Whether residual blocks are the identity as the network runs, and whether their branches can learn.
 
 A block is if what comes out is what went in, or what its shortcut makes of that, or the activation of either
-where the block has one behind the sum.
+where the block has one behind the sum. The shortcut may get the block's input, or something made of it before
+the last factor is called; what it makes of the branch's output is a link of that, and no way around it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from lightning_tricks.core.exempt import NORM_LAYERS
 from lightning_tricks.network.gains import ELEMENTWISE
 from lightning_tricks.network.residual_branches import Branch
 
-__all__ = ["IdentityCheck"]
+__all__ = ["UNTOLD", "IdentityCheck"]
+
+UNTOLD = "not verified"
+"""The verdict on a block that does not take and return tensors alone, such as one with a dictionary."""
+
 
 _REMEDY = "leave it out by params, and name the last weight of each branch by last"
 
@@ -38,6 +43,8 @@ class IdentityCheck:
         self._latest: dict[nn.Module, nn.Module] = {}
         self._called: set[nn.Module] = set()
         self._blind: set[nn.Module] = set()
+        self._past_end: set[nn.Module] = set()
+        self._behind: set[nn.Module] = set()
         self.verdicts: dict[nn.Module, str] = {}
 
     @contextmanager
@@ -46,13 +53,17 @@ class IdentityCheck:
         with ExitStack() as stack:
             for branch in self._branches:
                 self._watch_branch(branch, stack)
-            for block, shortcut in {b.block: b.shortcut for b in self._branches if b.block}.items():
+            blocks: dict[nn.Module, nn.Module | None] = {m: None for b in self._branches for _, m in b.around}
+            blocks |= {b.block: b.shortcut for b in self._branches if b.block}
+            for block, shortcut in blocks.items():
                 self._watch_block(block, shortcut, stack)
             yield
 
     def _watch_branch(self, branch: Branch, stack: ExitStack) -> None:
         def enters(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._called.add(layer)
+            if branch.block is not None:
+                self._past_end.add(branch.block)
             x = _tensor((*args, *kwargs.values()))
             if x is not None and _learns_nothing(layer, x):
                 self._blind.add(layer)
@@ -66,13 +77,11 @@ class IdentityCheck:
 
     def _watch_block(self, block: nn.Module, shortcut: nn.Module | None, stack: ExitStack) -> None:
         def enters(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._past_end.discard(block)
+            self.verdicts.setdefault(block, UNTOLD)
             x = _tensor((*args, *kwargs.values()))
             if x is not None:
                 self._inputs[block] = x.detach().clone()  # an activation may work in place
-
-        def passes(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                self._shortcuts[block] = output.detach().clone()
 
         def leaves(_: nn.Module, __: Any, output: Any) -> None:
             self._judge(block, output)
@@ -80,7 +89,21 @@ class IdentityCheck:
         stack.callback(block.register_forward_pre_hook(enters, with_kwargs=True).remove)
         stack.callback(block.register_forward_hook(leaves).remove)
         if shortcut is not None:
-            stack.callback(shortcut.register_forward_hook(passes).remove)
+            self._watch_shortcut(block, shortcut, stack)
+
+    def _watch_shortcut(self, block: nn.Module, shortcut: nn.Module, stack: ExitStack) -> None:
+        def splits(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given, x = _tensor((*args, *kwargs.values())), self._inputs.get(block)
+            own = given is not None and x is not None and _close(given.detach(), x)
+            if block in self._past_end and not own:
+                self._behind.add(block)
+
+        def passes(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and block not in self._behind:
+                self._shortcuts[block] = output.detach().clone()
+
+        stack.callback(shortcut.register_forward_pre_hook(splits, with_kwargs=True).remove)
+        stack.callback(shortcut.register_forward_hook(passes).remove)
 
     def _judge(self, block: nn.Module, output: Any) -> None:
         out = _tensor(output if isinstance(output, tuple) else (output,))
@@ -102,11 +125,22 @@ class IdentityCheck:
                 f"weights to be zeroed must be the last of their branch, got {listed(early)}, behind which "
                 f"another layer is called: {_REMEDY}"
             )
-        other = [b.name for b in self._branches if b.block and self.verdicts.get(b.block) == ""]
-        if other:
+        blocks = {b.block: b.name for b in self._branches if b.block}
+        if behind := [name for block, name in blocks.items() if block in self._behind]:
+            raise ValueError(
+                f"a shortcut must get what its block gets, got {listed(behind)}, whose shortcut is called on "
+                f"what its layers made, as a part of these: {_REMEDY}"
+            )
+        if other := [name for block, name in blocks.items() if self.verdicts.get(block) == ""]:
             raise ValueError(
                 f"residual blocks must be the identity once their branches are zero, got {listed(other)}, "
                 f"of which something else comes out: {_REMEDY}"
+            )
+        used = {b.block for b in self._branches if b.end in self._called}
+        if apart := [name for block, name in blocks.items() if block in used - self.verdicts.keys()]:
+            raise ValueError(
+                f"residual blocks must be called to be told, got {listed(apart)}, of which only parts are "
+                f"called: {_REMEDY}"
             )
         if dead := [name for name, end in ends if end in self._blind]:
             raise ValueError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,20 @@ from lightning_tricks.network.freshness import looks_fresh
 from lightning_tricks.network.gains import following_gain, named_gain
 from lightning_tricks.network.schemes import Scheme
 
-__all__ = ["Initial", "Whole", "check_in_place", "initial_table", "initials_of", "left_alone", "owners_of"]
+if TYPE_CHECKING:
+    from lightning_tricks.core.conflicts import Claim
+    from lightning_tricks.lifecycle.technique import Technique
+
+__all__ = [
+    "Initial",
+    "Whole",
+    "check_in_place",
+    "initial_claim",
+    "initial_table",
+    "initials_of",
+    "left_alone",
+    "owners_of",
+]
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _COLUMNS: dict[str, Literal["left", "right"]] = {
@@ -185,6 +198,12 @@ def check_in_place(initials: Iterable[Initial]) -> None:
                 f"weights to be initialised must not be parametrized, got {each.name!r}: leave it out of "
                 "params, or out of what parametrizes it"
             )
+
+
+def initial_claim(technique: Technique, initials: Iterable[Initial]) -> Claim:
+    """Return the claim that ``technique`` alone gives first values to ``initials``."""
+    claim = technique.claim("initial_weights", {each.name: each.parameter for each in initials})
+    return replace(claim, remedy=f"{claim.remedy} or let its params match other weights")
 
 
 def left_alone(alone: Mapping[str, tuple[str, str]]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
 from lightning_tricks.network.freshness import refuse_stale, stale_names
-from lightning_tricks.network.initial_weights import Initial, check_in_place, left_alone
+from lightning_tricks.network.initial_weights import Initial, check_in_place, initial_claim, left_alone
 from lightning_tricks.network.unit_variance import ORTHOGONAL, Gauge, Measured, measured_layers
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class LSUV(Technique):
       orthogonal, biases zero, and the weight (of attention, that of its last projection) is scaled. Left
       alone, and named in a table, are layers that ``training_step`` calls never or several times, recurrent
       layers, those with a forward of their own, shared or parametrized weights, embeddings and
-      normalisation. Where an output does not vary its layer is not scaled. Weights that were loaded, trained
-      or set are refused.
+      normalisation; that nothing is left is an error. Where an output does not vary its layer is not scaled,
+      with a warning. Weights that were loaded, trained or set are refused.
     * **Logs** nothing; prints a table of standard deviations before and after.
     * **Saves** nothing: a run that goes on has its weights.
     * **Cost** three times ``batches`` training steps without backward, in evaluation mode but for
@@ -120,7 +120,7 @@ class LSUV(Technique):
         return (initial for each in self._layers for initial in each.initials)
 
     def claims(self) -> Iterable[Claim]:
-        return [self.claim("initial_weights", {each.name: each.parameter for each in self._initials()})]
+        return [initial_claim(self, self._initials())]
 
     def initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_in_place(self._initials())
@@ -130,13 +130,7 @@ class LSUV(Technique):
         }
         refuse_stale(stale_names(fresh, pl_module, self.overwrite))
         before, batches = self._look(trainer, pl_module, self._layers, None)
-        again = torch.tensor([float(before[each].calls != batches) for each in self._layers])
-        again = trainer.strategy.reduce(again.to(trainer.strategy.root_device), reduce_op="sum")
-        layers = [each for each, other in zip(self._layers, again.tolist(), strict=True) if not other]
-        for each in self._layers:
-            if each not in layers:
-                why = f"called {before[each].calls} times in {batches} batches"
-                self._alone |= {i.name: (type(each.layer).__name__, why) for i in each.initials}
+        layers = self._called_once(trainer, before, batches)
         generator = shared_generator(trainer, self.seed)
         for initial in (initial for each in layers for initial in each.initials):
             wholes.write(initial.name, initial.draw(ORTHOGONAL, 0.0, generator))
@@ -149,6 +143,24 @@ class LSUV(Technique):
             if e in after
         ]
         say(trainer, "\n".join([text_table(title, _COLUMNS, rows), *left_alone(self._alone)]))
+
+    def _called_once(self, trainer: Trainer, gauges: dict[Measured, Gauge], batches: int) -> list[Measured]:
+        """Return the layers that all processes called once a batch, and note why others are left alone."""
+        again = torch.tensor([float(gauges[each].calls != batches) for each in self._layers])
+        again = trainer.strategy.reduce(again.to(trainer.strategy.root_device), reduce_op="sum")
+        layers = [each for each, other in zip(self._layers, again.tolist(), strict=True) if not other]
+        for each in self._layers:
+            if each not in layers:
+                why = f"called {gauges[each].calls} times in {batches} batches"
+                self._alone |= {i.name: (type(each.layer).__name__, why) for i in each.initials}
+        if not layers:
+            name = self._layers[0].scaled
+            kind, why = self._alone[name]
+            raise ValueError(
+                f"params must match a layer that training_step calls once a batch, got {self.params!r}: "
+                f"{name} of {kind}, {why}"
+            )
+        return layers
 
     def _scale(
         self, trainer: Trainer, pl_module: LightningModule, layers: list[Measured], wholes: Wholes
@@ -184,7 +196,10 @@ class LSUV(Technique):
         device, order = trainer.strategy.root_device, list[Gauge]()
 
         def variance_of(moments: Moments) -> float:
-            return moments_of_all(trainer, moments)[2].item()
+            _, mean, variance = moments_of_all(trainer, moments)
+            # A constant varies by the rounding of its mean, and must not be scaled to unit variance.
+            noise = (16 * torch.finfo(mean.dtype).eps * mean).square()
+            return variance.masked_fill(variance <= noise, 0.0).item()
 
         gauges = {
             each: Gauge(torch.zeros(1, dtype=each.dtype, device=device), variance_of, tolerance, order)

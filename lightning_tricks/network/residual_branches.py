@@ -5,21 +5,26 @@
     normalise before each branch (``norm_first``)
     a part named as attention beside one named as a  ``out_proj``, ``proj``, ``c_proj``, ... in each of them,
     feed-forward network                             or the last layer of an ``nn.Sequential``
-    with an attribute ``downsample``, ``shortcut``   the last normalisation or layer in the order of
-                                                     registration, through ``nn.Sequential``
+    with an attribute ``downsample``, ``shortcut``:  the last normalisation or layer in the order of
+    a layer, or ``None`` or ``True`` for none        registration, through ``nn.Sequential``
 
 The first are torch's, the second those of timm, GPT-2 and Llama, the last the residual networks of
 torchvision and timm. A branch is zero as soon as one factor of it is; with two, neither ever gets a gradient.
+Names prove nothing: a block that has a ``downsample`` may call it on what its layers made, and is then no
+residual one, which :mod:`lightning_tricks.network.identity_check` tells as it runs. Without a run only widths
+and strides tell, and such a block is left alone where they differ.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.exempt import NORM_LAYERS
@@ -50,7 +55,9 @@ class Branch:
         end: The last factor.
         zeroed: The parameters of that.
         factors: The other factors of the branch.
-        weights: The clean names of their weights.
+        weights: The clean names of all other parameters of the block that could be a factor: neither a bias,
+            nor of the shortcut, nor the last factor of another branch.
+        around: Of a factor that a user named, name and module of all that hold it, the smallest first.
     """
 
     name: str
@@ -60,10 +67,11 @@ class Branch:
     zeroed: tuple[Initial, ...]
     factors: tuple[nn.Module, ...]
     weights: tuple[str, ...]
+    around: tuple[tuple[str, nn.Module], ...] = ()
 
 
 def residual_branches(
-    module: nn.Module, params: Patterns, last: Patterns | None
+    module: nn.Module, params: Patterns, last: Patterns | None, *, run: bool = True
 ) -> tuple[list[Branch], dict[str, str]]:
     """Return the branches of ``module``, and why other blocks are left alone.
 
@@ -71,6 +79,7 @@ def residual_branches(
         module: Searched with all its children.
         params: Patterns of the last factors that may be zeroed.
         last: Patterns of more of them.
+        run: Whether a run will tell what the blocks are.
 
     Raises:
         ValueError: If a pattern matches nothing, or there is no branch.
@@ -84,6 +93,9 @@ def residual_branches(
             alone[name] = f"{type(block).__name__} normalises after the sum, so it cannot be the identity"
             continue
         branches = [branch for branch in _branches(name, block, names) if branch.end not in found]
+        if why := _no_residual(block, run=run or not branches):
+            alone[name] = why
+            continue
         wanted = [b for b in branches if not chosen.isdisjoint(each.parameter for each in b.zeroed)]
         for branch in wanted:
             # With a branch that is left as it is, a block is not the identity.
@@ -110,17 +122,78 @@ def _zeroed(parameters: Iterable[nn.Parameter | None], names: _Names) -> tuple[I
     return tuple(Initial(names[p][0], p, p.shape, names[p][1], (), "", 1.0) for p in every)
 
 
+def _shortcut_attributes(block: nn.Module) -> dict[str, object]:
+    found = {name: getattr(block, name) for name in _SHORTCUTS if hasattr(block, name)}
+    return {k: v for k, v in found.items() if v is None or isinstance(v, bool | nn.Module)}
+
+
+def _shortcuts(block: nn.Module) -> list[nn.Module | None]:
+    """Return the layers beside the branch of ``block``, ``None`` if none is called; empty if it has none."""
+    values = _shortcut_attributes(block).values()
+    if False in values:
+        return []
+    return sorted((v if isinstance(v, nn.Module) else None for v in values), key=lambda v: v is None)
+
+
+def _no_residual(block: nn.Module, *, run: bool) -> str | None:
+    """Return what tells that ``block`` adds no shortcut to its layers, even if it does not ``run``."""
+    if _is_transformer(block):
+        return None
+    for name, value in _shortcut_attributes(block).items():
+        if value is False:
+            return f"its {name} is False"
+    return None if run or not _shortcuts(block) else _unlike(block, _shortcuts(block)[0])
+
+
+def _unlike(block: nn.Module, shortcut: nn.Module | None) -> str | None:
+    branch, beside = list(_beside_shortcut(block)), [] if shortcut is None else list(_leaves(shortcut))
+    for layer in branch + beside:
+        if not isinstance(layer, nn.PReLU) and not _weighted(layer) and any(True for _ in layer.parameters()):
+            return f"what its {type(layer).__name__} does only a run can tell"
+    width = next(size for layer in branch for size in _widths(layer))
+    if _way(branch, width) != _way(beside, width):
+        return "its layers differ from its shortcut in width or stride"
+    return None
+
+
+def _way(layers: Iterable[nn.Module], width: int) -> tuple[int, int, float]:
+    """Return how wide input and output of ``layers`` are, ``width`` if they keep it, and their stride."""
+    layers = list(layers)
+    widths = [size for layer in layers for size in _widths(layer)] or [width]
+    return widths[0], widths[-1], math.prod(map(_stride, layers))
+
+
+def _widths(layer: nn.Module) -> tuple[int, ...]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return (layer.in_channels, layer.out_channels) if isinstance(layer, _ConvNd) else ()
+
+
+def _stride(layer: nn.Module) -> float:
+    if not isinstance(layer, _ConvNd | _MaxPoolNd | _AvgPoolNd):
+        return 1.0
+    stride: int | tuple[int, ...] = layer.stride  # type: ignore[assignment]  # pooling declares none
+    first = float(stride[0] if isinstance(stride, tuple) else stride)
+    return 1.0 / first if isinstance(layer, _ConvTransposeNd) else first
+
+
 def _branches(name: str, block: nn.Module, names: _Names) -> Iterator[Branch]:
-    shortcut = next((s for s in (getattr(block, n, None) for n in _SHORTCUTS) if s is not None), None)
-    for end, factors in _ends(block):
-        weights = tuple(
-            names[value][0]
-            for factor in factors
-            for key, value in factor._parameters.items()
-            if value is not None and "weight" in key
-        )
-        if zeroed := _zeroed((end._parameters.get(key) for key in ("weight", "bias")), names):
-            yield Branch(name, block, shortcut, end, zeroed, factors, weights)
+    shortcut = next(iter(_shortcuts(block)), None)
+    ends = [
+        (end, factors, zeroed)
+        for end, factors in _ends(block)
+        if (zeroed := _zeroed((end._parameters.get(key) for key in ("weight", "bias")), names))
+    ]
+    others = {each.parameter for _, _, zeroed in ends for each in zeroed}
+    if shortcut is not None:
+        others.update(shortcut.parameters())
+    weights = tuple(
+        names[parameter][0]
+        for key, parameter in block.named_parameters()
+        if parameter not in others and "bias" not in key.rpartition(".")[2]
+    )
+    for end, factors, zeroed in ends:
+        yield Branch(name, block, shortcut, end, zeroed, factors, weights)
 
 
 def _named(
@@ -133,22 +206,30 @@ def _named(
         layers.setdefault(names[parameter][1][0][0], []).append(parameter)
     for layer, parameters in layers.items():
         zeroed = _zeroed([*parameters, layer._parameters.get("bias")], names)
-        yield Branch(zeroed[0].name, None, None, layer, zeroed, (), ())
+        holders = [(clean_name(path), m) for path, m in module.named_modules() if _holds(m, layer)]
+        yield Branch(zeroed[0].name, None, None, layer, zeroed, (), (), tuple(reversed(holders)))
+
+
+def _holds(module: nn.Module, layer: nn.Module) -> bool:
+    return module is not layer and any(part is layer for part in module.modules())
 
 
 def _ends(block: nn.Module) -> Iterator[tuple[nn.Module, tuple[nn.Module, ...]]]:
     """Yield the last factor of each branch of ``block``, and the other factors of that branch."""
-    attentions, networks = _parts(block, _ATTENTION), _parts(block, _FEED_FORWARD)
     if isinstance(block, _TORCHS):
         yield from _torchs_ends(block)
-    elif attentions and networks:
-        for part in attentions + networks:
+    elif _is_transformer(block):
+        for part in _parts(block, _ATTENTION + _FEED_FORWARD):
             if (end := _projection(part)) is not None:
                 yield end, tuple(layer for layer in part.modules() if layer is not end and _weighted(layer))
-    elif any(hasattr(block, name) for name in _SHORTCUTS):
-        layers = list(_beside_shortcut(block))
+    elif _shortcuts(block):
+        layers = [layer for layer in _beside_shortcut(block) if _weighted(layer)]
         if any(isinstance(layer, nn.Linear | _ConvNd) for layer in layers):
             yield layers[-1], tuple(layers[:-1])
+
+
+def _is_transformer(block: nn.Module) -> bool:
+    return bool(_parts(block, _ATTENTION) and _parts(block, _FEED_FORWARD))
 
 
 def _torchs_ends(
@@ -166,9 +247,8 @@ def _parts(block: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
 
 
 def _beside_shortcut(block: nn.Module) -> Iterator[nn.Module]:
-    shortcuts = [getattr(block, name, None) for name in _SHORTCUTS]
     for child in block.children():
-        if child not in shortcuts:
+        if child not in _shortcuts(block):
             yield from _leaves(child)
 
 
@@ -188,7 +268,7 @@ def _leaves(child: nn.Module) -> Iterator[nn.Module]:
     if isinstance(child, nn.Sequential):
         for part in child.children():
             yield from _leaves(part)
-    elif _weighted(child):
+    else:
         yield child
 
 

@@ -27,7 +27,7 @@ from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
 from lightning_tricks.network.freshness import refuse_stale, stale_names
-from lightning_tricks.network.identity_check import IdentityCheck
+from lightning_tricks.network.identity_check import UNTOLD, IdentityCheck
 from lightning_tricks.network.initial_weights import Initial, Whole, check_in_place
 from lightning_tricks.network.residual_branches import Branch, residual_branches
 
@@ -46,7 +46,9 @@ def zero_init_residual_(module: nn.Module, *, params: Patterns = "*", last: Patt
     """Zero the last factor of each residual branch of ``module``, and return a table of them.
 
     For ``__init__``, and for ``configure_model`` before weights are sharded. That the blocks are the identity
-    then is not checked, for want of data.
+    then is not verified, for want of data: read the table, or use :class:`ZeroInitResidual`. Blocks with a
+    ``downsample`` or ``shortcut`` are left alone where their layers and that differ in width or stride, and
+    where they hold layers of unknown types.
 
     Args:
         module: Changed in place.
@@ -65,7 +67,7 @@ def zero_init_residual_(module: nn.Module, *, params: Patterns = "*", last: Patt
         | self_attn.out_proj.weight, self_attn.out_proj.bias |       | not verified |
         | linear2.weight, linear2.bias                       |       | not verified |
     """
-    branches, alone = residual_branches(module, params, last)
+    branches, alone = residual_branches(module, params, last, run=False)
     named = module.named_parameters(remove_duplicate=False)
     values: dict[str, Tensor] = {clean_name(name): parameter for name, parameter in named}
     check_single_zero(branches, values.__getitem__)
@@ -84,9 +86,11 @@ def check_single_zero(branches: Iterable[Branch], whole: Whole) -> None:
     Raises:
         ValueError: If there is one; names both factors.
     """
+    branches = list(branches)
+    zeroed = {each.name for branch in branches for each in branch.zeroed}
     for branch in branches:
         for name in branch.weights:
-            if not whole(name).any():
+            if name not in zeroed and not whole(name).any():
                 raise ValueError(
                     f"a branch must have one zero factor, got {name!r} at zero beside "
                     f"{branch.zeroed[0].name!r}, so that neither would ever learn: leave one as it is"
@@ -100,12 +104,17 @@ def branch_table(
     verdicts: Mapping[nn.Module, str],
 ) -> str:
     """Return which weights are zero, what their blocks start as, and which blocks are left alone."""
-    rows = []
-    for branch in branches:
-        verdict = verdicts.get(branch.block, "not called") if branch.block and verdicts else "not verified"
-        rows.append((", ".join(each.name for each in branch.zeroed), branch.name, verdict))
+    rows = [(", ".join(each.name for each in b.zeroed), *_proved(b, verdicts)) for b in branches]
     left = (f"left alone: {name or 'the module'}, {why}" for name, why in alone.items())
     return "\n".join([text_table(title, _COLUMNS, rows), *left])
+
+
+def _proved(branch: Branch, verdicts: Mapping[nn.Module, str]) -> tuple[str, str]:
+    """Return name and verdict of the block of ``branch``, or else of the smallest identity around it."""
+    if branch.block is not None and verdicts:
+        return branch.name, verdicts.get(branch.block, "not called")
+    told = ((name, verdicts.get(module)) for name, module in branch.around)
+    return next(((name, it) for name, it in told if it and it != UNTOLD), (branch.name, UNTOLD))
 
 
 @final
@@ -116,11 +125,15 @@ class ZeroInitResidual(Technique):
     * **When** before the first batch of a run that continues none, after all other initial weights.
     * **Changes** weight and bias of the last normalisation, or else of the last layer, of each residual
       branch: :mod:`lightning_tricks.network.residual_branches` says how these are told, ``last`` names more.
-      Blocks that normalise after the sum are left alone. Weights that were loaded, trained or set are
-      refused.
+      Torch's blocks that normalise after the sum are left alone, and those whose ``shortcut`` is ``False``.
+      Weights that were loaded, trained or set are refused, and a block where any other parameter but a bias
+      is zero, such as a scale of its branch.
     * **Logs** nothing; prints a table of what is zero, and what each block proved to be on one batch: its
       input, its shortcut, or the activation of either where the block has one behind the sum (the identity
-      too, if what comes in is not negative). What cannot be told is an error.
+      too, if what comes in is not negative). Anything else is an error, a block called only in parts too.
+      Not verified, which the table says, are factors that ``last`` names where no module around them is the
+      identity, blocks of which ``params`` leaves a branch out, and blocks that take or return no tensor but,
+      say, a dictionary.
     * **Saves** nothing: a run that goes on has its weights.
     * **Cost** one training step without backward. At the first step the other weights of a branch get no
       gradient.
@@ -128,7 +141,7 @@ class ZeroInitResidual(Technique):
 
     Args:
         params: Name patterns of the weights that may be zeroed.
-        last: Those of last factors that are not found, in blocks of your own; not verified.
+        last: Those of last factors that are not found, in blocks of your own.
         overwrite: Those of weights that may be lost although somebody loaded, trained or set them.
 
     Example:

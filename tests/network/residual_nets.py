@@ -128,3 +128,80 @@ class OwnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(torch.tanh(self.up(x)))
+
+
+class DownBlock(nn.Module):
+    """As of a U-Net: makes its output smaller, and adds nothing."""
+
+    def __init__(self, old: int, new: int, downsample: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(old, new, 3, 1, 1), nn.Conv2d(new, new, 3, 1, 1)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(self.conv2(self.conv1(x).relu()).relu())
+
+
+class NormFirst(nn.Module):
+    """As the second ResNet: its shortcut gets what a first normalisation makes of the input."""
+
+    def __init__(self, old: int, new: int) -> None:
+        super().__init__()
+        self.downsample = nn.Conv2d(old, new, 1, 2)
+        self.norm1, self.conv1 = nn.BatchNorm2d(old), nn.Conv2d(old, new, 3, 2, 1)
+        self.norm2, self.conv2 = nn.BatchNorm2d(new), nn.Conv2d(new, new, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x).relu()
+        return self.downsample(x) + self.conv2(self.norm2(self.conv1(x)).relu())
+
+
+class Flagged(nn.Module):
+    """Says by a flag whether it adds its input."""
+
+    def __init__(self, width: int, *, shortcut: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.conv1(x).relu())
+        return x + out if self.shortcut else out
+
+
+class Scaled(nn.Module):
+    """A transformer's block with a scale of each channel behind its branches."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width), Attention(width)
+        self.norm2, self.mlp = nn.LayerNorm(width), TimmMlp(width)
+        self.gamma = nn.Parameter(torch.full((width,), scale))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x) + self.relative_position_bias_table)
+        return x + self.gamma * self.mlp(self.norm2(x))
+
+
+class Wrapped(nn.Module):
+    """Takes and returns a dictionary, or is called in parts only."""
+
+    def __init__(self, width: int, *, parts: bool = False) -> None:
+        super().__init__()
+        self.block, self.parts = Dictionary(width), parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.parts:
+            return x + self.block.mlp(x + self.block.attn(x))
+        return self.block({"x": x})["x"]
+
+
+class Dictionary(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = Attention(width), TimmMlp(width)
+
+    def forward(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = given["x"] + self.attn(given["x"])
+        return {"x": x + self.mlp(x)}

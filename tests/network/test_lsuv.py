@@ -179,15 +179,6 @@ def test_all_kinds_of_layers(capsys) -> None:
     )
 
 
-def test_what_cannot_be_scaled_is_said() -> None:
-    class Zero(Net):
-        def loss(self, batch):
-            return super().loss((batch[0] * 0, batch[1]))
-
-    with pytest.warns(UserWarning, match="after at most 10 passes, but behind 'body.weight', 'head.weight'"):
-        start(Zero(nn.Linear(4, 8)))
-
-
 def test_several_batches_count_together() -> None:
     module = start(Net(nn.Linear(4, 8)), LSUV(batches=3, tolerance=0.01, seed=1))
     inputs = torch.cat([x for x, _ in BATCHES[:3]])
@@ -234,16 +225,6 @@ def test_nothing_but_the_weights_is_disturbed(options) -> None:
     assert not any(part._forward_hooks for part in ours.modules())
 
 
-def test_weights_that_somebody_made_are_refused() -> None:
-    module = Net(nn.Linear(4, 8))
-    nn.init.ones_(module.body.weight)
-    before = weights(module)
-    with pytest.raises(ValueError, match="as torch first draws them, got 'body.weight', which"):
-        start(module)
-    assert_equal(before, weights(module))
-    start(module, LSUV(overwrite="body"))
-
-
 def test_an_error_in_the_step_leaves_all_as_it_was() -> None:
     class Breaks(Net):
         def training_step(self, batch, batch_idx):
@@ -255,24 +236,6 @@ def test_an_error_in_the_step_leaves_all_as_it_was() -> None:
         start(module)
     assert_equal(before, weights(module))
     assert not any(part._forward_hooks for part in module.modules())
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"tolerance": 0.0}, "tolerance must lie in"),
-        ({"batches": 0}, "batches must be at least 1"),
-        ({"max_passes": 0}, "max_passes must be at least 1"),
-    ],
-)
-def test_settings_are_checked(settings, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        LSUV(**settings)
-
-
-def test_nothing_to_measure_is_an_error() -> None:
-    with pytest.raises(ValueError, match="linear in its weight, got 'body': body.weight_ih of GRUCell"):
-        start(Net(nn.GRUCell(4, 8)), LSUV(params="body"))
 
 
 class Apart(Net):

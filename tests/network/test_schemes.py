@@ -151,7 +151,7 @@ def test_a_tied_weight_is_set_once_and_left_alone_as_an_embedding() -> None:
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "mish", "elu", "softplus", "hardswish", "relu"])
-def test_gains_keep_the_second_moment(name: str) -> None:
+def test_gains_are_the_integral(name: str) -> None:
     activation = getattr(nn.functional, name)
 
     def moment(z: float) -> float:
@@ -195,6 +195,39 @@ def test_the_activation_that_really_follows() -> None:
         "6": ("linear", 1.0),
         "8.part.0": ("tanh", 5 / 3),
     }
+
+
+@pytest.mark.parametrize(
+    ("activation", "wanted"),
+    [
+        ("relu", ("relu", math.sqrt(2))),
+        (nn.functional.silu, ("silu", named_gain("silu"))),
+        (nn.Tanh(), ("tanh", 5 / 3)),
+        (torch.tanh, ("tanh", 5 / 3)),
+        (nn.functional.hardtanh, None),
+        (lambda x: x, None),
+    ],
+)
+def test_the_activation_of_torchs_transformer_layers(activation, wanted) -> None:
+    for kind in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
+        layer = kind(8, 2, 16, activation=activation)
+        found = following_gain(nn.ModuleList([layer]))
+        assert found == ({} if wanted is None else {layer.linear1: wanted})
+
+
+@pytest.mark.parametrize(("activation", "grows"), [(nn.ReLU, False), (nn.GELU, True), (nn.SiLU, True)])
+@torch.no_grad()
+def test_moments_stay_behind_homogeneous_activations_and_grow_behind_others(activation, grows) -> None:
+    layers = [layer for _ in range(12) for layer in (nn.Linear(256, 256, bias=False), activation())]
+    net = nn.Sequential(*layers)
+    initialize_(net, seed=1)
+    torch.manual_seed(1)
+    x, moments = torch.randn(256, 256), []
+    for layer in net:
+        x = layer(x)
+        moments += [x.square().mean().item()] if isinstance(layer, nn.Linear) else []
+    assert (moments[-1] > 2 * moments[0]) == grows
+    assert grows or moments[-1] > moments[0] / 2
 
 
 def test_a_seed_leaves_torchs_generator_alone_and_none_follows_it() -> None:
