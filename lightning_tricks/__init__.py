@@ -5,6 +5,7 @@ card, the docstring of its class.
 """
 
 from lightning_tricks.averaging.ema import EMAWeights
+from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.cycles import cosine_restarts, cyclic
 from lightning_tricks.core.decays import exponential_decay, inverse_sqrt, inverse_time, multistep, step
@@ -55,7 +56,9 @@ __all__ = [
     "GradientNoise",
     "GradientSurgery",
     "GreedySoup",
+    "HalfLife",
     "Interpolate",
+    "InverseDecay",
     "LastEpochs",
     "LearningRate",
     "Lookahead",
@@ -66,6 +69,7 @@ __all__ = [
     "Percentile",
     "Plateau",
     "PlateauDecay",
+    "PowerDecay",
     "ProgressiveUnfreeze",
     "Schedule",
     "ScheduleFree",

@@ -6,9 +6,12 @@
 step. Without ``decay_warmup``, d_t = decay. With ``every`` = n the average moves at each n-th step only,
 by the product of the n decays since.
 
+    theta_t <- m_t    at each multiple of ``switch_every``
+
 References: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
 https://doi.org/10.1137/0330046; Tarvainen and Valpola, "Mean teachers are better role models", 2017,
-https://arxiv.org/abs/1703.01780. The warm-up is that of TensorFlow's ``ExponentialMovingAverage``.
+https://arxiv.org/abs/1703.01780; Li et al., "Switch EMA: A Free Lunch for Better Flatness and Sharpness",
+2024, https://arxiv.org/abs/2402.09240.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor
 
+from lightning_tricks.averaging.ema_decay import EMADecay, FollowingDecay, warmed_share
+from lightning_tricks.averaging.ema_progress import Progress
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import as_duration
 from lightning_tricks.core.notation import as_schedule
-from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.lifecycle.batches import samples_of
 from lightning_tricks.lifecycle.checkpoints import averaged_steps
 from lightning_tricks.lifecycle.second_set import SecondSet
 from lightning_tricks.lifecycle.storage import as_device, as_dtype, require_device
@@ -37,57 +43,13 @@ if TYPE_CHECKING:
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = ["EMAWeights", "joint_share", "live_share"]
-
-
-def live_share(updates: int | Tensor, *, decay: float, warmup: bool) -> float | Tensor:
-    """Return 1 - d_t, the share of the live weights in the average after one step.
-
-    Args:
-        updates: t, the real steps before this one; a 0-d tensor stays on its device.
-        decay: In [0, 1].
-        warmup: Whether early decays are smaller.
-
-    Example:
-        >>> live_share(0, decay=0.999, warmup=True), live_share(8, decay=0.999, warmup=True)
-        (0.9, 0.5)
-    """
-    constant = 1.0 - decay
-    if not warmup:
-        return constant
-    early = 9 / (10 + updates)
-    return early.clamp(min=constant) if isinstance(early, Tensor) else max(early, constant)
-
-
-def joint_share(first: float | Tensor, second: float | Tensor) -> float | Tensor:
-    """Return the share of the live weights if both steps are made as one: the decays' product, from 1.
-
-    Example:
-        >>> joint_share(0.5, 0.5)
-        0.75
-    """
-    return first + (1.0 - first) * second
-
-
-@dataclass
-class _Progress:
-    """How far an average has come.
-
-    Attributes:
-        updates: Real steps since it began; a tensor if only the device knows.
-        seen: The same, with the steps counted of which only the device knows.
-        share: Joint share of the real steps since the last that moved it.
-    """
-
-    updates: int | Tensor = 0
-    seen: int = 0
-    share: float | Tensor = 0.0
+__all__ = ["EMAWeights"]
 
 
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class EMAWeights(Technique):
-    """Average the weights exponentially (:func:`live_share`) and evaluate the average.
+    """Average the weights exponentially (equation above) and evaluate the average.
 
     * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
       and several optimizers in one batch count once. The average begins with the weights that ``start``
@@ -108,8 +70,10 @@ class EMAWeights(Technique):
       ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another average.
 
     Args:
-        decay: In [0, 1]; a number, a schedule or its text. With 0 the average is the live weights.
-        decay_warmup: Whether early decays are smaller, so that the first weights are soon forgotten.
+        decay: In [0, 1], a number, a schedule or its text; or a policy: ``HalfLife("2000 samples")``,
+            ``PowerDecay(6.94)``, ``InverseDecay(0.75)``. With 0 the average is the live weights.
+        decay_warmup: Whether early decays are smaller, so that the first weights are soon forgotten. The
+            last two policies do that by themselves, and take no other.
         every: Move the average each so many real steps, at least 1, with the decay corrected for it.
         start: When averaging begins: optimizer steps, ``"3 epochs"`` or ``"5%"`` of the run. Until then the
             live weights are evaluated and kept.
@@ -129,7 +93,7 @@ class EMAWeights(Technique):
 buffers='copy', device=None, dtype=None, evaluate=True, save='average')
     """
 
-    decay: float | str | Schedule = 0.999
+    decay: float | str | Schedule | EMADecay = 0.999
     decay_warmup: bool = True
     every: int = 1
     start: int | str = 0
@@ -140,13 +104,15 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
     evaluate: bool = True
     save: Literal["average", "live"] = "average"
     _second: SecondSet = field(default_factory=SecondSet, init=False, repr=False)
-    _progress: _Progress = field(default_factory=_Progress, init=False, repr=False)
+    _progress: Progress = field(default_factory=Progress, init=False, repr=False)
     _state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    _course: Course | None = field(default=None, init=False, repr=False)
+    _policy: EMADecay | None = field(default=None, init=False, repr=False)
+    _batch: int = field(default=0, init=False, repr=False)
     _decay: float | Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        as_schedule("decay", self.decay, 0.0, 1.0)
+        if not isinstance(self.decay, EMADecay):
+            as_schedule("decay", self.decay, 0.0, 1.0)
         checks.flag("decay_warmup", self.decay_warmup)
         checks.whole("every", self.every, 1)
         as_duration("start", self.start)
@@ -180,7 +146,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self._state = state
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._course = self.lay(trainer, "decay", as_schedule("decay", self.decay))
+        self._policy = self._decay_of_the_run(trainer)
+        self._policy.share(0, samples=1, clock=self.clock)  # asks for the lengths that it needs
         self._second.tell(trainer, self.state_key)
         self._begin_if_due(trainer)
 
@@ -191,15 +158,26 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         if not (self._second.values is not None or self.clock.reached(as_duration("start", self.start))):
             return
         state, self._state = self._state, {}
-        saved = _Progress(**state.get("progress", {}))
+        saved = Progress(**state.get("progress", {}))
         own = "wide" in state and (self._second.values is not None or saved.seen == 0)
-        self._progress, self._decay = saved if self._second.values is not None else _Progress(), None
+        self._progress, self._decay = saved if self._second.values is not None else Progress(), None
         self._second.begin(
             trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
         )
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._second.join_opened()
+
+    def _decay_of_the_run(self, trainer: Trainer) -> EMADecay:
+        if isinstance(self.decay, EMADecay):
+            return self.decay
+        return FollowingDecay(self.lay(trainer, "decay", as_schedule("decay", self.decay)))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._policy is not None
+        self._batch = samples_of(trainer, batch) if self._policy.in_samples else 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._second.shadows is None:
@@ -208,17 +186,18 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             self._average(self.clock.applied)
             if self._decay is not None:
                 self.report(trainer, pl_module, decay=self._decay)
+        self._progress.samples = 0 if self.clock.attempted else self._progress.samples + self._batch
 
     def _average(self, applied: bool | Tensor) -> None:
-        assert self._course is not None
-        now, decay = self._progress, self._course(self.clock.position - 1)
-        share = live_share(now.updates, decay=decay, warmup=self.decay_warmup) * applied
-        now.share = joint_share(now.share, share)
-        now.updates = now.updates + applied
-        now.seen += 1
+        assert self._policy is not None
+        now = self._progress
+        share = self._policy.share(now.updates, samples=now.samples + self._batch, clock=self.clock)
+        if self.decay_warmup and not self._policy.warms_up:
+            share = warmed_share(share, now.updates)
+        now.count(share, applied)
         if now.seen % self.every == 0:
-            self._second.lerp_(now.share)
-            self._decay, now.share = 1.0 - now.share, 0.0
+            self._decay = 1.0 - now.share
+            self._second.lerp_(now.take())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_if_due(trainer)  # where it is an epoch's end

@@ -8,7 +8,7 @@ The first is the layout of Lightning's own weight averaging, so that either read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from copy import copy
 from os import PathLike
@@ -26,13 +26,12 @@ from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.layouts import Layouts, module_parts, parts_of, wholes_of
 
 __all__ = [
-    "WeightsOnlyHook",
     "average_state",
     "averaged_steps",
+    "holds_beside",
     "live_state",
     "load_average",
     "read_sets",
-    "remove",
     "take_sets",
     "write_parts",
     "write_sets",
@@ -100,6 +99,11 @@ def _load_folder(path: str | PathLike[str]) -> dict[str, Any]:
 def averaged_steps(checkpoint: Mapping[str, Any]) -> int:
     """Return how often Lightning's own averaging had moved its average; 0 if there was none."""
     return int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+
+
+def holds_beside(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether the average stands beside the ``state_dict``."""
+    return _AVERAGE in checkpoint
 
 
 def _holds_average(checkpoint: Mapping[str, Any]) -> bool:
@@ -219,53 +223,3 @@ def _beside(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str)
     pl_module.on_load_checkpoint(older)
     renamed: dict[str, Any] = older["state_dict"]
     return renamed
-
-
-def _full(checkpoint: Mapping[str, Any]) -> bool:
-    # The empty entry is that of a hook before this one.
-    return "callbacks" in checkpoint and not (_AVERAGE in checkpoint and checkpoint["callbacks"] == {})
-
-
-class WeightsOnlyHook:
-    """Stands on a module in the place of its ``on_save_checkpoint`` and edits weights-only checkpoints.
-
-    Lightning calls no callback for those. Full checkpoints, and those of another Trainer, pass unchanged.
-    A copy of the module gets the module's own method again.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        edit: Callable[[dict[str, Any]], None],
-    ) -> None:
-        """Take the place; ``edit`` is called before the module's own method."""
-        self._trainer, self._module, self._edit = trainer, pl_module, edit
-        self._before = vars(pl_module).get("on_save_checkpoint")
-        self._own = pl_module.on_save_checkpoint
-        vars(pl_module)["on_save_checkpoint"] = self
-        self._active = True
-
-    def __call__(self, checkpoint: dict[str, Any]) -> None:
-        if self._active and not _full(checkpoint) and self._module.trainer is self._trainer:
-            self._edit(checkpoint)
-            if _AVERAGE in checkpoint:
-                checkpoint["callbacks"] = {}  # or Lightning would ask no callback when it loads this
-        self._own(checkpoint)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._module, "on_save_checkpoint")
-
-    def remove(self) -> None:
-        """Give the place back; where another has taken it since, only fall silent."""
-        self._active = False
-        if vars(self._module).get("on_save_checkpoint") is self:
-            del vars(self._module)["on_save_checkpoint"]
-            if self._before is not None:
-                vars(self._module)["on_save_checkpoint"] = self._before
-
-
-def remove(hook: Callable[[dict[str, Any]], None]) -> None:
-    """Remove a :class:`WeightsOnlyHook`; of a copy, which has become the module's own method, nothing."""
-    if isinstance(hook, WeightsOnlyHook):
-        hook.remove()

@@ -13,10 +13,8 @@ from torch import Tensor
 from lightning_tricks.core.select import Patterns, clean_name
 from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.checkpoints import (
-    WeightsOnlyHook,
     load_average,
     read_sets,
-    remove,
     take_sets,
     write_parts,
     write_sets,
@@ -27,6 +25,7 @@ from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.shadow import Shadows
 from lightning_tricks.lifecycle.slots import Slot, find_slots, same_places, stand_in
 from lightning_tricks.lifecycle.strategies import any_of, check_parts, reshard
+from lightning_tricks.lifecycle.weights_only import WeightsOnlyHook, remove
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

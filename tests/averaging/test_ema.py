@@ -14,35 +14,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lightning_tricks.averaging.ema import EMAWeights, joint_share, live_share
+from lightning_tricks.averaging.ema import EMAWeights
 from tests.averaging.watching import differ, live_of, parameters, slow_twin, watched
 from tests.host_reads import HostReads
 from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
-
-
-@pytest.mark.parametrize(
-    ("updates", "decay", "warmup", "share"),
-    [
-        (0, 0.999, True, 9 / 10),  # d = 1/10
-        (8, 0.999, True, 1 / 2),  # d = 9/18
-        (8990, 0.999, True, 1 / 1000),  # d = 8991/9000 = 0.999: the join
-        (10**6, 0.999, True, 1 / 1000),
-        (0, 0.05, True, 0.95),  # smaller than any warm-up
-        (0, 0.999, False, 1 / 1000),
-        (0, 0.0, True, 1.0),
-        (0, 1.0, False, 0.0),
-    ],
-)
-def test_share_of_the_live_weights(updates: int, decay: float, warmup: bool, share: float) -> None:
-    assert live_share(updates, decay=decay, warmup=warmup) == pytest.approx(share, rel=1e-12)
-    on_device = live_share(torch.tensor(updates), decay=decay, warmup=warmup)
-    assert float(on_device) == pytest.approx(share, rel=1e-6)
-
-
-def test_two_steps_as_one_multiply_their_decays() -> None:
-    assert joint_share(0.1, 0.2) == pytest.approx(1 - 0.9 * 0.8)
-    assert joint_share(0.0, 1e-17) == 1e-17
-    assert float(joint_share(torch.tensor(0.5), 0.5)) == 0.75
 
 
 @pytest.mark.parametrize(
