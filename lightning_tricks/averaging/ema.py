@@ -27,7 +27,7 @@ from torch import Tensor
 from lightning_tricks.averaging.ema_decay import EMADecay, FollowingDecay, warmed_share
 from lightning_tricks.averaging.ema_progress import Progress
 from lightning_tricks.core import checks
-from lightning_tricks.core.duration import as_duration
+from lightning_tricks.core.duration import as_duration, as_unit
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
@@ -59,13 +59,16 @@ class EMAWeights(Technique):
       ``fit`` of the Trainer takes the live weights back; if other weights have been put in since, it leaves
       them and averages anew, and says so. Callbacks listed before it see the live weights in
       ``on_validation_start``, and those after it in ``on_validation_end``. The training itself stays as
-      it is.
-    * **Logs** ``ema_weights/decay``, the product of the decays since the average last moved.
+      it is, but with ``switch_every``: then frozen weights alone do, and other techniques' averages and
+      snapshots see the weights after the jump.
+    * **Logs** ``ema_weights/decay``, the product of the decays since the average last moved, and
+      ``ema_weights/distance``, that of the average and the live weights as a share of the norm of these.
     * **Saves** both sets of weights in every checkpoint, weights-only ones included (``live_state`` and
       ``average_state`` read either), and its counts; a shadow that is wider than its weight also unrounded.
       Before ``start`` a checkpoint stays as it is.
-    * **Cost** one copy of the weights in memory and one pass over them per update; no wait for the device,
-      unless ``device`` is another. A second copy for a validation of weights narrower than their average.
+    * **Cost** one copy of the weights in memory, one pass over them per update and one per step that logs; no
+      wait for the device, unless ``device`` is another. A second copy for a validation of weights narrower
+      than their average.
     * **Use** for noisy training at a high or constant rate, and for the generator of a GAN; **not** without
       ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another average.
 
@@ -75,6 +78,9 @@ class EMAWeights(Technique):
         decay_warmup: Whether early decays are smaller, so that the first weights are soon forgotten. The
             last two policies do that by themselves, and take no other.
         every: Move the average each so many real steps, at least 1, with the decay corrected for it.
+        switch_every: Let the live weights jump to the average at each multiple of this, counted from the
+            start of the run: optimizer steps, ``"1 epoch"`` or ``"10%"``; ``None`` for never. What
+            optimizers remember stays.
         start: When averaging begins: optimizer steps, ``"3 epochs"`` or ``"5%"`` of the run. Until then the
             live weights are evaluated and kept.
         params: Name patterns of the parameters to average. Parameters that are not floating, or frozen, are
@@ -96,6 +102,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
     decay: float | str | Schedule | EMADecay = 0.999
     decay_warmup: bool = True
     every: int = 1
+    switch_every: int | str | None = None
     start: int | str = 0
     params: Patterns = "*"
     buffers: Literal["copy", "average"] = "copy"
@@ -115,6 +122,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             as_schedule("decay", self.decay, 0.0, 1.0)
         checks.flag("decay_warmup", self.decay_warmup)
         checks.whole("every", self.every, 1)
+        if self.switch_every is not None:
+            as_unit("switch_every", self.switch_every)
         as_duration("start", self.start)
         as_patterns("params", self.params)
         checks.one_of("buffers", self.buffers, ("copy", "average"))
@@ -140,14 +149,17 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def claims(self) -> Iterable[Claim]:
         chosen = {name: slot.held for name, slot in self._second.slots.items()}
-        return [self.claim("eval_weights", chosen)]
+        slots = ["eval_weights"] if self.switch_every is None else ["eval_weights", "weights"]
+        return [self.claim(slot, chosen) for slot in slots]
 
     def restore(self, state: dict[str, Any]) -> None:
         self._state = state
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._policy = self._decay_of_the_run(trainer)
-        self._policy.share(0, samples=1, clock=self.clock)  # asks for the lengths that it needs
+        # Each asks for the lengths of the run that it needs.
+        self._policy.share(0, samples=1, clock=self.clock)
+        self._switches_due()
         self._second.tell(trainer, self.state_key)
         self._begin_if_due(trainer)
 
@@ -158,9 +170,12 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         if not (self._second.values is not None or self.clock.reached(as_duration("start", self.start))):
             return
         state, self._state = self._state, {}
-        saved = Progress(**state.get("progress", {}))
-        own = "wide" in state and (self._second.values is not None or saved.seen == 0)
-        self._progress, self._decay = saved if self._second.values is not None else Progress(), None
+        goes_on, saved = self._second.values is not None, state.get("progress", {})
+        own = "wide" in state and (goes_on or not saved["seen"])
+        counts = saved if goes_on else {}
+        if "switches" not in counts:
+            counts = {**counts, "switches": self._switches_due()}
+        self._progress, self._decay = Progress(**counts), None
         self._second.begin(
             trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
         )
@@ -179,13 +194,21 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         assert self._policy is not None
         self._batch = samples_of(trainer, batch) if self._policy.in_samples else 0
 
+    def after_update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here if it changes the live weights, which others look at later; else after those that do.
+        if self.switch_every is not None and self._second.shadows is not None:
+            self._average(self.clock.applied)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._second.shadows is None:
             self._begin_if_due(trainer)
         elif self.clock.applied is not False:
-            self._average(self.clock.applied)
-            if self._decay is not None:
-                self.report(trainer, pl_module, decay=self._decay)
+            if self.switch_every is None:
+                self._average(self.clock.applied)
+            if self.reports(trainer):
+                if self._decay is not None:
+                    self.report(trainer, pl_module, decay=self._decay)
+                self.report(trainer, pl_module, distance=self._second.distance())
         self._progress.samples = 0 if self.clock.attempted else self._progress.samples + self._batch
 
     def _average(self, applied: bool | Tensor) -> None:
@@ -195,9 +218,22 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         if self.decay_warmup and not self._policy.warms_up:
             share = warmed_share(share, now.updates)
         now.count(share, applied)
-        if now.seen % self.every == 0:
+        before, now.switches = now.switches, self._switches_due()
+        if now.seen % self.every == 0 or now.switches > before:
             self._decay = 1.0 - now.share
             self._second.lerp_(now.take())
+        if now.switches > before:
+            self._second.switch_()
+
+    def _switches_due(self) -> int:
+        """Return how many multiples of ``switch_every`` the run has passed."""
+        if self.switch_every is None:
+            return 0
+        unit, position = as_unit("switch_every", self.switch_every), self.clock.position
+        if unit.unit == "steps":  # needs no length of the run, so none is marked as used
+            return position // int(unit.amount)
+        # A multiple that rounding has put a little later is still this step's.
+        return int(self.clock.horizon.elapsed(0, position, unit) + 1e-9)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_if_due(trainer)  # where it is an epoch's end

@@ -20,12 +20,14 @@ class Progress:
         seen: The same, with the steps counted of which only the device knows.
         share: Joint share of the real steps since the last that moved it.
         samples: Those of the batches since the last step, the batch at hand left out.
+        switches: How many times the live weights were to have jumped to it by now.
     """
 
     updates: int | Tensor = 0
     seen: int = 0
     share: float | Tensor = 0.0
     samples: int = 0
+    switches: int = 0
 
     def count(self, share: float | Tensor, applied: bool | Tensor) -> None:
         """Take note of a step by which the live weights have ``share``, if it was ``applied``."""

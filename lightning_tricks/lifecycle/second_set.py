@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_tricks.core.gradients import groups_of_held
+from lightning_tricks.core.norms import relative_distance
 from lightning_tricks.core.select import Patterns, clean_name
 from lightning_tricks.core.tensors import copy_
-from lightning_tricks.lifecycle.checkpoints import (
-    load_average,
-    read_sets,
-    take_sets,
-    write_parts,
-    write_sets,
-)
-from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, module_parts, parts_of, wholes_of
+from lightning_tricks.lifecycle.both_sets import write_both
+from lightning_tricks.lifecycle.checkpoints import load_average, take_sets
+from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, parts_of, wholes_of
 from lightning_tricks.lifecycle.no_fit import NoFit
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.shadow import Shadows
 from lightning_tricks.lifecycle.slots import Slot, find_slots, same_places, stand_in
-from lightning_tricks.lifecycle.strategies import any_of, check_parts, reshard
+from lightning_tricks.lifecycle.strategies import any_of, check_parts, flat_shards, reshard
 from lightning_tricks.lifecycle.weights_only import WeightsOnlyHook, remove
 
 if TYPE_CHECKING:
@@ -163,6 +160,25 @@ class SecondSet:
         self.reshard()
         self.shadows.lerp_(share)
 
+    def switch_(self) -> None:
+        """Let the live weights jump to where the average is."""
+        assert self.shadows is not None
+        self.reshard()
+        self.shadows.give_()
+
+    def distance(self) -> Tensor:
+        """Return how far the average is from the live weights, as a share of their norm.
+
+        A 0-d tensor, the same in all processes; to be called by all together, while the module holds the live
+        weights.
+        """
+        assert self.shadows is not None and self._conductor is not None
+        self.reshard()
+        spread = flat_shards(self._conductor.trainer) if self._layouts else {}
+        return relative_distance(
+            (shadow, slot.tensor, groups_of_held(slot.held, spread)) for slot, shadow in self.shadows.pairs()
+        )
+
     def show(self, trainer: Trainer) -> None:
         """Put the average into the module for an evaluation within ``fit``, if it is not there."""
         if trainer.state.fn == "fit" and self.shadows is not None and not self.shadows.shown:
@@ -252,47 +268,28 @@ class SecondSet:
         """Put both sets into a checkpoint, once averaging has begun; called by all processes."""
         if self.shadows is None:
             return
-        if self._layouts:
-            self._write_parts(checkpoint)
-            return
-        live, average = self.shadows.sets(*read_sets(checkpoint))
-        write_sets(checkpoint, live=self._with_buffers(live), average=average, save=self._save)
-
-    def _with_buffers(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self._conductor is not None
         kept = {name: buffer for _, _, name, buffer in self._buffers}
-        return {key: kept.get(clean_name(key), value) for key, value in live.items()} if kept else live
-
-    def _write_parts(self, checkpoint: dict[str, Any]) -> None:
-        assert self.shadows is not None and self._conductor is not None
-        self.reshard()
-        parts = module_parts(self._conductor.trainer.lightning_module)
-        live, average = self.shadows.sets(parts, parts)
-        first = self._save == "average"
-        write_parts(
+        write_both(
             self._conductor.trainer,
             checkpoint,
-            self._with_buffers(live) if first else average,
+            self.shadows,
             self._layouts,
-            exchanged=None if self.shadows.shown == first else self._exchanged(),
+            buffers=kept,
+            live=self.live,
             save=self._save,
         )
-
-    @contextmanager
-    def _exchanged(self) -> Iterator[None]:
-        """Let the module hold the other set within the context."""
-        assert self.shadows is not None
-        if self.shadows.shown:
-            with self.live():
-                yield
-            return
-        self.shadows.show()
-        try:
-            yield
-        finally:
-            self.reshard()
-            self.shadows.hide()
 
     def beyond(self) -> dict[str, Tensor]:
         """Return the averages that a state dict does not hold to the bit, whole; called by all processes."""
         parts = self.shadows.beyond() if self.shadows else {}
         return wholes_of(parts, self._layouts) if self._layouts else parts
+
+    def whole(self) -> dict[str, Tensor]:
+        """Return all averages, by all their clean names, whole; called by all processes."""
+        if not self.shadows:
+            return {}
+        named = self.shadows.named()
+        firsts = {name: named[name] for name in self.slots if name in named}
+        wholes = wholes_of(firsts, self._layouts) if self._layouts else firsts
+        return {alias: wholes[name] for name in wholes for alias in self.slots[name].names}

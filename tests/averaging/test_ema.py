@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -145,3 +145,22 @@ def test_decay_is_logged_when_the_average_moves(tmp_path: Any) -> None:
     logged = [float(row["ema_weights/decay"]) for row in rows if row["ema_weights/decay"]]
     # From the second step on: nothing, 1/10 2/11, the same, 3/12 4/13.
     assert logged == pytest.approx([2 / 110, 2 / 110, 1 / 13])
+
+
+def test_distance_from_the_live_weights_is_logged_on_steps_that_log(tmp_path: Path) -> None:
+    class Hand(Callback):
+        expected: ClassVar[list[float]] = []
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            average, live = (
+                torch.cat([each.detach().flatten() for each in those])
+                for those in (ema.average().values(), pl_module.parameters())
+            )
+            self.expected.append(float((average - live).norm() / live.norm()))
+
+    logger, ema, hand = CSVLogger(tmp_path), EMAWeights(decay=0.9), Hand()
+    watched(ema, None, hand, logger=logger, max_epochs=1, log_every_n_steps=2)
+    rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text("utf-8").splitlines())
+    logged = [float(row["ema_weights/distance"]) for row in rows if row["ema_weights/distance"]]
+    assert logged == pytest.approx(hand.expected[1::2], rel=1e-5)
+    assert len(logged) == 2

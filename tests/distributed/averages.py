@@ -31,6 +31,7 @@ class ByHand(Callback):
         self.live: dict[str, Tensor] = {}
         self.seen: list[dict[str, Tensor]] = []
         self.expected: list[dict[str, Tensor]] = []
+        self.distances: list[tuple[float, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.average = whole_weights(trainer)
@@ -40,9 +41,19 @@ class ByHand(Callback):
         for name, value in self.live.items():
             self.average[name].lerp_(value, 1 - DECAY)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = trainer.callback_metrics.get("ema_weights/distance")
+        if logged is not None:
+            average, live = (flat(each) for each in (self.average, self.live))
+            self.distances.append((float(logged), float((average - live).norm() / live.norm())))
+
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         self.seen.append(whole_weights(trainer))
         self.expected.append({name: value.clone() for name, value in self.average.items()})
+
+
+def flat(state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in state.values()])
 
 
 def near(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -57,6 +68,9 @@ def check(name: str, save: str, folder: Path) -> None:
     ema = lt.EMAWeights(decay=DECAY, decay_warmup=False, save=save)
     _, runner, after = fit(world, folder / save, ema, hand)
     near(after, hand.average)
+    assert len(hand.distances) > 1
+    for logged, expected in hand.distances:
+        assert abs(logged - expected) < 1e-6 * expected, (logged, expected)
     for seen, expected in zip(hand.seen, hand.expected, strict=True):
         near(seen, expected)
     with ema.live_weights():
