@@ -70,7 +70,8 @@ class EMAWeights(Technique):
       wait for the device, unless ``device`` is another. A second copy for a validation of weights narrower
       than their average.
     * **Use** for noisy training at a high or constant rate, and for the generator of a GAN; **not** without
-      ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another average.
+      ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another average
+      that is evaluated (``evaluate=False`` keeps further ones).
 
     Args:
         decay: In [0, 1], a number, a schedule or its text; or a policy: ``HalfLife("2000 samples")``,
@@ -90,7 +91,10 @@ class EMAWeights(Technique):
         device: Where to keep the average, such as ``"cpu"``; ``None`` for beside the weights.
         dtype: ``"float32"`` or ``"float64"`` (an average in 16 bits stands still); ``None`` for each weight's
             own type, but at least 32 bits.
-        evaluate: Whether validation within ``fit`` uses the average. All evaluations after it do.
+        evaluate: Whether it is the average that evaluations see, that the module holds after ``fit`` and that
+            stands under ``state_dict``. With ``False`` it is kept apart, beside another that is, each with a
+            ``label`` of its own: saved in full checkpoints only, read by ``average_state(path, label=...)``
+            and :meth:`average`, and begun anew by the next ``fit`` of the Trainer.
         save: Which set stands under ``state_dict``, where everybody looks: ``"average"`` or ``"live"``.
 
     Example:
@@ -131,6 +135,9 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self.dtype = as_dtype("dtype", self.dtype)
         checks.flag("evaluate", self.evaluate)
         checks.one_of("save", self.save, ("average", "live"))
+        if not self.evaluate and self.save == "live":
+            raise ValueError("save must be left out where evaluate=False keeps the average apart, got 'live'")
+        self._second = SecondSet(aside=not self.evaluate)
 
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -139,6 +146,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             # Overwritten by the technique's own state, if the checkpoint holds it.
             steps = averaged_steps(checkpoint) * self.every
             self._state = {"progress": {"updates": steps, "seen": steps}}
+            if not self.evaluate and self.state_key not in checkpoint["callbacks"]:
+                self._second.values, self._state = None, {}  # they are another's
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         require_device("device", self.device)
@@ -149,11 +158,15 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def claims(self) -> Iterable[Claim]:
         chosen = {name: slot.held for name, slot in self._second.slots.items()}
-        slots = ["eval_weights"] if self.switch_every is None else ["eval_weights", "weights"]
-        return [self.claim(slot, chosen) for slot in slots]
+        wanted = {"eval_weights": self.evaluate, "weights": self.switch_every is not None}
+        return [self.claim(slot, chosen) for slot in wanted if wanted[slot]]
 
     def restore(self, state: dict[str, Any]) -> None:
         self._state = state
+        if state.get("aside"):
+            self._second.values = {} if state["wide"] else None
+        elif not self.evaluate and self._second.sharded:
+            raise ValueError("evaluate must stay True over shards in a run that goes on so, got False")
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._policy = self._decay_of_the_run(trainer)
@@ -226,14 +239,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             self._second.switch_()
 
     def _switches_due(self) -> int:
-        """Return how many multiples of ``switch_every`` the run has passed."""
-        if self.switch_every is None:
-            return 0
-        unit, position = as_unit("switch_every", self.switch_every), self.clock.position
-        if unit.unit == "steps":  # needs no length of the run, so none is marked as used
-            return position // int(unit.amount)
-        # A multiple that rounding has put a little later is still this step's.
-        return int(self.clock.horizon.elapsed(0, position, unit) + 1e-9)
+        every = self.switch_every
+        return 0 if every is None else self.clock.passed(as_unit("switch_every", every))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_if_due(trainer)  # where it is an epoch's end
@@ -281,7 +288,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self._second.write(checkpoint)
 
     def saved(self) -> dict[str, Any]:
-        return {"progress": vars(self._progress).copy(), "wide": self._second.beyond()}
+        counts, wide = vars(self._progress).copy(), self._second.beyond()
+        return {"progress": counts, "wide": wide, "aside": not self.evaluate}
 
     def outcome(self) -> dict[str, float | int | str]:
         last = {} if self._decay is None else {"decay": float(self._decay)}

@@ -54,22 +54,46 @@ def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
     return read_sets(_load(path))[0]
 
 
-def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
+def average_state(path: str | PathLike[str], *, label: str | None = None) -> dict[str, Tensor]:
     """Return the averaged weights, as a module's ``load_state_dict`` takes them.
 
     In a file that was written after weights were fused, these are the fused ones.
 
     Args:
         path: A checkpoint, as in :func:`live_state`.
+        label: That of the technique whose average is meant, one of several; ``None`` for the one that
+            evaluations see. What it has not averaged are the live weights.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If it is no checkpoint of Lightning, or holds no average.
+        ValueError: If it is no checkpoint of Lightning, or holds no such average.
     """
     checkpoint = _load(path)
-    if not _holds_average(checkpoint):
-        raise ValueError(f"path must be a checkpoint with averaged weights, got {str(path)!r}")
-    return read_sets(checkpoint)[1]
+    entry = None if label is None else _labelled(checkpoint, label)
+    if entry is None or not entry["aside"]:
+        if not _holds_average(checkpoint):
+            raise ValueError(f"path must be a checkpoint with averaged weights, got {str(path)!r}")
+        return read_sets(checkpoint)[1]
+    if not entry["wide"]:
+        raise ValueError(f"path must be a checkpoint after the average of {label!r} began, got {str(path)!r}")
+    average, live = entry["wide"], read_sets(checkpoint)[0]
+    return {
+        key: average[clean_name(key)].to(value) if clean_name(key) in average else value
+        for key, value in live.items()
+    }
+
+
+def _labelled(checkpoint: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    """Return what the technique with this label, which averages, has saved."""
+    states = {key: entry.get("state", {}) for key, entry in checkpoint.get("callbacks", {}).items()}
+    labels = {
+        key.partition("[")[2].removesuffix("]"): state for key, state in states.items() if "aside" in state
+    }
+    if label not in labels:
+        known = ", ".join(repr(each) for each in labels if each) or "none"
+        raise ValueError(f"label must be that of an average in the checkpoint, got {label!r}; it has {known}")
+    found: Mapping[str, Any] = labels[label]
+    return found
 
 
 def _load(path: str | PathLike[str]) -> dict[str, Any]:
