@@ -26,6 +26,7 @@ from lightning_tricks.gradients.surgery_methods import CAGrad, PCGrad, Sum, Torc
 from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.exact_resume import ExactResume
+from lightning_tricks.lifecycle.export import export_average
 from lightning_tricks.network.openings import Plateau
 from lightning_tricks.network.stages import propose_stages
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
@@ -87,6 +88,7 @@ __all__ = [
     "cyclic",
     "exponential",
     "exponential_decay",
+    "export_average",
     "inverse_sqrt",
     "inverse_time",
     "linear",

@@ -26,18 +26,25 @@ from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.layouts import Layouts, module_parts, parts_of, wholes_of
 
 __all__ = [
+    "average_of",
     "average_state",
     "averaged_steps",
     "holds_beside",
     "live_state",
     "load_average",
+    "read",
     "read_sets",
     "take_sets",
+    "without_training",
     "write_parts",
     "write_sets",
 ]
 
 _LIVE, _AVERAGE = "current_model_state", "average_model_state"
+_TRAINING = (
+    *("callbacks", "loops", "lr_schedulers", "optimizer_states", "MixedPrecision"),
+    *(_LIVE, _AVERAGE, "averaging_state"),
+)
 
 
 def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -51,7 +58,7 @@ def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file or folder.
         ValueError: If it is no checkpoint of Lightning.
     """
-    return read_sets(_load(path))[0]
+    return read_sets(read(path))[0]
 
 
 def average_state(path: str | PathLike[str], *, label: str | None = None) -> dict[str, Tensor]:
@@ -68,7 +75,13 @@ def average_state(path: str | PathLike[str], *, label: str | None = None) -> dic
         FileNotFoundError: If there is no such file or folder.
         ValueError: If it is no checkpoint of Lightning, or holds no such average.
     """
-    checkpoint = _load(path)
+    return average_of(read(path), path, label)
+
+
+def average_of(
+    checkpoint: Mapping[str, Any], path: str | PathLike[str], label: str | None
+) -> dict[str, Tensor]:
+    """Return what :func:`average_state` does, of a checkpoint that has been read from ``path``."""
     entry = None if label is None else _labelled(checkpoint, label)
     if entry is None or not entry["aside"]:
         if not _holds_average(checkpoint):
@@ -96,7 +109,18 @@ def _labelled(checkpoint: Mapping[str, Any], label: str) -> Mapping[str, Any]:
     return found
 
 
-def _load(path: str | PathLike[str]) -> dict[str, Any]:
+def without_training(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint without what only a training needs that goes on from it."""
+    return {key: value for key, value in checkpoint.items() if key not in _TRAINING}
+
+
+def read(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return a checkpoint on the CPU, from a file or from the folder of a distributed one.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it is no checkpoint of Lightning.
+    """
     rule = f"path must be a checkpoint of Lightning, got {str(path)!r}"
     if Path(path).is_dir():
         if not (Path(path) / "meta.pt").exists():

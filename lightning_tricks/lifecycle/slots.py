@@ -105,7 +105,7 @@ def _covers(pattern: Pattern, module: nn.Module, path: str, key: str, buffer: Te
 def other_buffers(
     module: nn.Module, slots: Mapping[str, Slot]
 ) -> list[tuple[dict[str, Any], str, str, Tensor]]:
-    """Return of each buffer without a slot its owner, its name there, its clean name and a copy on the CPU."""
+    """Return of each buffer without a slot its owner, its name there, its clean name and a CPU copy."""
     return [
         (child._buffers, key, name, buffer.to("cpu", copy=True))
         for path, child in module.named_modules()
