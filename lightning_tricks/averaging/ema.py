@@ -34,6 +34,7 @@ from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.batches import samples_of
 from lightning_tricks.lifecycle.checkpoints import averaged_steps
 from lightning_tricks.lifecycle.second_set import SecondSet
+from lightning_tricks.lifecycle.side_by_side import check_role, check_side_by_side, log_again
 from lightning_tricks.lifecycle.storage import as_device, as_dtype, require_device
 from lightning_tricks.lifecycle.technique import Technique
 
@@ -70,8 +71,7 @@ class EMAWeights(Technique):
       wait for the device, unless ``device`` is another. A second copy for a validation of weights narrower
       than their average.
     * **Use** for noisy training at a high or constant rate, and for the generator of a GAN; **not** without
-      ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another average
-      that is evaluated (``evaluate=False`` keeps further ones).
+      ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another that is evaluated.
 
     Args:
         decay: In [0, 1], a number, a schedule or its text; or a policy: ``HalfLife("2000 samples")``,
@@ -95,12 +95,14 @@ class EMAWeights(Technique):
             stands under ``state_dict``. With ``False`` it is kept apart, beside another that is, each with a
             ``label`` of its own: saved in full checkpoints only, read by ``average_state(path, label=...)``
             and :meth:`average`, and begun anew by the next ``fit`` of the Trainer.
+        validate: Whether one that is kept apart is validated too: each validation within ``fit`` runs once
+            more on it, unseen by other callbacks, and logs ``val_loss`` as ``LABEL/ema_weights/val_loss``.
         save: Which set stands under ``state_dict``, where everybody looks: ``"average"`` or ``"live"``.
 
     Example:
         >>> EMAWeights(decay=0.9999, start="2 epochs", params="generator.*")
-        EMAWeights(decay=0.9999, decay_warmup=True, every=1, start='2 epochs', params='generator.*', \
-buffers='copy', device=None, dtype=None, evaluate=True, save='average')
+        EMAWeights(decay=0.9999, decay_warmup=True, every=1, switch_every=None, start='2 epochs', \
+params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, validate=False, save='average')
     """
 
     decay: float | str | Schedule | EMADecay = 0.999
@@ -113,6 +115,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
     device: str | None = None
     dtype: str | torch.dtype | None = None
     evaluate: bool = True
+    validate: bool = False
     save: Literal["average", "live"] = "average"
     _second: SecondSet = field(default_factory=SecondSet, init=False, repr=False)
     _progress: Progress = field(default_factory=Progress, init=False, repr=False)
@@ -133,10 +136,7 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         checks.one_of("buffers", self.buffers, ("copy", "average"))
         self.device = as_device("device", self.device)
         self.dtype = as_dtype("dtype", self.dtype)
-        checks.flag("evaluate", self.evaluate)
-        checks.one_of("save", self.save, ("average", "live"))
-        if not self.evaluate and self.save == "live":
-            raise ValueError("save must be left out where evaluate=False keeps the average apart, got 'live'")
+        check_role(evaluate=self.evaluate, validate=self.validate, save=self.save)
         self._second = SecondSet(aside=not self.evaluate)
 
     def read_checkpoint(
@@ -151,6 +151,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         require_device("device", self.device)
+        if self.validate:
+            check_side_by_side(trainer, self, self.state_key)
         buffers = self.buffers == "average"
         self._second.prepare(
             trainer, pl_module, self.conductor, params=self.params, buffers=buffers, save=self.save
@@ -169,7 +171,10 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             raise ValueError("evaluate must stay True over shards in a run that goes on so, got False")
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._policy = self._decay_of_the_run(trainer)
+        if isinstance(self.decay, EMADecay):
+            self._policy = self.decay
+        else:
+            self._policy = FollowingDecay(self.lay(trainer, "decay", as_schedule("decay", self.decay)))
         # Each asks for the lengths of the run that it needs.
         self._policy.share(0, samples=1, clock=self.clock)
         self._switches_due()
@@ -195,11 +200,6 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._second.join_opened()
-
-    def _decay_of_the_run(self, trainer: Trainer) -> EMADecay:
-        if isinstance(self.decay, EMADecay):
-            return self.decay
-        return FollowingDecay(self.lay(trainer, "decay", as_schedule("decay", self.decay)))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -251,6 +251,10 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._second.hide()
+        if self.validate and self._second.shadows is not None and not trainer.sanity_checking:
+            self._second.show(trainer)
+            log_again(trainer, pl_module, self.metric_prefix)
+            self._second.hide()  # after an error, ``undo`` does it
 
     def undo(self) -> None:
         self._second.hide()
