@@ -5,6 +5,7 @@ card, the docstring of its class.
 """
 
 from lightning_tricks.averaging.ema import EMAWeights
+from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.cycles import cosine_restarts, cyclic
 from lightning_tricks.core.decays import exponential_decay, inverse_sqrt, inverse_time, multistep, step
@@ -26,6 +27,7 @@ from lightning_tricks.gradients.thresholds import Percentile, ZScore
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
 from lightning_tricks.lifecycle.configuration import to_yaml
 from lightning_tricks.lifecycle.exact_resume import ExactResume
+from lightning_tricks.lifecycle.export import export_average
 from lightning_tricks.network.dropout_schedule import DropoutSchedule
 from lightning_tricks.network.freeze import Freeze
 from lightning_tricks.network.lsuv import LSUV
@@ -68,7 +70,9 @@ __all__ = [
     "GradientNoise",
     "GradientSurgery",
     "GreedySoup",
+    "HalfLife",
     "Interpolate",
+    "InverseDecay",
     "LastEpochs",
     "LearningRate",
     "Lookahead",
@@ -80,6 +84,7 @@ __all__ = [
     "Percentile",
     "Plateau",
     "PlateauDecay",
+    "PowerDecay",
     "PreciseBatchNorm",
     "ProgressiveUnfreeze",
     "ReplaceNorm",
@@ -103,6 +108,7 @@ __all__ = [
     "cyclic",
     "exponential",
     "exponential_decay",
+    "export_average",
     "initialize_",
     "inverse_sqrt",
     "inverse_time",

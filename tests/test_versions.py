@@ -15,6 +15,7 @@ FOR_USERS = (
     "demo",
     "schedulefree",
     "surgery",
+    "safetensors",
 )  # the others are for work on the package itself
 
 

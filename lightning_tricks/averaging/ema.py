@@ -6,9 +6,12 @@
 step. Without ``decay_warmup``, d_t = decay. With ``every`` = n the average moves at each n-th step only,
 by the product of the n decays since.
 
+    theta_t <- m_t    at each multiple of ``switch_every``
+
 References: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
 https://doi.org/10.1137/0330046; Tarvainen and Valpola, "Mean teachers are better role models", 2017,
-https://arxiv.org/abs/1703.01780. The warm-up is that of TensorFlow's ``ExponentialMovingAverage``.
+https://arxiv.org/abs/1703.01780; Li et al., "Switch EMA: A Free Lunch for Better Flatness and Sharpness",
+2024, https://arxiv.org/abs/2402.09240.
 """
 
 from __future__ import annotations
@@ -21,13 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor
 
+from lightning_tricks.averaging.ema_decay import EMADecay, FollowingDecay, warmed_share
+from lightning_tricks.averaging.ema_progress import Progress
 from lightning_tricks.core import checks
-from lightning_tricks.core.duration import as_duration
+from lightning_tricks.core.duration import as_duration, as_unit
 from lightning_tricks.core.notation import as_schedule
-from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.lifecycle.batches import samples_of
 from lightning_tricks.lifecycle.checkpoints import averaged_steps
 from lightning_tricks.lifecycle.second_set import SecondSet
+from lightning_tricks.lifecycle.side_by_side import check_role, check_side_by_side, log_again
 from lightning_tricks.lifecycle.storage import as_device, as_dtype, require_device
 from lightning_tricks.lifecycle.technique import Technique
 
@@ -37,57 +44,13 @@ if TYPE_CHECKING:
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = ["EMAWeights", "joint_share", "live_share"]
-
-
-def live_share(updates: int | Tensor, *, decay: float, warmup: bool) -> float | Tensor:
-    """Return 1 - d_t, the share of the live weights in the average after one step.
-
-    Args:
-        updates: t, the real steps before this one; a 0-d tensor stays on its device.
-        decay: In [0, 1].
-        warmup: Whether early decays are smaller.
-
-    Example:
-        >>> live_share(0, decay=0.999, warmup=True), live_share(8, decay=0.999, warmup=True)
-        (0.9, 0.5)
-    """
-    constant = 1.0 - decay
-    if not warmup:
-        return constant
-    early = 9 / (10 + updates)
-    return early.clamp(min=constant) if isinstance(early, Tensor) else max(early, constant)
-
-
-def joint_share(first: float | Tensor, second: float | Tensor) -> float | Tensor:
-    """Return the share of the live weights if both steps are made as one: the decays' product, from 1.
-
-    Example:
-        >>> joint_share(0.5, 0.5)
-        0.75
-    """
-    return first + (1.0 - first) * second
-
-
-@dataclass
-class _Progress:
-    """How far an average has come.
-
-    Attributes:
-        updates: Real steps since it began; a tensor if only the device knows.
-        seen: The same, with the steps counted of which only the device knows.
-        share: Joint share of the real steps since the last that moved it.
-    """
-
-    updates: int | Tensor = 0
-    seen: int = 0
-    share: float | Tensor = 0.0
+__all__ = ["EMAWeights"]
 
 
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class EMAWeights(Technique):
-    """Average the weights exponentially (:func:`live_share`) and evaluate the average.
+    """Average the weights exponentially (equation above) and evaluate the average.
 
     * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
       and several optimizers in one batch count once. The average begins with the weights that ``start``
@@ -97,20 +60,28 @@ class EMAWeights(Technique):
       ``fit`` of the Trainer takes the live weights back; if other weights have been put in since, it leaves
       them and averages anew, and says so. Callbacks listed before it see the live weights in
       ``on_validation_start``, and those after it in ``on_validation_end``. The training itself stays as
-      it is.
-    * **Logs** ``ema_weights/decay``, the product of the decays since the average last moved.
+      it is, but with ``switch_every``: then frozen weights alone do, and other techniques' averages and
+      snapshots see the weights after the jump.
+    * **Logs** ``ema_weights/decay``, the product of the decays since the average last moved, and
+      ``ema_weights/distance``, that of the average and the live weights as a share of the norm of these.
     * **Saves** both sets of weights in every checkpoint, weights-only ones included (``live_state`` and
       ``average_state`` read either), and its counts; a shadow that is wider than its weight also unrounded.
       Before ``start`` a checkpoint stays as it is.
-    * **Cost** one copy of the weights in memory and one pass over them per update; no wait for the device,
-      unless ``device`` is another. A second copy for a validation of weights narrower than their average.
+    * **Cost** one copy of the weights in memory, one pass over them per update and one per step that logs; no
+      wait for the device, unless ``device`` is another. A second copy for a validation of weights narrower
+      than their average.
     * **Use** for noisy training at a high or constant rate, and for the generator of a GAN; **not** without
-      ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another average.
+      ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another that is evaluated.
 
     Args:
-        decay: In [0, 1]; a number, a schedule or its text. With 0 the average is the live weights.
-        decay_warmup: Whether early decays are smaller, so that the first weights are soon forgotten.
+        decay: In [0, 1], a number, a schedule or its text; or a policy: ``HalfLife("2000 samples")``,
+            ``PowerDecay(6.94)``, ``InverseDecay(0.75)``. With 0 the average is the live weights.
+        decay_warmup: Whether early decays are smaller, so that the first weights are soon forgotten. The
+            last two policies do that by themselves, and take no other.
         every: Move the average each so many real steps, at least 1, with the decay corrected for it.
+        switch_every: Let the live weights jump to the average at each multiple of this, counted from the
+            start of the run: optimizer steps, ``"1 epoch"`` or ``"10%"``; ``None`` for never. What
+            optimizers remember stays.
         start: When averaging begins: optimizer steps, ``"3 epochs"`` or ``"5%"`` of the run. Until then the
             live weights are evaluated and kept.
         params: Name patterns of the parameters to average. Parameters that are not floating, or frozen, are
@@ -120,42 +91,53 @@ class EMAWeights(Technique):
         device: Where to keep the average, such as ``"cpu"``; ``None`` for beside the weights.
         dtype: ``"float32"`` or ``"float64"`` (an average in 16 bits stands still); ``None`` for each weight's
             own type, but at least 32 bits.
-        evaluate: Whether validation within ``fit`` uses the average. All evaluations after it do.
+        evaluate: Whether it is the average that evaluations see, that the module holds after ``fit`` and that
+            stands under ``state_dict``. With ``False`` it is kept apart, beside another that is, each with a
+            ``label`` of its own: saved in full checkpoints only, read by ``average_state(path, label=...)``
+            and :meth:`average`, and begun anew by the next ``fit`` of the Trainer.
+        validate: Whether one that is kept apart is validated too: each validation within ``fit`` runs once
+            more on it, unseen by other callbacks, and logs ``val_loss`` as ``LABEL/ema_weights/val_loss``.
         save: Which set stands under ``state_dict``, where everybody looks: ``"average"`` or ``"live"``.
 
     Example:
         >>> EMAWeights(decay=0.9999, start="2 epochs", params="generator.*")
-        EMAWeights(decay=0.9999, decay_warmup=True, every=1, start='2 epochs', params='generator.*', \
-buffers='copy', device=None, dtype=None, evaluate=True, save='average')
+        EMAWeights(decay=0.9999, decay_warmup=True, every=1, switch_every=None, start='2 epochs', \
+params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, validate=False, save='average')
     """
 
-    decay: float | str | Schedule = 0.999
+    decay: float | str | Schedule | EMADecay = 0.999
     decay_warmup: bool = True
     every: int = 1
+    switch_every: int | str | None = None
     start: int | str = 0
     params: Patterns = "*"
     buffers: Literal["copy", "average"] = "copy"
     device: str | None = None
     dtype: str | torch.dtype | None = None
     evaluate: bool = True
+    validate: bool = False
     save: Literal["average", "live"] = "average"
     _second: SecondSet = field(default_factory=SecondSet, init=False, repr=False)
-    _progress: _Progress = field(default_factory=_Progress, init=False, repr=False)
+    _progress: Progress = field(default_factory=Progress, init=False, repr=False)
     _state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    _course: Course | None = field(default=None, init=False, repr=False)
+    _policy: EMADecay | None = field(default=None, init=False, repr=False)
+    _batch: int = field(default=0, init=False, repr=False)
     _decay: float | Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        as_schedule("decay", self.decay, 0.0, 1.0)
+        if not isinstance(self.decay, EMADecay):
+            as_schedule("decay", self.decay, 0.0, 1.0)
         checks.flag("decay_warmup", self.decay_warmup)
         checks.whole("every", self.every, 1)
+        if self.switch_every is not None:
+            as_unit("switch_every", self.switch_every)
         as_duration("start", self.start)
         as_patterns("params", self.params)
         checks.one_of("buffers", self.buffers, ("copy", "average"))
         self.device = as_device("device", self.device)
         self.dtype = as_dtype("dtype", self.dtype)
-        checks.flag("evaluate", self.evaluate)
-        checks.one_of("save", self.save, ("average", "live"))
+        check_role(evaluate=self.evaluate, validate=self.validate, save=self.save)
+        self._second = SecondSet(aside=not self.evaluate)
 
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -164,9 +146,13 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
             # Overwritten by the technique's own state, if the checkpoint holds it.
             steps = averaged_steps(checkpoint) * self.every
             self._state = {"progress": {"updates": steps, "seen": steps}}
+            if not self.evaluate and self.state_key not in checkpoint["callbacks"]:
+                self._second.values, self._state = None, {}  # they are another's
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         require_device("device", self.device)
+        if self.validate:
+            check_side_by_side(trainer, self, self.state_key)
         buffers = self.buffers == "average"
         self._second.prepare(
             trainer, pl_module, self.conductor, params=self.params, buffers=buffers, save=self.save
@@ -174,13 +160,24 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def claims(self) -> Iterable[Claim]:
         chosen = {name: slot.held for name, slot in self._second.slots.items()}
-        return [self.claim("eval_weights", chosen)]
+        wanted = {"eval_weights": self.evaluate, "weights": self.switch_every is not None}
+        return [self.claim(slot, chosen) for slot in wanted if wanted[slot]]
 
     def restore(self, state: dict[str, Any]) -> None:
         self._state = state
+        if state.get("aside"):
+            self._second.values = {} if state["wide"] else None
+        elif not self.evaluate and self._second.sharded:
+            raise ValueError("evaluate must stay True over shards in a run that goes on so, got False")
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._course = self.lay(trainer, "decay", as_schedule("decay", self.decay))
+        if isinstance(self.decay, EMADecay):
+            self._policy = self.decay
+        else:
+            self._policy = FollowingDecay(self.lay(trainer, "decay", as_schedule("decay", self.decay)))
+        # Each asks for the lengths of the run that it needs.
+        self._policy.share(0, samples=1, clock=self.clock)
+        self._switches_due()
         self._second.tell(trainer, self.state_key)
         self._begin_if_due(trainer)
 
@@ -191,9 +188,12 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         if not (self._second.values is not None or self.clock.reached(as_duration("start", self.start))):
             return
         state, self._state = self._state, {}
-        saved = _Progress(**state.get("progress", {}))
-        own = "wide" in state and (self._second.values is not None or saved.seen == 0)
-        self._progress, self._decay = saved if self._second.values is not None else _Progress(), None
+        goes_on, saved = self._second.values is not None, state.get("progress", {})
+        own = "wide" in state and (goes_on or not saved["seen"])
+        counts = saved if goes_on else {}
+        if "switches" not in counts:
+            counts = {**counts, "switches": self._switches_due()}
+        self._progress, self._decay = Progress(**counts), None
         self._second.begin(
             trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
         )
@@ -201,24 +201,46 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._second.join_opened()
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._policy is not None
+        self._batch = samples_of(trainer, batch) if self._policy.in_samples else 0
+
+    def after_update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here if it changes the live weights, which others look at later; else after those that do.
+        if self.switch_every is not None and self._second.shadows is not None:
+            self._average(self.clock.applied)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._second.shadows is None:
             self._begin_if_due(trainer)
         elif self.clock.applied is not False:
-            self._average(self.clock.applied)
-            if self._decay is not None:
-                self.report(trainer, pl_module, decay=self._decay)
+            if self.switch_every is None:
+                self._average(self.clock.applied)
+            if self.reports(trainer):
+                if self._decay is not None:
+                    self.report(trainer, pl_module, decay=self._decay)
+                self.report(trainer, pl_module, distance=self._second.distance())
+        self._progress.samples = 0 if self.clock.attempted else self._progress.samples + self._batch
 
     def _average(self, applied: bool | Tensor) -> None:
-        assert self._course is not None
-        now, decay = self._progress, self._course(self.clock.position - 1)
-        share = live_share(now.updates, decay=decay, warmup=self.decay_warmup) * applied
-        now.share = joint_share(now.share, share)
-        now.updates = now.updates + applied
-        now.seen += 1
-        if now.seen % self.every == 0:
-            self._second.lerp_(now.share)
-            self._decay, now.share = 1.0 - now.share, 0.0
+        assert self._policy is not None
+        now = self._progress
+        share = self._policy.share(now.updates, samples=now.samples + self._batch, clock=self.clock)
+        if self.decay_warmup and not self._policy.warms_up:
+            share = warmed_share(share, now.updates)
+        now.count(share, applied)
+        before, now.switches = now.switches, self._switches_due()
+        if now.seen % self.every == 0 or now.switches > before:
+            self._decay = 1.0 - now.share
+            self._second.lerp_(now.take())
+        if now.switches > before:
+            self._second.switch_()
+
+    def _switches_due(self) -> int:
+        every = self.switch_every
+        return 0 if every is None else self.clock.passed(as_unit("switch_every", every))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_if_due(trainer)  # where it is an epoch's end
@@ -229,6 +251,10 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._second.hide()
+        if self.validate and self._second.shadows is not None and not trainer.sanity_checking:
+            self._second.show(trainer)
+            log_again(trainer, pl_module, self.metric_prefix)
+            self._second.hide()  # after an error, ``undo`` does it
 
     def undo(self) -> None:
         self._second.hide()
@@ -266,7 +292,8 @@ buffers='copy', device=None, dtype=None, evaluate=True, save='average')
         self._second.write(checkpoint)
 
     def saved(self) -> dict[str, Any]:
-        return {"progress": vars(self._progress).copy(), "wide": self._second.beyond()}
+        counts, wide = vars(self._progress).copy(), self._second.beyond()
+        return {"progress": counts, "wide": wide, "aside": not self.evaluate}
 
     def outcome(self) -> dict[str, float | int | str]:
         last = {} if self._decay is None else {"decay": float(self._decay)}

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
-__all__ = ["Gradients", "Groups", "gradients_of", "groups_of_tensor"]
+__all__ = ["Gradients", "Groups", "gradients_of", "groups_of_held", "groups_of_tensor"]
 
 Groups = tuple[ProcessGroup, ...]
 
@@ -70,3 +70,10 @@ def groups_of_tensor(tensor: DTensor) -> Groups:
         for dim, placement in enumerate(tensor.placements)
         if isinstance(placement, Shard) and mesh.size(dim) > 1
     )
+
+
+def groups_of_held(tensor: Tensor, spread: Mapping[nn.Parameter, Groups]) -> Groups:
+    """Return those over which a module's tensor is spread; ``spread`` knows what it does not tell itself."""
+    if isinstance(tensor, DTensor):
+        return groups_of_tensor(tensor)
+    return spread.get(tensor, ()) if isinstance(tensor, nn.Parameter) else ()

@@ -1,11 +1,12 @@
-"""The norm of many gradients as one vector: torch's own mathematics, to the bit.
+"""The norm of many tensors as one vector: torch's own mathematics, to the bit.
 
-Where processes hold parts of the gradients, the vector is all of them, and every process gets the same norm.
+Where processes hold parts of the tensors, the vector is all of them, and every process gets the same norm.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from lightning_tricks.core.gradients import Gradients, Groups
 
-__all__ = ["total_norm"]
+__all__ = ["relative_distance", "total_norm"]
+
+CHUNK = 2**22
+"""Entries of which differences are in memory at once, as far as rows are no longer."""
 
 
 @torch.no_grad()
@@ -35,6 +39,45 @@ def total_norm(gradients: list[Gradients], norm_type: float) -> Tensor:
         parts = {groups: [norm.to(device) for norm in own] for groups, own in parts.items()}
     norms = [_across(_joined(own, norm_type), groups, norm_type) for groups, own in parts.items()]
     return norms[0] if len(norms) == 1 else _joined(norms, norm_type)
+
+
+@torch.no_grad()
+def relative_distance(pairs: Iterable[tuple[Tensor, Tensor, Groups]]) -> Tensor:
+    """Return |first - second| / |second| of Euclidean norms over all pairs, each set as one vector.
+
+    Args:
+        pairs: At least one: two tensors of one shape, the first of the wider type and on any device, and the
+            process groups over which both are spread.
+
+    Returns:
+        A 0-d tensor on the device of the first pair's second tensor; no full copy is made of any tensor.
+
+    Example:
+        >>> relative_distance([(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]), ())])
+        tensor(0.2000)
+    """
+    apart: dict[Groups, list[Tensor]] = {}
+    size: dict[Groups, list[Tensor]] = {}
+    for first, second, groups in pairs:
+        for one, other in _chunks(first, second):
+            wide = other.to(one.dtype)
+            apart.setdefault(groups, []).append(torch.linalg.vector_norm(one.to(other.device) - wide))
+            size.setdefault(groups, []).append(torch.linalg.vector_norm(wide))
+    return _together(apart) / _together(size)
+
+
+def _chunks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    if first.numel() <= CHUNK:
+        return iter([(first, second)])
+    rows = max(1, CHUNK * len(first) // first.numel())
+    return zip(torch.split(first, rows), torch.split(second, rows), strict=True)
+
+
+def _together(norms: dict[Groups, list[Tensor]]) -> Tensor:
+    home = next(iter(norms.values()))[0].device
+    return total_norm(
+        [Gradients([torch.stack([n.to(home) for n in own])], g) for g, own in norms.items()], 2.0
+    )
 
 
 def _joined(norms: list[Tensor], norm_type: float) -> Tensor:

@@ -38,8 +38,12 @@ def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float | Tensor) 
             target.lerp_(source.to(target), weight.to(target))
     elif targets[0].dtype == sources[0].dtype:
         torch._foreach_lerp_(targets, sources, weight)
+    elif targets[0].device.type == "cpu":
+        # lerp refuses a narrower source. One tensor at a time stays in the cache between both passes.
+        for target, source in zip(targets, sources, strict=True):
+            target.lerp_(source.to(target), weight)
     else:
-        # lerp refuses a narrower source; multiply and add promote it entry by entry.
+        # Multiply and add promote it entry by entry, in few launches.
         torch._foreach_mul_(targets, 1.0 - weight)
         torch._foreach_add_(targets, sources, alpha=weight)
 

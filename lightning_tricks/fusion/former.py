@@ -43,7 +43,8 @@ class Former:
         earlier = [member for member in earlier if type(member).finish is not Member.finish]
         # Who put an average in knows the live weights; those that we found in their place are not them.
         if all(type(member).average is not Member.average for member in earlier):
-            theirs = {name for member in earlier for name in member.average() or ()}
+            seen = [member for member in earlier if member.evaluates_average]
+            theirs = {name for member in seen for name in member.average() or ()}
             self.live = {name: self._copy[name] for name in self._copy if clean_name(name) not in theirs}
 
     def replacement_stands(self) -> bool:

@@ -38,17 +38,16 @@ class Source:
                 its metric.
         """
         members = [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
-        averagers = [member for member in members if type(member).average is not Member.average]
+        averagers = [member for member in members if member.evaluates_average]
         if kind == "average" and not averagers:
-            raise ValueError("source must be 'live' where no technique averages weights, got 'average'")
-        for member in averagers:
-            wanted = "average" if member.evaluates_average else "live"
-            if collect.monitored and kind != wanted:
-                sees = "sees" if member.evaluates_average else "does not see"
-                raise ValueError(
-                    f"source must be {wanted!r} for {collect!r} where validation {sees} the average of "
-                    f"{member.state_key}, got {kind!r}: write source={wanted!r}, or collect without a metric"
-                )
+            raise ValueError(
+                "source must be 'live' where no technique averages weights for evaluation, got 'average'"
+            )
+        if averagers and collect.monitored and kind == "live":
+            raise ValueError(
+                f"source must be 'average' for {collect!r} where validation sees the average of "
+                f"{averagers[0].state_key}, got 'live': write source='average', or collect without a metric"
+            )
         return cls(live, averagers if kind == "average" else [])
 
     def whole(self) -> Model:

@@ -8,7 +8,7 @@ The first is the layout of Lightning's own weight averaging, so that either read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from copy import copy
 from os import PathLike
@@ -26,19 +26,25 @@ from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.layouts import Layouts, module_parts, parts_of, wholes_of
 
 __all__ = [
-    "WeightsOnlyHook",
+    "average_of",
     "average_state",
     "averaged_steps",
+    "holds_beside",
     "live_state",
     "load_average",
+    "read",
     "read_sets",
-    "remove",
     "take_sets",
+    "without_training",
     "write_parts",
     "write_sets",
 ]
 
 _LIVE, _AVERAGE = "current_model_state", "average_model_state"
+_TRAINING = (
+    *("callbacks", "loops", "lr_schedulers", "optimizer_states", "MixedPrecision"),
+    *(_LIVE, _AVERAGE, "averaging_state"),
+)
 
 
 def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -52,28 +58,69 @@ def live_state(path: str | PathLike[str]) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file or folder.
         ValueError: If it is no checkpoint of Lightning.
     """
-    return read_sets(_load(path))[0]
+    return read_sets(read(path))[0]
 
 
-def average_state(path: str | PathLike[str]) -> dict[str, Tensor]:
+def average_state(path: str | PathLike[str], *, label: str | None = None) -> dict[str, Tensor]:
     """Return the averaged weights, as a module's ``load_state_dict`` takes them.
 
     In a file that was written after weights were fused, these are the fused ones.
 
     Args:
         path: A checkpoint, as in :func:`live_state`.
+        label: That of the technique whose average is meant, one of several; ``None`` for the one that
+            evaluations see. What it has not averaged are the live weights.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If it is no checkpoint of Lightning, or holds no average.
+        ValueError: If it is no checkpoint of Lightning, or holds no such average.
     """
-    checkpoint = _load(path)
-    if not _holds_average(checkpoint):
-        raise ValueError(f"path must be a checkpoint with averaged weights, got {str(path)!r}")
-    return read_sets(checkpoint)[1]
+    return average_of(read(path), path, label)
 
 
-def _load(path: str | PathLike[str]) -> dict[str, Any]:
+def average_of(
+    checkpoint: Mapping[str, Any], path: str | PathLike[str], label: str | None
+) -> dict[str, Tensor]:
+    """Return what :func:`average_state` does, of a checkpoint that has been read from ``path``."""
+    entry = None if label is None else _labelled(checkpoint, label)
+    if entry is None or not entry["aside"]:
+        if not _holds_average(checkpoint):
+            raise ValueError(f"path must be a checkpoint with averaged weights, got {str(path)!r}")
+        return read_sets(checkpoint)[1]
+    if not entry["wide"]:
+        raise ValueError(f"path must be a checkpoint after the average of {label!r} began, got {str(path)!r}")
+    average, live = entry["wide"], read_sets(checkpoint)[0]
+    return {
+        key: average[clean_name(key)].to(value) if clean_name(key) in average else value
+        for key, value in live.items()
+    }
+
+
+def _labelled(checkpoint: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    """Return what the technique with this label, which averages, has saved."""
+    states = {key: entry.get("state", {}) for key, entry in checkpoint.get("callbacks", {}).items()}
+    labels = {
+        key.partition("[")[2].removesuffix("]"): state for key, state in states.items() if "aside" in state
+    }
+    if label not in labels:
+        known = ", ".join(repr(each) for each in labels if each) or "none"
+        raise ValueError(f"label must be that of an average in the checkpoint, got {label!r}; it has {known}")
+    found: Mapping[str, Any] = labels[label]
+    return found
+
+
+def without_training(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint without what only a training needs that goes on from it."""
+    return {key: value for key, value in checkpoint.items() if key not in _TRAINING}
+
+
+def read(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return a checkpoint on the CPU, from a file or from the folder of a distributed one.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it is no checkpoint of Lightning.
+    """
     rule = f"path must be a checkpoint of Lightning, got {str(path)!r}"
     if Path(path).is_dir():
         if not (Path(path) / "meta.pt").exists():
@@ -100,6 +147,11 @@ def _load_folder(path: str | PathLike[str]) -> dict[str, Any]:
 def averaged_steps(checkpoint: Mapping[str, Any]) -> int:
     """Return how often Lightning's own averaging had moved its average; 0 if there was none."""
     return int(checkpoint.get("averaging_state", {}).get("n_averaged", 0))
+
+
+def holds_beside(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether the average stands beside the ``state_dict``."""
+    return _AVERAGE in checkpoint
 
 
 def _holds_average(checkpoint: Mapping[str, Any]) -> bool:
@@ -219,53 +271,3 @@ def _beside(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str)
     pl_module.on_load_checkpoint(older)
     renamed: dict[str, Any] = older["state_dict"]
     return renamed
-
-
-def _full(checkpoint: Mapping[str, Any]) -> bool:
-    # The empty entry is that of a hook before this one.
-    return "callbacks" in checkpoint and not (_AVERAGE in checkpoint and checkpoint["callbacks"] == {})
-
-
-class WeightsOnlyHook:
-    """Stands on a module in the place of its ``on_save_checkpoint`` and edits weights-only checkpoints.
-
-    Lightning calls no callback for those. Full checkpoints, and those of another Trainer, pass unchanged.
-    A copy of the module gets the module's own method again.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        edit: Callable[[dict[str, Any]], None],
-    ) -> None:
-        """Take the place; ``edit`` is called before the module's own method."""
-        self._trainer, self._module, self._edit = trainer, pl_module, edit
-        self._before = vars(pl_module).get("on_save_checkpoint")
-        self._own = pl_module.on_save_checkpoint
-        vars(pl_module)["on_save_checkpoint"] = self
-        self._active = True
-
-    def __call__(self, checkpoint: dict[str, Any]) -> None:
-        if self._active and not _full(checkpoint) and self._module.trainer is self._trainer:
-            self._edit(checkpoint)
-            if _AVERAGE in checkpoint:
-                checkpoint["callbacks"] = {}  # or Lightning would ask no callback when it loads this
-        self._own(checkpoint)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._module, "on_save_checkpoint")
-
-    def remove(self) -> None:
-        """Give the place back; where another has taken it since, only fall silent."""
-        self._active = False
-        if vars(self._module).get("on_save_checkpoint") is self:
-            del vars(self._module)["on_save_checkpoint"]
-            if self._before is not None:
-                vars(self._module)["on_save_checkpoint"] = self._before
-
-
-def remove(hook: Callable[[dict[str, Any]], None]) -> None:
-    """Remove a :class:`WeightsOnlyHook`; of a copy, which has become the module's own method, nothing."""
-    if isinstance(hook, WeightsOnlyHook):
-        hook.remove()

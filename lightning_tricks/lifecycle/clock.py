@@ -83,6 +83,17 @@ class Clock:
             return self.position >= moment.amount
         return self.position >= self.horizon.end(0, moment)
 
+    def passed(self, unit: Duration) -> int:
+        """Return how many times ``unit``, which is above 0, has passed since the run began.
+
+        Raises:
+            ValueError: If that needs a length of the run that is unknown.
+        """
+        if unit.unit == "steps":  # needs no length, so none is marked as used
+            return self.position // int(unit.amount)
+        # A multiple that rounding puts a little after a step still is that step's.
+        return int(self.horizon.elapsed(0, self.position, unit) + 1e-9)
+
     def saved(self) -> dict[str, Any]:
         """Return the counts, and at which of them epochs end."""
         ends = self._horizon.epoch_ends

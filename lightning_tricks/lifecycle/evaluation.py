@@ -182,6 +182,8 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
             (validation, {"_results": _ResultCollection(training=False)}),
             (validation, {"batch_progress": _BatchProgress(), "_restarting": False, "verbose": False}),
             (validation, {"_seen_batches_per_dataloader": defaultdict(int)}),
+            # Another validation may be about to end, which gives modules back the modes that it noted.
+            (validation, {"_module_mode": type(validation._module_mode)()}),
             (validation, reload),  # the loader of the last validation is used again
             (trainer, {"_last_val_time": getattr(trainer, "_last_val_time", None)}),
         ):

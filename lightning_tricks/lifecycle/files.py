@@ -6,7 +6,8 @@ A file is written beside its place and then renamed into it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.processes import in_first
 
-__all__ = ["checkpoint_folder", "free_path", "is_tuners", "load", "save", "save_weights"]
+__all__ = ["checkpoint_folder", "free_path", "is_tuners", "load", "save", "save_weights", "written_whole"]
 
 
 def save(content: Any, path: Path) -> int:
@@ -34,24 +35,35 @@ def save(content: Any, path: Path) -> int:
         OSError: If it cannot be written, on a full disk for example; then ``path`` is as it was, and
             nothing is left beside it.
     """
+    try:
+        with written_whole(path) as part, part.open("wb") as stream:
+            torch.save(content, stream)
+            return stream.tell()
+    except RuntimeError as error:
+        if isinstance(cause := error.__context__, OSError):
+            # torch closes its archive all the same, fails at that, and hides what the disk said.
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which takes the place of ``path`` at the end.
+
+    After an error ``path`` is as it was, and nothing is left beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic within one file system only.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
+        yield part
+        with part.open("rb") as stream:
             # Else a power cut after the rename could leave the new name with old or no content.
             os.fsync(stream.fileno())
-            size = stream.tell()
         os.replace(part, path)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and isinstance(cause := error.__context__, OSError):
-            # torch closes its archive all the same, fails at that, and hides what the disk said.
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
-    return size
 
 
 def is_tuners(path: str | os.PathLike[str] | None) -> bool:

@@ -75,11 +75,11 @@ class Member(Callback, ABC):
 
     @property
     def evaluates_average(self) -> bool:
-        """Whether validation within ``fit`` sees its :meth:`average`."""
+        """Whether evaluations see its :meth:`average`, and the module holds it after the run."""
         return False
 
     def average(self) -> dict[str, Tensor] | None:
-        """Return the averaged weights that evaluation sees instead of the live ones.
+        """Return the averaged weights.
 
         Returns:
             Tensors by their names in the module's state dict, wrappers' names left out; ``None`` as long as

@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_tricks.core.select import Patterns, clean_name
+from lightning_tricks.core.gradients import groups_of_held
+from lightning_tricks.core.norms import relative_distance
+from lightning_tricks.core.select import Patterns
 from lightning_tricks.core.tensors import copy_
-from lightning_tricks.lifecycle.checkpoints import (
-    WeightsOnlyHook,
-    load_average,
-    read_sets,
-    remove,
-    take_sets,
-    write_parts,
-    write_sets,
-)
-from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, module_parts, parts_of, wholes_of
+from lightning_tricks.lifecycle.both_sets import write_both
+from lightning_tricks.lifecycle.checkpoints import load_average, take_sets
+from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, parts_of, wholes_of
 from lightning_tricks.lifecycle.no_fit import NoFit
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.shadow import Shadows
-from lightning_tricks.lifecycle.slots import Slot, find_slots, same_places, stand_in
-from lightning_tricks.lifecycle.strategies import any_of, check_parts, reshard
+from lightning_tricks.lifecycle.slots import Slot, find_slots, other_buffers, same_places, stand_in
+from lightning_tricks.lifecycle.strategies import any_of, check_parts, flat_shards, reshard
+from lightning_tricks.lifecycle.weights_only import WeightsOnlyHook, remove
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -43,10 +39,12 @@ class SecondSet:
         slots: The tensors that are averaged, by first clean name.
         shadows: Their averages; ``None`` until averaging begins.
         values: The average of the checkpoint that ``fit`` has loaded, until it is taken; ``None`` for none.
+        aside: Whether neither evaluations see it, nor the module holds it after a run, nor a state dict.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, aside: bool = False) -> None:
         """Know of no run."""
+        self.aside = aside
         self.slots: dict[str, Slot] = {}
         self._conductor: Conductor | None = None
         self._layouts: Layouts = {}
@@ -61,11 +59,17 @@ class SecondSet:
         self._left: LightningModule | None = None
         self._buffers: list[tuple[dict[str, Any], str, str, Tensor]] = []
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds parts of the weights."""
+        return bool(self._layouts)
+
     def read(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> bool:
         """Put the weights of a loaded checkpoint where they belong; return whether ``fit`` loaded it."""
         layouts = layouts_of(trainer, pl_module)
         if trainer.state.fn != "fit":
-            load_average(pl_module, checkpoint, layouts)
+            if not self.aside:
+                load_average(pl_module, checkpoint, layouts)
             return False
         self._forget()
         self._loaded, self.values = True, take_sets(pl_module, checkpoint, layouts)
@@ -95,7 +99,8 @@ class SecondSet:
         elif self.shadows is not None:
             self._forget()
         self.slots, self._save, self._conductor = slots, save, conductor
-        conductor.on_next_fit(partial(remove, WeightsOnlyHook(trainer, pl_module, edit or self.write)))
+        if not self.aside:
+            conductor.on_next_fit(partial(remove, WeightsOnlyHook(trainer, pl_module, edit or self.write)))
 
     def begin(
         self,
@@ -164,6 +169,25 @@ class SecondSet:
         self.reshard()
         self.shadows.lerp_(share)
 
+    def switch_(self) -> None:
+        """Let the live weights jump to where the average is."""
+        assert self.shadows is not None
+        self.reshard()
+        self.shadows.give_()
+
+    def distance(self) -> Tensor:
+        """Return how far the average is from the live weights, as a share of their norm.
+
+        A 0-d tensor, the same in all processes; to be called by all together, while the module holds the live
+        weights.
+        """
+        assert self.shadows is not None and self._conductor is not None
+        self.reshard()
+        spread = flat_shards(self._conductor.trainer) if self._layouts else {}
+        return relative_distance(
+            (shadow, slot.tensor, groups_of_held(slot.held, spread)) for slot, shadow in self.shadows.pairs()
+        )
+
     def show(self, trainer: Trainer) -> None:
         """Put the average into the module for an evaluation within ``fit``, if it is not there."""
         if trainer.state.fn == "fit" and self.shadows is not None and not self.shadows.shown:
@@ -186,15 +210,13 @@ class SecondSet:
             warn(trainer, f"{who} averaged nothing, since {reason}: the module keeps its live weights")
             return
         assert self._conductor is not None
+        if self.aside:
+            self._conductor.on_next_fit(self._forget)  # nobody can tell which weights that will begin with
+            return
         self.reshard()
         self.shadows.show(keep=True)
         # Whoever puts other weights into the module later may give it other statistics with them.
-        self._buffers = [
-            (child._buffers, key, clean_name(f"{path}.{key}"), buffer.to("cpu", copy=True))
-            for path, child in trainer.lightning_module.named_modules()
-            for key, buffer in child._buffers.items()
-            if buffer is not None and clean_name(f"{path}.{key}") not in self.slots
-        ]
+        self._buffers = other_buffers(trainer.lightning_module, self.slots)
         self._conductor.on_next_fit(partial(self._go_on, trainer, trainer.lightning_module))
 
     def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -224,7 +246,7 @@ class SecondSet:
         """Hold the average after a fit that had nothing to train, and follow the module to its device."""
         self.tell(trainer, who)
         if self.shadows is not None:
-            if not self.shadows.shown:
+            if not (self.shadows.shown or self.aside):
                 self.finish(trainer, who)
             self.shadows.place()
 
@@ -251,49 +273,28 @@ class SecondSet:
 
     def write(self, checkpoint: dict[str, Any]) -> None:
         """Put both sets into a checkpoint, once averaging has begun; called by all processes."""
-        if self.shadows is None:
+        if self.shadows is None or self.aside:
             return
-        if self._layouts:
-            self._write_parts(checkpoint)
-            return
-        live, average = self.shadows.sets(*read_sets(checkpoint))
-        write_sets(checkpoint, live=self._with_buffers(live), average=average, save=self._save)
-
-    def _with_buffers(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self._conductor is not None
         kept = {name: buffer for _, _, name, buffer in self._buffers}
-        return {key: kept.get(clean_name(key), value) for key, value in live.items()} if kept else live
-
-    def _write_parts(self, checkpoint: dict[str, Any]) -> None:
-        assert self.shadows is not None and self._conductor is not None
-        self.reshard()
-        parts = module_parts(self._conductor.trainer.lightning_module)
-        live, average = self.shadows.sets(parts, parts)
-        first = self._save == "average"
-        write_parts(
+        write_both(
             self._conductor.trainer,
             checkpoint,
-            self._with_buffers(live) if first else average,
+            self.shadows,
             self._layouts,
-            exchanged=None if self.shadows.shown == first else self._exchanged(),
+            buffers=kept,
+            live=self.live,
             save=self._save,
         )
 
-    @contextmanager
-    def _exchanged(self) -> Iterator[None]:
-        """Let the module hold the other set within the context."""
-        assert self.shadows is not None
-        if self.shadows.shown:
-            with self.live():
-                yield
-            return
-        self.shadows.show()
-        try:
-            yield
-        finally:
-            self.reshard()
-            self.shadows.hide()
-
     def beyond(self) -> dict[str, Tensor]:
-        """Return the averages that a state dict does not hold to the bit, whole; called by all processes."""
-        parts = self.shadows.beyond() if self.shadows else {}
-        return wholes_of(parts, self._layouts) if self._layouts else parts
+        """Return the averages that a state dict does not hold to the bit, whole; called by all processes.
+
+        Of a set that is kept aside these are all, by all their clean names.
+        """
+        parts = {} if not self.shadows else self.shadows.named() if self.aside else self.shadows.beyond()
+        firsts = {name: parts[name] for name in self.slots if name in parts}
+        wholes = wholes_of(firsts, self._layouts) if self._layouts else firsts
+        if not self.aside:
+            return wholes
+        return {alias: wholes[name] for name in wholes for alias in self.slots[name].names}

@@ -119,10 +119,20 @@ class Shadows:
         Live tensors that are on another device than their shadows come as copies.
         """
         for group in self._grouped():
-            live = [local(slot.owner[slot.key]).detach() for slot in group.slots]
+            # Not detached, which takes longer than all else here: whoever changes them does it without graph.
+            live = [local(slot.owner[slot.key]) for slot in group.slots]
             if group.apart:
                 live = [tensor.to(group.shadows[0].device) for tensor in live]
             yield group.shadows, live
+
+    def pairs(self) -> Iterator[tuple[Slot, Tensor]]:
+        """Return the slots with their shadows."""
+        return zip(self._slots, self._shadows, strict=True)
+
+    def give_(self) -> None:
+        """Put the shadows' values into the live tensors that training changes, for good."""
+        moving = [(slot.tensor, shadow) for slot, shadow in self.pairs() if slot.moves]
+        copy_([live for live, _ in moving], [shadow for _, shadow in moving])
 
     def _grouped(self) -> list[_Group]:
         # Lists of one type and device, because torch's foreach kernels fall back to loops for mixed ones.
@@ -145,7 +155,7 @@ class Shadows:
             keep: Whether the shadows stay as they are and the live values are kept on the CPU. Else the two
                 change places where they have one type and device, which needs no memory.
         """
-        pairs = [(slot.tensor, shadow) for slot, shadow in zip(self._slots, self._shadows, strict=True)]
+        pairs = [(slot.tensor, shadow) for slot, shadow in self.pairs()]
         self._stash = {
             index: live.to("cpu" if keep else live.device, copy=True)
             for index, (live, shadow) in enumerate(pairs)
@@ -204,8 +214,7 @@ class Shadows:
         if self.shown:
             kept = [self._stash.get(index, shadow) for index, shadow in enumerate(self._shadows)]
             return self._replaced(live, kept), average
-        pairs = zip(self._shadows, self._slots, strict=True)
-        return live, self._replaced(average, [shadow.to(slot.tensor.dtype) for shadow, slot in pairs])
+        return live, self._replaced(average, [shadow.to(slot.tensor.dtype) for slot, shadow in self.pairs()])
 
     def named(self) -> dict[str, Tensor]:
         """Return the shadows by all their clean names, whichever set the module holds."""
@@ -229,7 +238,7 @@ class Shadows:
         They are those of another type than their tensor, and those in whose place the module holds
         something else by now.
         """
-        pairs = list(zip(self._slots, self._shadows, strict=True))
+        pairs = list(self.pairs())
         beyond = self._agree(
             [
                 shadow.dtype != slot.tensor.dtype or (index in self._stash and _differ(shadow, slot.tensor))

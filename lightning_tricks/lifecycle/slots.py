@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from lightning_tricks.core.select import Pattern, Patterns, as_patterns, clean_name, matches, resolved, select
 from lightning_tricks.core.tensors import local
 
-__all__ = ["Slot", "find_slots", "same_places", "stand_in"]
+__all__ = ["Slot", "find_slots", "other_buffers", "same_places", "stand_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,18 @@ def _covers(pattern: Pattern, module: nn.Module, path: str, key: str, buffer: Te
         return any(isinstance(module.get_submodule(holder), pattern) for holder in holders)
     name = clean_name(f"{path}.{key}")
     return matches(pattern, name) if isinstance(pattern, str) else bool(pattern(name, buffer))
+
+
+def other_buffers(
+    module: nn.Module, slots: Mapping[str, Slot]
+) -> list[tuple[dict[str, Any], str, str, Tensor]]:
+    """Return of each buffer without a slot its owner, its name there, its clean name and a CPU copy."""
+    return [
+        (child._buffers, key, name, buffer.to("cpu", copy=True))
+        for path, child in module.named_modules()
+        for key, buffer in child._buffers.items()
+        if buffer is not None and (name := clean_name(f"{path}.{key}")) not in slots
+    ]
 
 
 def same_places(first: dict[str, Slot], second: dict[str, Slot]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,35 +14,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lightning_tricks.averaging.ema import EMAWeights, joint_share, live_share
+from lightning_tricks.averaging.ema import EMAWeights
 from tests.averaging.watching import differ, live_of, parameters, slow_twin, watched
 from tests.host_reads import HostReads
 from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
-
-
-@pytest.mark.parametrize(
-    ("updates", "decay", "warmup", "share"),
-    [
-        (0, 0.999, True, 9 / 10),  # d = 1/10
-        (8, 0.999, True, 1 / 2),  # d = 9/18
-        (8990, 0.999, True, 1 / 1000),  # d = 8991/9000 = 0.999: the join
-        (10**6, 0.999, True, 1 / 1000),
-        (0, 0.05, True, 0.95),  # smaller than any warm-up
-        (0, 0.999, False, 1 / 1000),
-        (0, 0.0, True, 1.0),
-        (0, 1.0, False, 0.0),
-    ],
-)
-def test_share_of_the_live_weights(updates: int, decay: float, warmup: bool, share: float) -> None:
-    assert live_share(updates, decay=decay, warmup=warmup) == pytest.approx(share, rel=1e-12)
-    on_device = live_share(torch.tensor(updates), decay=decay, warmup=warmup)
-    assert float(on_device) == pytest.approx(share, rel=1e-6)
-
-
-def test_two_steps_as_one_multiply_their_decays() -> None:
-    assert joint_share(0.1, 0.2) == pytest.approx(1 - 0.9 * 0.8)
-    assert joint_share(0.0, 1e-17) == 1e-17
-    assert float(joint_share(torch.tensor(0.5), 0.5)) == 0.75
 
 
 @pytest.mark.parametrize(
@@ -170,3 +145,22 @@ def test_decay_is_logged_when_the_average_moves(tmp_path: Any) -> None:
     logged = [float(row["ema_weights/decay"]) for row in rows if row["ema_weights/decay"]]
     # From the second step on: nothing, 1/10 2/11, the same, 3/12 4/13.
     assert logged == pytest.approx([2 / 110, 2 / 110, 1 / 13])
+
+
+def test_distance_from_the_live_weights_is_logged_on_steps_that_log(tmp_path: Path) -> None:
+    class Hand(Callback):
+        expected: ClassVar[list[float]] = []
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            average, live = (
+                torch.cat([each.detach().flatten() for each in those])
+                for those in (ema.average().values(), pl_module.parameters())
+            )
+            self.expected.append(float((average - live).norm() / live.norm()))
+
+    logger, ema, hand = CSVLogger(tmp_path), EMAWeights(decay=0.9), Hand()
+    watched(ema, None, hand, logger=logger, max_epochs=1, log_every_n_steps=2)
+    rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text("utf-8").splitlines())
+    logged = [float(row["ema_weights/distance"]) for row in rows if row["ema_weights/distance"]]
+    assert logged == pytest.approx(hand.expected[1::2], rel=1e-5)
+    assert len(logged) == 2

@@ -63,13 +63,6 @@ def test_a_share_of_an_endless_run_is_refused_before_it_starts() -> None:
         runner.fit(Toy(), Loader())
 
 
-def test_evaluate_false_leaves_validation_alone_but_not_the_end() -> None:
-    ema = EMAWeights(decay=0.9, evaluate=False)
-    module, watch, _ = watched(ema)
-    assert_equal(watch.seen[-1], watch.steps[-1])
-    assert differ(weights(module), watch.steps[-1])
-
-
 class Looks(Callback):
     """Notes at which of validation's hooks it sees which weights."""
 

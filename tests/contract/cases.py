@@ -178,7 +178,7 @@ CASES: dict[str, Case] = {
     ),
     "EMAWeights": Case(
         neutral=lambda: lt.EMAWeights(decay=0.0),
-        active=lambda: lt.EMAWeights(decay="0.9 * constant()", every=2, start=1, buffers="average"),
+        active=lambda: lt.EMAWeights(decay=lt.HalfLife("40 samples"), every=2, start=1, buffers="average"),
     ),
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),

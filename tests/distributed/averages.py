@@ -17,8 +17,8 @@ from torch import Tensor
 
 import lightning_tricks as lt
 from tests.distributed.cells import fit, weights_of, whole_weights
-from tests.distributed.worlds import WORLDS, Part
-from tests.toys import assert_equal, trainer
+from tests.distributed.worlds import WORLDS, Part, World
+from tests.toys import StopAfter, StopError, assert_equal, trainer
 
 DECAY = 0.9
 
@@ -26,11 +26,13 @@ DECAY = 0.9
 class ByHand(Callback):
     """Averages whole weights, and notes what the module holds in validation."""
 
-    def __init__(self) -> None:
+    def __init__(self, decay: float = DECAY) -> None:
+        self.decay = decay
         self.average: dict[str, Tensor] = {}
         self.live: dict[str, Tensor] = {}
         self.seen: list[dict[str, Tensor]] = []
         self.expected: list[dict[str, Tensor]] = []
+        self.distances: list[tuple[float, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.average = whole_weights(trainer)
@@ -38,11 +40,21 @@ class ByHand(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         self.live = whole_weights(trainer)
         for name, value in self.live.items():
-            self.average[name].lerp_(value, 1 - DECAY)
+            self.average[name].lerp_(value, 1 - self.decay)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = trainer.callback_metrics.get("ema_weights/distance")
+        if logged is not None:
+            average, live = (flat(each) for each in (self.average, self.live))
+            self.distances.append((float(logged), float((average - live).norm() / live.norm())))
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         self.seen.append(whole_weights(trainer))
         self.expected.append({name: value.clone() for name, value in self.average.items()})
+
+
+def flat(state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in state.values()])
 
 
 def near(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -51,12 +63,33 @@ def near(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         torch.testing.assert_close(value.cpu(), second[name].cpu(), rtol=0, atol=1e-12)
 
 
+def side() -> lt.EMAWeights:
+    return lt.EMAWeights(decay=0.5, decay_warmup=False, label="side", evaluate=False)
+
+
+def goes_on(world: World, folder: Path, save: str, expected: dict[str, Tensor]) -> None:
+    """Check that an average that is kept apart goes on from a checkpoint to the bit."""
+    stopped = folder / "stopped.ckpt"
+    try:
+        fit(world, folder, lt.EMAWeights(decay=DECAY, save=save), side(), StopAfter(8, stopped))
+    except StopError:
+        dist.barrier()
+    emas = lt.EMAWeights(decay=DECAY, save=save), side()
+    _, runner, _ = fit(world, folder, *emas, ckpt_path=stopped)
+    runner.save_checkpoint(folder / "end.ckpt")
+    assert_equal(expected, lt.average_state(folder / "end.ckpt", label="side"))
+
+
 def check(name: str, save: str, folder: Path) -> None:
     """Check a run and its checkpoints, whole and weights-only, and their way back."""
-    world, hand = WORLDS[name], ByHand()
+    world, hand, other_hand = WORLDS[name], ByHand(), ByHand(0.5)
+    apart = side()
     ema = lt.EMAWeights(decay=DECAY, decay_warmup=False, save=save)
-    _, runner, after = fit(world, folder / save, ema, hand)
+    _, runner, after = fit(world, folder / save, ema, hand, apart, other_hand)
     near(after, hand.average)
+    assert len(hand.distances) > 1
+    for logged, expected in hand.distances:
+        assert abs(logged - expected) < 1e-6 * expected, (logged, expected)
     for seen, expected in zip(hand.seen, hand.expected, strict=True):
         near(seen, expected)
     with ema.live_weights():
@@ -67,6 +100,9 @@ def check(name: str, save: str, folder: Path) -> None:
         runner.save_checkpoint(path, weights_only=weights_only)
         near(weights_of(lt.live_state(path)), hand.live)
         near(weights_of(lt.average_state(path)), hand.average)
+        if not weights_only:
+            near(weights_of(lt.average_state(path, label="side")), other_hand.average)
+            goes_on(world, folder / save / "again", save, lt.average_state(path, label="side"))
         # Another Trainer evaluates the average, whichever set stands first.
         seen = ByHand()
         settings = {
@@ -75,7 +111,7 @@ def check(name: str, save: str, folder: Path) -> None:
             "default_root_dir": folder,
             **world.settings(),
         }
-        other = trainer(lt.EMAWeights(save=save), seen, **settings)
+        other = trainer(lt.EMAWeights(save=save), side(), seen, **settings)
         other.validate(world.module(), Part(2, seed=9, fixed=True), ckpt_path=path, verbose=False)
         near(seen.seen[0], hand.average)
     assert_equal(after, whole_weights(runner))

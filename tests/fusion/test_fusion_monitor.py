@@ -33,11 +33,8 @@ def test_live_weights_are_not_chosen_by_the_metric_of_their_average(kind, averag
     assert spy.steps == []
 
 
-def test_an_average_is_not_chosen_by_the_metric_of_the_live_weights(tmp_path):
-    match = (
-        r"source must be 'live' for BestK\(k=2\) where validation does not see the average of EMAWeights, "
-        "got 'average': write source='live'"
-    )
+def test_an_average_that_is_kept_apart_is_not_collected(tmp_path):
+    match = "source must be 'live' where no technique averages weights for evaluation, got 'average'"
     refused(tmp_path, best(source="average"), match, EMAWeights(evaluate=False))
 
 
@@ -48,7 +45,6 @@ def test_an_average_is_not_chosen_by_the_metric_of_the_live_weights(tmp_path):
         (False, best),
         # Nothing is chosen while it trains, and the end measures what it fuses.
         (True, lambda: always(collect=LastEpochs(2))),
-        (False, lambda: always(collect=LastEpochs(2), source="average")),
         (True, lambda: always(collect=LastEpochs(2), method=GreedySoup(), monitor="val_loss", mode="min")),
     ],
 )

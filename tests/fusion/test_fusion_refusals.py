@@ -42,7 +42,7 @@ def refused(root, fusion, match, *others, error=ValueError, **settings) -> None:
             lambda: always(method=GreedySoup("norm"), monitor="val_loss", mode="min"),
             "mode must be 'min' or 'max' for monitor 'norm'",
         ),
-        (lambda: always(source="average"), "source must be 'live' where no technique averages weights"),
+        (lambda: always(source="average"), "source must be 'live' where no technique averages weights for"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_batch(fusion, match, tmp_path):

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from lightning_tricks.lifecycle.checkpoints import (
-    WeightsOnlyHook,
     average_state,
     averaged_steps,
     live_state,
@@ -19,6 +18,7 @@ from lightning_tricks.lifecycle.checkpoints import (
     take_sets,
     write_sets,
 )
+from lightning_tricks.lifecycle.weights_only import WeightsOnlyHook
 from tests.toys import Loader, Toy, assert_equal, trainer, weights
 
 
