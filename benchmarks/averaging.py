@@ -14,14 +14,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import logging
 import random
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -37,6 +34,7 @@ import lightning_tricks as lt
 from benchmarks.machine import machine
 from benchmarks.readme import replace_table
 from benchmarks.shapes import SETS, Weights
+from benchmarks.steps import quiet
 
 DECAY = 0.999
 HERE = Path(__file__).parent
@@ -201,15 +199,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         goal = "" if row["goal"] is None else f"{row['goal']:g}"
         lines.append(f"| {row['weights']} | {row['variant']} | {row['update_us']:.0f} | {spread} | {goal} |")
     return "\n".join(lines)
-
-
-@contextmanager
-def quiet() -> Any:
-    """Let Lightning say nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,16 +40,7 @@ SchemeName = Literal[
     "normal",
     "truncated_normal",
 ]
-SCHEMES: tuple[str, ...] = (
-    "xavier_uniform",
-    "xavier_normal",
-    "kaiming_uniform",
-    "kaiming_normal",
-    "lecun_normal",
-    "orthogonal",
-    "normal",
-    "truncated_normal",
-)
+SCHEMES: tuple[str, ...] = get_args(SchemeName)
 
 LARGEST = 65504.0  # what half precision holds
 
