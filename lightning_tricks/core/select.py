@@ -42,7 +42,7 @@ Patterns = str | tuple[Pattern, ...] | type[nn.Module] | Callable[[str, Tensor],
 
 # What torch.compile and the wrappers of torch.distributed put into names. None of it is the user's.
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)")
-_PARAMETRIZED = re.compile(r"\.parametrizations\.([^.]+)\.original$")
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
 _SLICE = re.compile(r"\[(-?\d+)?:(-?\d+)?\]")
 
 
@@ -102,7 +102,7 @@ def select(module: nn.Module, patterns: Patterns, *, name: str = "params") -> di
         first_name.setdefault(parameter, clean)
         aliases.setdefault(parameter, []).append(clean)
         if _PARAMETRIZED.search(clean):
-            aliases[parameter].append(_PARAMETRIZED.sub(r".\1", clean))
+            aliases[parameter].append(_PARAMETRIZED.sub(r"\1\2", clean))
     chosen: set[nn.Parameter] = set()
     for pattern in as_patterns(name, patterns):
         hits = {p for each in resolved(module, pattern) for p in _hits(module, each, aliases)}
@@ -218,7 +218,8 @@ def matches(pattern: str, name: str) -> bool:
         >>> matches("layer1", "layer1.0.weight"), matches("layer1", "layer10.weight")
         (True, False)
     """
-    return any(fnmatch.fnmatchcase(part, pattern) for part in _prefixes(name))
+    # The module that is searched has no name itself, but may be all there is.
+    return any(fnmatch.fnmatchcase(part, pattern) for part in list(_prefixes(name)) or [""])
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ def to_yaml(*techniques: Technique) -> str:
 
     Raises:
         TypeError: If one is no technique.
-        ValueError: If a setting holds what cannot be written down, such as a function.
+        ValueError: If a setting holds what cannot be written down, such as a function or a local class.
 
     Example:
         >>> from lightning_tricks import ExactResume
@@ -44,7 +44,7 @@ def as_plain(value: Any, name: str) -> Any:
     """Return ``value``, the setting ``name``, as a configuration holds it.
 
     Raises:
-        ValueError: If that cannot be written down, such as a function.
+        ValueError: If that cannot be written down, such as a function or a local class.
 
     Example:
         >>> from lightning_tricks import Percentile, warmup
@@ -56,13 +56,13 @@ def as_plain(value: Any, name: str) -> Any:
     if isinstance(value, Schedule):
         return repr(value)
     if isinstance(value, type):
-        return _path(value)
+        return _path(value, name)
     if dataclasses.is_dataclass(value):
         held = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value) if entry.init}
         if held.get("label", "") is None:
             del held["label"]
         settings = {key: as_plain(each, f"{name}.{key}") for key, each in held.items()}
-        return {"class_path": _path(type(value)), "init_args": settings}
+        return {"class_path": _path(type(value), name), "init_args": settings}
     if isinstance(value, list | tuple):
         return [as_plain(each, f"{name}[{index}]") for index, each in enumerate(value)]
     if value is None or isinstance(value, str | int | float):
@@ -70,8 +70,12 @@ def as_plain(value: Any, name: str) -> Any:
     raise ValueError(f"{name} must be text, a number, a type or a policy to be written down, got {value!r}")
 
 
-def _path(kind: type) -> str:
+def _path(kind: type, name: str) -> str:
     """Return the path of ``kind``, from its package alone where that offers it."""
-    package = kind.__module__.partition(".")[0]
-    offered = getattr(sys.modules[package], kind.__name__, None) is kind
-    return f"{package if offered else kind.__module__}.{kind.__qualname__}"
+    for module in (kind.__module__.partition(".")[0], kind.__module__):
+        if getattr(sys.modules.get(module), kind.__name__, None) is kind:
+            return f"{module}.{kind.__name__}"
+    raise ValueError(
+        f"{name} must have a type that a module offers to be written down, got {kind!r}: define it at the "
+        "module's top level"
+    )

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -25,6 +24,7 @@ from torchmetrics import Metric
 
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.notice import callbacks_of
+from lightning_tricks.lifecycle.randomness import generators_of
 
 __all__ = [
     "MissingMetricError",
@@ -235,7 +235,7 @@ def kept_metric(metric: Metric) -> Iterator[None]:
 @contextmanager
 def _kept_place(loader: CombinedLoader) -> Iterator[None]:
     """Let stateful loaders and loaders with generators of their own go on from where they are."""
-    generators = [generator for part in loader.flattened for generator in _generators(part)]
+    generators = [generator for part in loader.flattened for generator in generators_of(part)]
     states = [generator.get_state() for generator in generators]
     places = loader._state_dicts()  # a loader that has not begun may draw its order for it
     try:
@@ -244,10 +244,3 @@ def _kept_place(loader: CombinedLoader) -> Iterator[None]:
         loader._load_state_dicts(places)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-
-
-def _generators(loader: object) -> list[torch.Generator]:
-    sampler = getattr(loader, "sampler", None)
-    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    found = (getattr(part, "generator", None) for part in (loader, sampler, inner))
-    return [generator for generator in found if isinstance(generator, torch.Generator)]

@@ -96,6 +96,8 @@ def flat_shapes(trainer: Trainer) -> dict[nn.Parameter, torch.Size]:
 
 def any_of(trainer: Trainer, answers: list[bool]) -> list[bool]:
     """Return of each answer whether it is yes in any process; all processes give equally many."""
+    if trainer.world_size == 1:
+        return answers
     together = torch.tensor(answers, dtype=torch.uint8, device=trainer.strategy.root_device)
     dist.all_reduce(together, dist.ReduceOp.MAX)
     return [bool(answer) for answer in together.tolist()]

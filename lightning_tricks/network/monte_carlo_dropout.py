@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.conflicts import check_claims
 from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.lifecycle.notice import callbacks_of
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.dropouts import dropout_layers, rate_of
 from lightning_tricks.network.surgery import seeded
@@ -155,7 +157,7 @@ class MonteCarloDropout(Technique):
         self._find(pl_module)  # says before training what would stop the predictions after it
 
     def claims(self) -> Iterable[Claim]:
-        return []
+        return [self.claim("predict_step", None)]
 
     def _find(self, pl_module: LightningModule) -> None:
         layers = dropout_layers(pl_module, self.params)
@@ -164,6 +166,9 @@ class MonteCarloDropout(Technique):
         self._layers = list(layers.values())
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Conflicts are looked for where training starts, not where predictions do.
+        ours = (each for each in callbacks_of(trainer) if isinstance(each, MonteCarloDropout))
+        check_claims(claim for each in ours for claim in each.claims())
         self._find(pl_module)
         step = pl_module.predict_step
         if "dataloader_iter" in signature(step).parameters:

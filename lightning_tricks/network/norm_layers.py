@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from lightning_tricks.network.frozen_batchnorm import FrozenBatchNorm
@@ -45,6 +45,29 @@ class Replaced(NamedTuple):
     after: str
     carried: tuple[str, ...]
     dropped: tuple[str, ...]
+
+
+class _PerChannel(nn.GroupNorm):
+    """GroupNorm of one channel a group, which torch gives nothing but the bias for one value a channel."""
+
+    def __init__(self, path: str, channels: int, eps: float, affine: bool) -> None:
+        """Make the layer that is called ``path``, without values."""
+        super().__init__(channels, channels, eps, affine, device="meta")
+        self.path = path
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input`` of shape (N, C, ...).
+
+        Raises:
+            ValueError: If there is one value per sample and channel.
+        """
+        if input.shape[1:].numel() == self.num_channels:
+            raise ValueError(
+                f"input of {self.path!r} must have several values per group, got {tuple(input.shape)} with a "
+                "group for each channel, each value minus itself: replace with to='layer', with fewer "
+                "groups, or leave the layer out of params"
+            )
+        return super().forward(input)
 
 
 def is_norm(layer: nn.Module, *, to: str) -> bool:
@@ -99,6 +122,8 @@ def _group_norm(layer: nn.Module, name: str, groups: int) -> nn.Module:
     channels = layer.num_features
     if channels % groups:
         raise ValueError(f"groups must divide the {channels} channels of {name!r}, got {groups}")
+    if groups == channels:
+        return _PerChannel(name, channels, layer.eps, layer.affine)
     return nn.GroupNorm(groups, channels, layer.eps, layer.affine, device="meta")
 
 

@@ -122,7 +122,7 @@ def _told(name: str, before: nn.Module, after: nn.Module) -> Replaced:
     dropped = tuple(key for key in theirs if key not in own)
     kind = type(after).__name__
     if isinstance(after, nn.GroupNorm):
-        kind += f"({after.num_groups}, {after.num_channels})"
+        kind = f"GroupNorm({after.num_groups}, {after.num_channels})"
     return Replaced(name, type(before).__name__, kind, carried, dropped)
 
 
@@ -147,8 +147,9 @@ class ReplaceNorm(Technique):
       places) for small networks and signals, ``"instance"`` for style transfer, ``"frozen_batch"`` to
       fine-tune at small batches, ``"sync_batch"`` for small batches on many GPUs, ``"rms"`` for large
       transformers; **not** over weights that FSDP2 or DDP has taken in ``configure_model`` (refused: call
-      the function there, before), nor for layers that are more than torch's own (refused), such as
-      timm's ``BatchNormAct2d``, whose activation would be lost.
+      the function there, before), ``"group"`` or ``"instance"`` where a group has one value to normalise, as
+      behind linear layers (refused in the forward pass), nor for layers that are more than torch's own
+      (refused), such as timm's ``BatchNormAct2d``, whose activation would be lost.
 
     Args:
         to: ``"group"``, ``"layer"``, ``"instance"`` (a GroupNorm of that many groups), ``"frozen_batch"``

@@ -20,6 +20,7 @@ from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.layouts import Wholes
 from lightning_tricks.lifecycle.notice import say
 from lightning_tricks.lifecycle.randomness import drawn_seed, shared_generator
+from lightning_tricks.lifecycle.strategies import any_of
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.freshness import refuse_stale, stale_names
 from lightning_tricks.network.initial_weights import Initial, initial_claim, initial_table, initials_of
@@ -160,7 +161,9 @@ std=0.02, seed=1, overwrite=None)
         if self.clock.position or trainer.global_step or ours.issuperset(i.parameter for i in self._initials):
             return
         wholes = Wholes(trainer, pl_module)
-        fresh = {each.name: each.looks_fresh(wholes.read) for each in self._initials}
+        # In any process: often the first alone has loaded weights, which DDP has yet to hand on.
+        stale = any_of(trainer, [not each.looks_fresh(wholes.read) for each in self._initials])
+        fresh = {each.name: not made for each, made in zip(self._initials, stale, strict=True)}
         self._stale = stale_names(fresh, pl_module, self.overwrite)
         if self._stale:
             return  # an error, unless a checkpoint turns up, of which nothing is known yet

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from lightning_tricks.core.select import clean_name, matches, resolved, select
 from lightning_tricks.lifecycle.slots import find_slots
@@ -28,6 +29,8 @@ class Tied(nn.Module):
         ("head", "overhead", False),
         ("layer.[12]", "layer.2.weight", True),
         ("*", "anything.at.all", True),
+        ("*", "", True),
+        ("head", "", False),
     ],
 )
 def test_matches_whole_names_of_parameters_and_their_modules(pattern: str, name: str, expected: bool) -> None:
@@ -80,6 +83,12 @@ def test_no_match_lists_the_nearest_names() -> None:
         select(Tied(), "layer2")
     with pytest.raises(ValueError, match=r"blocks must match .* ReLU has none"):
         select(nn.ReLU(), "*", name="blocks")
+
+
+def test_a_parametrized_weight_goes_by_its_plain_name_wherever_it_stands() -> None:
+    layer = spectral_norm(nn.Linear(2, 2))
+    assert list(select(layer, "weight")) == ["parametrizations.weight.original"]
+    assert list(select(nn.Sequential(layer), "0.weight")) == ["0.parametrizations.weight.original"]
 
 
 @pytest.mark.parametrize("bad", [(), "", 3, ("a", 1.5), int, None])

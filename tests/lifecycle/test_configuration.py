@@ -49,6 +49,18 @@ def test_types_are_written_by_their_paths_and_mean_the_same() -> None:
     assert freeze.params == ("torch.nn.modules.batchnorm.BatchNorm1d", "head")
 
 
+class Outer:
+    class Inner(nn.Linear):
+        """Has a path that no import finds."""
+
+
+def local() -> type[nn.Module]:
+    class Local(nn.Linear):
+        pass
+
+    return Local
+
+
 @pytest.mark.parametrize(
     ("technique", "error", "message"),
     [
@@ -57,6 +69,12 @@ def test_types_are_written_by_their_paths_and_mean_the_same() -> None:
             ValueError,
             r"Freeze.params\[1\] must be text, .*, got <func",
         ),
+        (
+            lt.Freeze(params=(nn.Linear, Outer.Inner)),
+            ValueError,
+            r"Freeze.params\[1\] must have a type that a module offers .*Outer.Inner'>: define it at",
+        ),
+        (lt.Freeze(params=local()), ValueError, r"Freeze.params must have .*local.<locals>.Local'>: define"),
         (nn.ReLU(), TypeError, r"to_yaml must be given techniques, got ReLU\(\)"),
     ],
 )

@@ -165,3 +165,12 @@ def test_a_step_that_fetches_its_data_is_refused():
 
     with pytest.raises(ValueError, match="got a dataloader_iter"), pytest.warns(match="dataloader_iter"):
         trainer(lt.MonteCarloDropout()).predict(Fetches(), DATA)
+
+
+@pytest.mark.parametrize("run", ["fit", "predict"])
+def test_two_may_not_predict(run):
+    module, two = Toy(), (lt.MonteCarloDropout(passes=2), lt.MonteCarloDropout(passes=3, label="b"))
+    words = r"'predict_step' must have one owner, got MonteCarloDropout and MonteCarloDropout\[b\]: remove"
+    with pytest.raises(lt.ConflictError, match=words):
+        getattr(trainer(*two), run)(module, Loader())
+    assert "predict_step" not in vars(module)

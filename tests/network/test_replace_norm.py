@@ -82,6 +82,22 @@ def test_groups_of_channels_normalise_as_layer_and_instance_norm_do(to, referenc
     assert told.dropped == ("running_mean", "running_var", "num_batches_tracked")
 
 
+@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm1d, (3, 8)), (nn.BatchNorm2d, (3, 8, 1, 1))])
+@pytest.mark.parametrize("settings", [{"to": "instance"}, {"to": "group", "groups": 8}])
+def test_a_value_is_not_normalised_by_itself(norm, shape, settings):
+    net, x = nn.ModuleDict({"norm": norm(8)}), torch.randn(shape)
+    (told,) = replace_norm_(net, **settings)
+    assert told.after == "GroupNorm(8, 8)"
+    for mode in (True, False):
+        with pytest.raises(ValueError, match=r"'norm' must have several .*, got \(3, 8.*with to='layer'"):
+            deepcopy(net).train(mode)["norm"](x)
+    net["norm"](torch.cat([x, -x]).reshape(3, 8, 2, *shape[3:]))
+    assert net["norm"](torch.empty(0, 8, 2)).shape == (0, 8, 2)
+    other = nn.ModuleDict({"norm": norm(8)})
+    replace_norm_(other, to="group", groups=4)
+    assert other["norm"](x).any()
+
+
 def test_rms_divides_by_the_root_of_the_mean_square_and_keeps_the_weight():
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4, eps=1e-3))
     nn.init.uniform_(net[1].weight)
@@ -105,7 +121,7 @@ def test_mode_type_and_what_learns_are_handed_on(to, affine):
     assert all(p.dtype == torch.float64 and not p.requires_grad for p in net[1].parameters())
     assert bool(list(net[1].parameters())) is affine
     assert not any(value.is_meta for value in net[1].state_dict().values())
-    assert net(torch.ones(3, 8, dtype=torch.float64).cumsum(1)).dtype == torch.float64
+    assert net(torch.ones(3, 8, 8, dtype=torch.float64).cumsum(1)).dtype == torch.float64
     assert torch.equal(torch.get_rng_state(), random)
 
 

@@ -189,3 +189,12 @@ def test_averages_are_of_what_learns(technique, tmp_path):
     plain = fit(Toy(), lt.SpectralNorm())
     name = "head.parametrizations.weight.original"
     assert not torch.equal(weights(plain)[name], weights(module)[name])
+
+
+def test_a_layer_may_be_normalised_by_itself():
+    layer = nn.Linear(3, 4)
+    assert spectral_norm_(layer) == [""]
+    for _ in range(50):
+        layer(torch.zeros(1, 3))
+    assert largest(layer.weight) == pytest.approx(1.0)
+    assert spectral_norm_(layer, params=nn.Linear) == []

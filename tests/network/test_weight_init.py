@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_tricks import ConflictError, WeightInit
+from lightning_tricks.network import weight_init
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 
 
@@ -162,3 +166,24 @@ class Apart(Still):
 def test_processes_with_other_random_numbers_draw_the_same() -> None:
     settings = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
     trainer(WeightInit(), max_epochs=1, **settings).fit(Apart(), Loader())
+
+
+class Loaded(Still):
+    """Has loaded weights in the first process alone; DDP hands them on."""
+
+    def setup(self, stage: str) -> None:
+        if not self.global_rank:
+            self.head.weight.data *= 3.0
+
+
+def test_weights_that_one_process_alone_has_loaded_are_refused_in_all(tmp_path: Path, monkeypatch) -> None:
+    def note(names: list[str]) -> None:
+        (tmp_path / str(dist.get_rank())).write_text(repr(names))
+
+    monkeypatch.setattr(
+        weight_init, "refuse_stale", note
+    )  # an error of one would end the other before its own
+    strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=5))
+    settings = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
+    trainer(WeightInit(), max_epochs=1, **settings).fit(Loaded(), Loader())
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["['head.weight']"] * 2
