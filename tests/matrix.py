@@ -80,6 +80,6 @@ class Matrix:
         if outcomes <= {"right"} or "WRONG" in outcomes:
             return min(outcomes)
         # One note for all techniques and, without the name of a class that only the tests have, all regimes.
-        reason = re.sub(r", got [A-Z]\w+$", "", min(outcomes - {"right"}).replace(name, "it"))
+        reason = re.sub(r", got (False in )?[A-Z]\w+$", "", min(outcomes - {"right"}).replace(name, "it"))
         notes += [] if reason in notes else [reason]
         return f"refused ({notes.index(reason) + 1})"

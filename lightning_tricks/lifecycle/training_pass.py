@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -73,10 +73,16 @@ def only_looking(
 
 
 def training_steps(trainer: Trainer, pl_module: LightningModule, most: int) -> int:
-    """Call ``training_step`` on the first ``most`` batches of training, or on all; return on how many."""
-    done = 0
-    for done, batch in enumerate(_batches(trainer, pl_module, most), 1):
-        arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, done - 1)
+    """Call ``training_step`` on the first ``most`` batches of training, or on all; return on how many.
+
+    On several processes on as many as each of them has, because in a step one may wait for the others.
+    """
+    batches = _batches(trainer, pl_module, most)
+    for done in count():
+        batch = next(batches, None)
+        if not trainer.strategy.reduce_boolean_decision(batch is not None, all=True):
+            break
+        arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, done)
         trainer._logger_connector.on_batch_start(batch)
         _call_strategy_hook(trainer, "training_step", *arguments.values())
     return done

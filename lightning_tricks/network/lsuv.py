@@ -102,7 +102,6 @@ class LSUV(Technique):
     seed: int | None = None
     _layers: list[Measured] = field(default_factory=list, init=False, repr=False)
     _alone: dict[str, tuple[str, str]] = field(default_factory=dict, init=False, repr=False)
-    _most: int = field(default=1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.tolerance = checks.in_range("tolerance", self.tolerance, 0.0, 1.0, open_low=True, open_high=True)
@@ -125,7 +124,6 @@ class LSUV(Technique):
         return [initial_claim(self, self._initials())]
 
     def initialize(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._most = self.batches
         check_in_place(self._initials())
         wholes, ours = Wholes(trainer, pl_module), self.conductor.initialized
         fresh = {
@@ -138,9 +136,6 @@ class LSUV(Technique):
         for initial in (initial for each in layers for initial in each.initials):
             wholes.write(initial.name, initial.draw(ORTHOGONAL, 0.0, generator))
         ours.update(each.parameter for each in self._initials())
-        # In these passes layers wait for all processes whenever they are called.
-        least = torch.tensor(batches, device=trainer.strategy.root_device)
-        self._most = batches = int(trainer.strategy.reduce(least, reduce_op="min"))
         after, passes = self._scale(trainer, pl_module, layers, wholes)
         title = f"{self.state_key}: standard deviation behind {len(layers)} layers, by {batches} batches"
         rows = [
@@ -215,7 +210,7 @@ class LSUV(Technique):
         with only_looking(trainer, pl_module, learning), ExitStack() as stack:
             for each, gauge in gauges.items():
                 stack.callback(each.layer.register_forward_hook(gauge).remove)
-            batches = training_steps(trainer, pl_module, self._most)
+            batches = training_steps(trainer, pl_module, self.batches)
         for gauge in gauges.values():  # in one order, because processes wait for one another
             gauge.measure()
         places = {gauge: place for place, gauge in enumerate(order)}

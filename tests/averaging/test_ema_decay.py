@@ -144,7 +144,6 @@ def inverse_at(position: int) -> float:
         ({"decay": PowerDecay(1), "every": 5, "start": 0}, lambda position: (1 - 1 / position) ** 2),
         ({"decay": InverseDecay(0.75, inv_gamma=2, max_decay=0.9)}, inverse_at),
     ],
-    ids=str,
 )
 def test_average_is_the_slow_twins(settings: dict[str, Any], decay: Any) -> None:
     ema = EMAWeights(**settings)

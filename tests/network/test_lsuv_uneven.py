@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_tricks import LSUV
@@ -25,11 +24,7 @@ class Unsized(IterableDataset):
 
 
 class Uneven(Toy):
-    """The second process has a batch more; no buffer waits for the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(4, 8)
+    """The second process has a batch more."""
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(Unsized(1 + self.global_rank), batch_size=None)
