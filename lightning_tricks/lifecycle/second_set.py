@@ -184,9 +184,9 @@ class SecondSet:
         assert self.shadows is not None and self._conductor is not None
         self.reshard()
         spread = flat_shards(self._conductor.trainer) if self._layouts else {}
-        return relative_distance(
-            (shadow, slot.tensor, groups_of_held(slot.held, spread)) for slot, shadow in self.shadows.pairs()
-        )
+        # By name: a resumed run has them in another order, in which a sum is rounded otherwise.
+        pairs = sorted(self.shadows.pairs(), key=lambda pair: pair[0].names)
+        return relative_distance((s, slot.tensor, groups_of_held(slot.held, spread)) for slot, s in pairs)
 
     def show(self, trainer: Trainer) -> None:
         """Put the average into the module for an evaluation within ``fit``, if it is not there."""

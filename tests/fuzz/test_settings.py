@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback
 
 import lightning_tricks as lt
+from lightning_tricks.averaging.ema_decay import EMADecay
 from lightning_tricks.core.notation import FUNCTIONS
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.fusion.collect import SnapshotPolicy
@@ -48,6 +49,7 @@ HOSTS: dict[type, Callable[[Any], Callback]] = {
     SnapshotPolicy: lambda policy: lt.WeightFusion(collect=policy, **METRIC),
     SurgeryMethod: lambda method: lt.GradientSurgery(method=method),
     AdaptiveThreshold: lambda policy: lt.GradientClip(max_norm=policy),
+    EMADecay: lambda policy: lt.EMAWeights(decay=policy),
     Trigger: lambda trigger: lt.ProgressiveUnfreeze(stages=["head", "body"], at=trigger),
     lt.OptimizerSettings: lambda settings: Mixes(lambda _: settings),
     Schedule: lambda schedule: lt.GradientClip(max_norm=schedule),
