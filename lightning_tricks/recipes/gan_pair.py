@@ -8,8 +8,7 @@ another, which a penalty on the gradient of each sample forbids.
 
 References: Radford et al., "Unsupervised Representation Learning with Deep Convolutional GANs", 2016,
 https://arxiv.org/abs/1511.06434, section 3; Gulrajani et al., "Improved Training of Wasserstein GANs",
-2017, https://arxiv.org/abs/1704.00028, section 4 (no BatchNorm in the critic); Shi et al., 2016,
-https://arxiv.org/abs/1609.05158 (PixelShuffle).
+2017, https://arxiv.org/abs/1704.00028, section 4; Shi et al., 2016, https://arxiv.org/abs/1609.05158.
 """
 
 from __future__ import annotations
