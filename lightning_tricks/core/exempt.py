@@ -14,10 +14,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-__all__ = ["NORM_LAYERS", "exempt_from_decay"]
+__all__ = ["EMBEDDINGS", "NORM_LAYERS", "exempt_from_decay"]
 
 NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _MATRICES = (nn.Linear, nn.Bilinear, _ConvNd)
 
 
@@ -59,14 +59,14 @@ def _held(layer: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
         if name != "original" or not isinstance(layer, ParametrizationList):
             yield name, parameter
     if is_parametrized(layer):
-        for name, chain in layer.parametrizations.items():  # type: ignore[union-attr, operator]
+        for name, chain in layer.parametrizations.items():  # type: ignore[union-attr, operator]  # untyped
             yield name, chain._parameters.get("original")
 
 
 def _exempt(
     layer: nn.Module, name: str, parameter: nn.Parameter, shapes: Mapping[nn.Parameter, torch.Size]
 ) -> bool:
-    if isinstance(layer, NORM_LAYERS + _TABLES) or name == "bias":
+    if isinstance(layer, NORM_LAYERS + EMBEDDINGS) or name == "bias":
         return True
     if isinstance(layer, _MATRICES) and name == "weight":
         return False

@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_tricks.core.checks import listed
-from lightning_tricks.core.exempt import NORM_LAYERS
+from lightning_tricks.core.exempt import EMBEDDINGS, NORM_LAYERS
 from lightning_tricks.core.select import Patterns, select
 
 __all__ = ["looks_fresh", "refuse_stale", "stale_names"]
@@ -51,7 +51,7 @@ def looks_fresh(layer: nn.Module, key: str, values: Tensor) -> bool:
         return True
     if isinstance(layer, NORM_LAYERS):
         return bool((values == (1.0 if key == "weight" else 0.0)).all()) and _unmoved(layer)
-    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+    if isinstance(layer, EMBEDDINGS):
         padding = torch.ones(len(values), dtype=torch.bool, device=values.device)
         if layer.padding_idx is not None:
             padding[layer.padding_idx] = False

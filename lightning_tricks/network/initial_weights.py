@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core.checks import listed
-from lightning_tricks.core.exempt import NORM_LAYERS
+from lightning_tricks.core.exempt import EMBEDDINGS, NORM_LAYERS
 from lightning_tricks.core.select import Patterns, select
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.network.fans import WEIGHTED, Block, Fans, weight_blocks
@@ -34,7 +34,6 @@ __all__ = [
     "owners_of",
 ]
 
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
 _COLUMNS: dict[str, Literal["left", "right"]] = {
     "weight": "left",
     "layer": "left",
@@ -91,7 +90,7 @@ class Initial:
         values = torch.full(self.shape, bias, dtype=wide)
         for rows, fans in self.blocks:
             values[rows] = scheme.draw_(values[rows], fans, self.gain, generator)
-        if isinstance(self.layer, _TABLES) and self.layer.padding_idx is not None:
+        if isinstance(self.layer, EMBEDDINGS) and self.layer.padding_idx is not None:
             values[self.layer.padding_idx] = 0.0  # stands for nothing, and gets no gradient
         return values
 
@@ -154,7 +153,7 @@ def _alone(layer: nn.Module, key: str, scheme: Scheme) -> str | None:
     parameter = layer._parameters[key]
     if isinstance(layer, NORM_LAYERS):
         return "normalisation starts as torch makes it"
-    if isinstance(layer, _TABLES) and not scheme.normal:
+    if isinstance(layer, EMBEDDINGS) and not scheme.normal:
         return "only the normal schemes set embeddings"
     if parameter is not None and not parameter.dtype.is_floating_point:
         return f"no scheme is known for {parameter.dtype}"
@@ -165,7 +164,7 @@ def _alone(layer: nn.Module, key: str, scheme: Scheme) -> str | None:
 
 
 def _blocks(layer: nn.Module, key: str) -> tuple[Block, ...]:
-    if isinstance(layer, _TABLES) and key == "weight" and layer.weight.numel():
+    if isinstance(layer, EMBEDDINGS) and key == "weight" and layer.weight.numel():
         return (Block(slice(None), Fans(float(layer.num_embeddings), float(layer.embedding_dim))),)
     return weight_blocks(layer, key)
 
@@ -236,7 +235,7 @@ def initial_table(
         if each.blocks:
             fan = each.blocks[0].fans
             measured = whole(each.name).double().std(correction=0).item()
-            fans = "" if isinstance(each.layer, _TABLES) else f"{fan.n_in:g}, {fan.n_out:g}"
+            fans = "" if isinstance(each.layer, EMBEDDINGS) else f"{fan.n_in:g}, {fan.n_out:g}"
             gain = f"{each.gain:.4g} {each.activation}" if scheme.gained else ""
             kind = "Linear" if isinstance(each.layer, nn.Linear) else type(each.layer).__name__
             rows.append((each.name, kind, fans, gain, f"{each.deviation(scheme):.4g}", f"{measured:.4g}"))

@@ -140,14 +140,14 @@ def _frozen(layer: nn.Module, name: str, groups: int) -> nn.Module:
 
 
 def _sync(layer: nn.Module, name: str, groups: int) -> nn.Module:
-    after: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(layer)  # type: ignore[no-untyped-call]  # torch's
+    after: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(layer)  # type: ignore[no-untyped-call]  # untyped
     return after
 
 
 _MAKERS: dict[str, Callable[[nn.Module, str, int], nn.Module]] = {
     "group": _group_norm,
     "layer": lambda layer, name, _: _group_norm(layer, name, 1),
-    "instance": lambda layer, name, _: _group_norm(layer, name, int(layer.num_features)),  # type: ignore[arg-type]
+    "instance": lambda layer, name, _: _group_norm(layer, name, int(layer.num_features)),  # type: ignore[arg-type]  # an int
     "rms": _rms_norm,
     "frozen_batch": _frozen,
     "sync_batch": _sync,

@@ -53,7 +53,8 @@ class PreciseBatchNorm(Technique):
       averages that begin there. Layers in eval mode keep theirs. Random numbers, metrics and the places of
       loaders stay as they are.
     * **Logs** nothing; warns of batches below 16 samples, whose statistics are noisy in training, too.
-    * **Saves** nothing: checkpoints hold the statistics that were validated.
+    * **Saves** nothing: a checkpoint written at a validation holds the statistics that were validated, one
+      written between two what training has made of them since. Evaluations outside of ``fit`` estimate none.
     * **Cost** a forward pass over ``batches`` batches by the module's own ``training_step``, all else in eval
       mode; a copy of the weights for as long.
     * **Use** with an average of weights, small batches, or weights that move fast; **not** needed with

@@ -86,7 +86,7 @@ def _check(layer: nn.Module, name: str, owners: Mapping[nn.Parameter | None, int
         owners: How many layers have each weight.
     """
     if is_parametrized(layer, "weight"):
-        chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
+        chain: Any = layer.parametrizations["weight"]  # type: ignore[index]  # torch leaves it untyped
         kinds = [type(each).__name__ for each in chain]
         if not any(isinstance(each, _SpectralNorm) for each in chain):
             raise ValueError(f"params must match weights as they are, got {name!r}, made by {listed(kinds)}")

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.chosen import chosen_parameters
-from lightning_tricks.core.gradients import Groups, groups_of_tensor
+from lightning_tricks.core.exempt import EMBEDDINGS
+from lightning_tricks.core.gradients import Groups, groups_of_held
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.notice import warn
@@ -73,7 +73,7 @@ def unit_axes(module: nn.Module) -> dict[nn.Parameter, int | None]:
     for layer in module.modules():
         if isinstance(layer, _ConvTransposeNd):
             axes |= dict.fromkeys(layer.parameters(), 1)
-        elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        elif isinstance(layer, EMBEDDINGS):
             axes |= dict.fromkeys(layer.parameters())
     return axes
 
@@ -180,9 +180,7 @@ class GradientHealth(Technique):
 
     def _part(self, parameter: nn.Parameter) -> Part:
         weight, gradient = local(parameter.detach()), parameter.grad
-        groups, flat = self._spread.get(parameter, ()), parameter in self._spread
-        if isinstance(parameter, DTensor):
-            groups = groups_of_tensor(parameter)
+        groups, flat = groups_of_held(parameter, self._spread), parameter in self._spread
         held = local(gradient) if gradient is not None else weight.new_zeros(0) if flat else None
         units = None if flat else self._units.get(parameter, 0)
         return Part(self._layers[self._names[parameter]], weight, held, groups, units)

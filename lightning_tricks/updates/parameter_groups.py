@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_tricks.core.checks import listed
-from lightning_tricks.core.exempt import exempt_from_decay
+from lightning_tricks.core.exempt import EMBEDDINGS, exempt_from_decay
 from lightning_tricks.core.partition import written
 from lightning_tricks.core.select import select
 from lightning_tricks.updates.layer_decay import layers_of
@@ -19,8 +19,6 @@ from lightning_tricks.updates.optimizer_names import default_of, optimizer_class
 from lightning_tricks.updates.optimizer_settings import OptimizerSettings
 
 __all__ = ["Group", "build_optimizer", "divide", "groups_of"]
-
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass
@@ -111,7 +109,7 @@ def divide(
     Raises:
         ValueError: If a pattern matches nothing, or one of ``settings`` or a parameter is left over.
     """
-    tables = {p for part in module.modules() if isinstance(part, _TABLES) for p in part.parameters()}
+    tables = {p for part in module.modules() if isinstance(part, EMBEDDINGS) for p in part.parameters()}
     left = select(module, "*", name="the module")
     found: list[dict[str, nn.Parameter]] = []
     for index, each in enumerate(settings):
