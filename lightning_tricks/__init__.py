@@ -6,6 +6,7 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
+from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.cycles import cosine_restarts, cyclic
 from lightning_tricks.core.decays import exponential_decay, inverse_sqrt, inverse_time, multistep, step
@@ -13,7 +14,6 @@ from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
-from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate

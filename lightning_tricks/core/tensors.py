@@ -6,11 +6,16 @@ have equal lengths, and tensors at the same index equal shapes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["copy_", "lerp_", "local", "swap_", "weighted_sum"]
+__all__ = ["Model", "copy_", "lerp_", "local", "swap_", "weighted_sum"]
+
+Model = Mapping[str, Tensor]
+"""Tensors by name, such as a state dict."""
 
 
 def local(tensor: Tensor) -> Tensor:

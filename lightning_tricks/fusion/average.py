@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.tensors import weighted_sum
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, Model, check_alike, fuse_tensors
+from lightning_tricks.core.tensors import Model, weighted_sum
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_alike, fuse_tensors
 
 __all__ = ["Average", "average", "check_weights"]
 

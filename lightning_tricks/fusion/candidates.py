@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lightning_tricks.fusion.methods import FusionMethod, Model, check_finite
-from lightning_tricks.fusion.snapshots import Shelf
-from lightning_tricks.fusion.weights import Weights
+from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.methods import FusionMethod, check_finite
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
 from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.snapshots import Shelf
+from lightning_tricks.lifecycle.weights import Weights
 
 __all__ = ["Candidates"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
-from lightning_tricks.fusion.weights import Weights, checksum
 from lightning_tricks.lifecycle.member import Member
+from lightning_tricks.lifecycle.weights import Weights, checksum
 
 __all__ = ["Former"]
 

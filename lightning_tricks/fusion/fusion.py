@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.collect import LastEpochs, SnapshotPolicy
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.candidates import Candidates
-from lightning_tricks.fusion.collect import LastEpochs, SnapshotPolicy
 from lightning_tricks.fusion.former import Former
 from lightning_tricks.fusion.methods import FusionMethod
-from lightning_tricks.fusion.snapshots import Shelf
 from lightning_tricks.fusion.source import Source
-from lightning_tricks.fusion.weights import Weights
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.evaluation import (
     MissingMetricError,
@@ -37,8 +35,10 @@ from lightning_tricks.lifecycle.evaluation import (
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say, warn
 from lightning_tricks.lifecycle.processes import in_first
+from lightning_tricks.lifecycle.snapshots import Shelf
 from lightning_tricks.lifecycle.strategies import check_parts
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.lifecycle.weights import Weights
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -165,7 +165,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         now = {"position": self.clock.position, "epoch": self.clock.epoch}
         if self._shelf is None or state is not None:
             folder = files.checkpoint_folder(trainer)
-            self._shelf = Shelf(self.collect, folder, partial(in_first, trainer))
+            self._shelf = Shelf(self.collect, folder, partial(in_first, trainer), folder="snapshots")
             self._shelf.skip(**now)  # added on a resume, it begins with what is to come
         if state is not None:
             at = getattr(trainer, "ckpt_path", None)

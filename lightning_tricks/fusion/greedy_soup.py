@@ -20,8 +20,9 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.average import average
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, Model, check_alike
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_alike
 
 __all__ = ["GreedySoup", "greedy_soup"]
 

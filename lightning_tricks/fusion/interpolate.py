@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.average import average
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, Model
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod
 
 __all__ = ["Interpolate", "interpolate"]
 

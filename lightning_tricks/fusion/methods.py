@@ -1,19 +1,17 @@
-"""What every way to fuse models has in common: its policy base, and what it must not do to a tensor.
-
-A model is a mapping from names to tensors, such as a state dict.
-"""
+"""What every way to fuse models has in common: its policy base, and what it must not do to a tensor."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Evaluate", "FusionMethod", "Model", "check_alike", "check_finite", "fuse_tensors"]
+from lightning_tricks.core.tensors import Model
 
-Model = Mapping[str, Tensor]
+__all__ = ["Evaluate", "FusionMethod", "check_alike", "check_finite", "fuse_tensors"]
+
 Evaluate = Callable[[Model], float]
 """How good a model is; higher is better, NaN is worst."""
 

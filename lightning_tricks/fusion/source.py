@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from lightning_tricks.fusion.collect import SnapshotPolicy
-from lightning_tricks.fusion.methods import Model
-from lightning_tricks.fusion.weights import Weights, with_average
+from lightning_tricks.core.collect import SnapshotPolicy
+from lightning_tricks.core.tensors import Model
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.notice import callbacks_of
+from lightning_tricks.lifecycle.weights import Weights, with_average
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from lightning_tricks.averaging.ema import EMAWeights
-from lightning_tricks.fusion.collect import LastEpochs
+from lightning_tricks.core.collect import LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.lifecycle.technique import Technique
 from tests.averaging.watching import Watch, live_of, watched

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_tricks.averaging.ema import EMAWeights
-from lightning_tricks.fusion.collect import LastEpochs
+from lightning_tricks.core.collect import LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from tests.averaging.watching import Watch, live_of, parameters, slow_twin, watched
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights

@@ -19,8 +19,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 
+from lightning_tricks.core.collect import LastEpochs
 from lightning_tricks.core.tensors import local
-from lightning_tricks.fusion.collect import LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
 from lightning_tricks.lifecycle.evaluation import validate_again

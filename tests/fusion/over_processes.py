@@ -21,9 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_tricks.averaging.ema import EMAWeights
+from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.tensors import local
 from lightning_tricks.fusion.average import Average
-from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.lifecycle.strategies import reshard

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.average import Average
-from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion, not_worse
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_tricks.averaging.ema import EMAWeights
-from lightning_tricks.fusion.collect import BestK, LastEpochs
+from lightning_tricks.core.collect import BestK, LastEpochs
 from lightning_tricks.lifecycle.files import load
 from lightning_tricks.lifecycle.technique import Technique
 from tests.fusion.runs import Epochs, HalfAverage, Normed, always, fit, loaders, mean, state_of

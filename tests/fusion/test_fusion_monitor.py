@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tricks.averaging.ema import EMAWeights
-from lightning_tricks.fusion.collect import BestK, LastEpochs
+from lightning_tricks.core.collect import BestK, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from tests.fusion.runs import Epochs, HalfAverage, Normed, always, fit, loaders, mean

@@ -12,9 +12,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.fusion.average import Average
-from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
@@ -208,7 +208,7 @@ fusion:
       class_path: lightning_tricks.fusion.average.Average
       init_args: {weights: [0.25, 0.75]}
     collect:
-      class_path: lightning_tricks.fusion.collect.EverySteps
+      class_path: lightning_tricks.core.collect.EverySteps
       init_args: {n: 50, k: 2}
     monitor: acc
     mode: max

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
+from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.lifecycle.files import load
 from tests.fusion.runs import Epochs, Normed, always, fit, loaders, mean, state_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_tricks.fusion.collect import EverySteps
+from lightning_tricks.core.collect import EverySteps
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from tests.distributed.launch import launch

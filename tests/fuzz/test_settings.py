@@ -21,9 +21,9 @@ from lightning.pytorch import Callback
 
 import lightning_tricks as lt
 from lightning_tricks.averaging.ema_decay import EMADecay
+from lightning_tricks.core.collect import SnapshotPolicy
 from lightning_tricks.core.notation import FUNCTIONS
 from lightning_tricks.core.schedule import Schedule
-from lightning_tricks.fusion.collect import SnapshotPolicy
 from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.gradients.surgery_methods import SurgeryMethod
 from lightning_tricks.gradients.thresholds import AdaptiveThreshold

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
-from lightning_tricks.core.tensors import copy_, local
-from lightning_tricks.fusion.methods import Model
+from lightning_tricks.core.tensors import Model, copy_, local
 from lightning_tricks.lifecycle.layouts import layouts_of, module_parts, wholes_of
 from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.strategies import flat_units, reshard

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs, SnapshotPolicy
+from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs, SnapshotPolicy
 
 
 def test_moments():

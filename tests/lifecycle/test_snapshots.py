@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_tricks.fusion.collect import BestK, EverySteps, LastEpochs
-from lightning_tricks.fusion.snapshots import Shelf
+from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
+from lightning_tricks.lifecycle.snapshots import Shelf
 
 
 def alone(work):
@@ -17,7 +17,7 @@ def alone(work):
 
 
 def shelf(base: Path, policy=LastEpochs(2), first=alone) -> Shelf:  # noqa: B008
-    return Shelf(policy, base, first)
+    return Shelf(policy, base, first, folder="snapshots")
 
 
 def epochs(target: Shelf, first: int, last: int) -> None:

@@ -21,14 +21,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_tricks.fusion.collect import SnapshotPolicy
-from lightning_tricks.fusion.methods import Model
-from lightning_tricks.fusion.weights import checksum
+from lightning_tricks.core.collect import SnapshotPolicy
+from lightning_tricks.core.tensors import Model
 from lightning_tricks.lifecycle import files
+from lightning_tricks.lifecycle.weights import checksum
 
 __all__ = ["Shelf", "Snapshot"]
-
-FOLDER = "snapshots"
 
 First = Callable[[Callable[[], Any]], Any]
 
@@ -56,16 +54,18 @@ class Shelf:
         folder: Where they lie; made when the first is written.
     """
 
-    def __init__(self, policy: SnapshotPolicy, base: Path, first: First) -> None:
+    def __init__(self, policy: SnapshotPolicy, base: Path, first: First, *, folder: str) -> None:
         """Start without any, in a folder of ``base`` that no other run has used.
 
         Args:
             policy: Says when one is due, and which are kept.
             base: The folder of the checkpoints.
             first: Calls a function in the one process that touches files, and returns its result in all.
+            folder: What to call the folder, unless it is there already; no two collections of a run may
+                share a name.
         """
         self.kept: list[Snapshot] = []
-        self.folder: Path = first(partial(files.free_path, base / FOLDER))
+        self.folder: Path = first(partial(files.free_path, base / folder))
         self._policy = policy
         self._base = base
         self._first = first

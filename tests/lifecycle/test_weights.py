@@ -8,7 +8,7 @@ import struct
 import pytest
 import torch
 
-from lightning_tricks.fusion.weights import Weights, checksum
+from lightning_tricks.lifecycle.weights import Weights, checksum
 from tests.fusion.runs import fit
 from tests.toys import assert_equal, weights
 
