@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model, weighted_sum
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_alike, fuse_tensors
+from lightning_tricks.fusion.methods import TensorwiseMethod
 
 __all__ = ["Average", "average", "check_weights"]
 
@@ -39,20 +39,16 @@ def average(models: Sequence[Model], *, weights: Sequence[float] | None = None) 
         >>> average(two, weights=[0.75, 0.25])
         {'w': tensor([1.5000, 2.0000])}
     """
-    check_alike(models)
-    shares = None if weights is None else check_weights(weights)
-    if shares is not None and len(shares) != len(models):
-        raise ValueError(f"weights must be one for each of {len(models)} models, got {len(shares)}")
-    return fuse_tensors(models, lambda tensors: _mean(tensors, shares))
+    return Average(None if weights is None else tuple(check_weights(weights))).fuse(models)
 
 
-def _mean(tensors: list[Tensor], shares: list[float] | None) -> Tensor:
+def _mean(tensors: list[Tensor], shares: Sequence[float] | None) -> Tensor:
     wide = [tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in tensors]
     if shares is None:
         # Not thirds of each: their sum in double precision is exact, so half-way cases round as they should.
         total = weighted_sum(wide, [1.0] * len(wide)) / len(wide)
     else:
-        total = weighted_sum(wide, shares)
+        total = weighted_sum(wide, [*shares])
     return total.to(tensors[0].dtype)
 
 
@@ -72,7 +68,7 @@ def check_weights(weights: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Average(FusionMethod):
+class Average(TensorwiseMethod):
     """Fuse by the weighted average (:func:`average`).
 
     Args:
@@ -94,5 +90,5 @@ class Average(FusionMethod):
     def count(self) -> int | None:
         return None if self.weights is None else len(self.weights)
 
-    def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
-        return average(models, weights=self.weights)
+    def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
+        return _mean(tensors, self.weights)

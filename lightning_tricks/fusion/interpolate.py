@@ -10,15 +10,14 @@ https://arxiv.org/abs/2109.01903 (there alpha is the share of the second model, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.average import average
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod
+from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.methods import TensorwiseMethod
 
 __all__ = ["Interpolate", "interpolate"]
 
@@ -39,12 +38,11 @@ def interpolate(first: Model, second: Model, *, alpha: float) -> dict[str, Tenso
         >>> interpolate({"w": tensor([4.0])}, {"w": tensor([0.0])}, alpha=0.75)
         {'w': tensor([3.])}
     """
-    share = checks.in_range("alpha", alpha, 0.0, 1.0)
-    return average([first, second], weights=[share, 1 - share])
+    return Interpolate(alpha).fuse([first, second])
 
 
 @dataclass(frozen=True)
-class Interpolate(FusionMethod):
+class Interpolate(TensorwiseMethod):
     """Fuse two models by linear interpolation (:func:`interpolate`).
 
     Args:
@@ -64,7 +62,5 @@ class Interpolate(FusionMethod):
     def count(self) -> int:
         return 2
 
-    def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
-        if len(models) != 2:
-            raise ValueError(f"models must be two to interpolate between, got {len(models)}")
-        return interpolate(*models, alpha=self.alpha)
+    def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
+        return Average((self.alpha, 1 - self.alpha)).combine(name, tensors)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from lightning_tricks.core.tensors import Model
 
-__all__ = ["Evaluate", "FusionMethod", "check_alike", "check_finite", "fuse_tensors"]
+__all__ = ["Evaluate", "FusionMethod", "TensorwiseMethod", "check_alike", "check_finite", "fuse_tensors"]
 
 Evaluate = Callable[[Model], float]
 """How good a model is; higher is better, NaN is worst."""
+Combine = Callable[[str, list[Tensor]], Tensor]
+"""What becomes of the tensors of one name."""
 
 
 class FusionMethod(ABC):
@@ -25,6 +27,14 @@ class FusionMethod(ABC):
     @property
     def count(self) -> int | None:
         """How many models it needs; ``None`` for any number."""
+        return None
+
+    @property
+    def base(self) -> str | None:
+        """The file of the model from which the others went off, which goes first in :meth:`fuse`.
+
+        ``None`` for a method that knows none, or for which the first of the models is that.
+        """
         return None
 
     @property
@@ -57,8 +67,32 @@ class FusionMethod(ABC):
         """
 
 
+class TensorwiseMethod(FusionMethod):
+    """Base of the policies that fuse one tensor after the other, so that models may exceed the memory."""
+
+    @abstractmethod
+    def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """Return what becomes of the tensors of one name.
+
+        Args:
+            name: Theirs.
+            tensors: One of each model, in the order of the models; finite, floating or complex, of one shape
+                and type. Where the method is :attr:`entrywise`, they may be parts of the tensors.
+
+        Returns:
+            A tensor of that shape and type, computed in at least float32 and rounded once.
+        """
+
+    def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
+        if self.count not in (None, len(models)):
+            raise ValueError(f"models must be {self.count} for {self!r}, got {len(models)}")
+        return fuse_tensors(models, self.combine)
+
+
 @torch.no_grad()
-def fuse_tensors(models: Sequence[Model], combine: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
+def fuse_tensors(
+    models: Sequence[Model], combine: Callable[[str, list[Tensor]], Tensor]
+) -> dict[str, Tensor]:
     """Return the model whose tensors are what ``combine`` makes of the models' tensors of one name.
 
     A tensor that is the same in all models is taken as it is. So are integer and boolean ones (counters,
@@ -67,7 +101,7 @@ def fuse_tensors(models: Sequence[Model], combine: Callable[[list[Tensor]], Tens
 
     Args:
         models: At least one; of equal names, shapes and types.
-        combine: Gets one finite floating or complex tensor of each model, in their order.
+        combine: Gets a name and one finite floating or complex tensor of each model, in their order.
 
     Raises:
         ValueError: As :meth:`FusionMethod.fuse`.
@@ -84,11 +118,11 @@ def fuse_tensors(models: Sequence[Model], combine: Callable[[list[Tensor]], Tens
     return fused
 
 
-def _fuse(name: str, tensors: list[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+def _fuse(name: str, tensors: list[Tensor], combine: Combine) -> Tensor:
     if not _mixes(tensors):
         return tensors[-1].clone()
     _check_finite(name, tensors)
-    return combine(tensors)
+    return combine(name, tensors)
 
 
 def _mixes(tensors: list[Tensor]) -> bool:

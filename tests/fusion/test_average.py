@@ -100,8 +100,8 @@ def test_complex_tensors_are_averaged():
         ([], ValueError, "weights must make 1"),
         ([0.5, float("nan")], ValueError, "every entry of weights must be a number, got nan"),
         ([0.5, "0.5"], TypeError, "every entry of weights must be a number, got '0.5'"),
-        ([1.0], ValueError, "weights must be one for each of 2 models, got 1"),
-        ([0.5, 0.25, 0.25], ValueError, "one for each of 2 models, got 3"),
+        ([1.0], ValueError, "models must be 1 for Average.*, got 2"),
+        ([0.5, 0.25, 0.25], ValueError, "models must be 3 for Average.*, got 2"),
     ],
 )
 def test_wrong_weights_are_refused(weights, error, message):

@@ -40,5 +40,5 @@ def test_policy():
     assert Interpolate(0.75).count == 2
     assert eval(repr(Interpolate(0.5))) == pickle.loads(pickle.dumps(Interpolate(0.5))) == Interpolate(0.5)
     for models in ([first], [first, second, first]):
-        with pytest.raises(ValueError, match=f"models must be two .*, got {len(models)}"):
+        with pytest.raises(ValueError, match=f"models must be 2 for .*, got {len(models)}"):
             Interpolate(0.5).fuse(models)

@@ -121,7 +121,7 @@ def test_a_method_combines_each_floating_tensor_once():
     shared = torch.ones(1)
     seen = []
 
-    def combine(tensors: list[Tensor]) -> Tensor:
+    def combine(name: str, tensors: list[Tensor]) -> Tensor:
         seen.append(len(tensors))
         return tensors[1]
 
