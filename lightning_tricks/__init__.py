@@ -6,6 +6,8 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
+from lightning_tricks.averaging.post_hoc import PostHocEMA
+from lightning_tricks.averaging.synthesis import synthesize_ema
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.cycles import cosine_restarts, cyclic
@@ -84,6 +86,7 @@ __all__ = [
     "Percentile",
     "Plateau",
     "PlateauDecay",
+    "PostHocEMA",
     "PowerDecay",
     "PreciseBatchNorm",
     "ProgressiveUnfreeze",
@@ -122,6 +125,7 @@ __all__ = [
     "spectral_norm_",
     "stable_decay",
     "step",
+    "synthesize_ema",
     "to_yaml",
     "warmup",
     "zero_init_residual_",

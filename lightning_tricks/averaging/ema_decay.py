@@ -89,18 +89,17 @@ def power_share(updates: int | Tensor, *, gamma: float, steps: int | Tensor = 1)
         updates: The real steps before, at which the average has moved last; a 0-d tensor stays on its device.
         gamma: Power of the weight with which a step enters, above -1.
         steps: How many real steps have been made since, by which it moves as one: 1 - (1 - steps / t) **
-            (gamma + 1). A tensor where ``updates`` is one.
+            (gamma + 1); may be such a tensor too.
 
     Example:
         >>> power_share(0, gamma=1.0), power_share(1, gamma=1.0)  # in all: weights 1 : 2 of two steps
         (1.0, 0.75)
     """
-    if isinstance(updates, Tensor):
-        passed = steps / (updates + steps).clamp(min=1)
-        return -torch.expm1((gamma + 1) * torch.log1p(-passed))
+    if isinstance(made := updates + steps, Tensor):
+        return -torch.expm1((gamma + 1) * torch.log1p(-steps / made.clamp(min=1)))
     if updates == 0 or steps == 0:
         return float(steps > 0)
-    return -math.expm1((gamma + 1) * math.log1p(-steps / (updates + steps)))
+    return -math.expm1((gamma + 1) * math.log1p(-steps / made))
 
 
 def inverse_share(updates: int | Tensor, *, power: float, inv_gamma: float) -> float | Tensor:

@@ -5,8 +5,8 @@
 
     m_t = (1 - n / t) ** (gamma + 1) m_{t-n} + (1 - (1 - n / t) ** (gamma + 1)) theta_t
 
-An average that moves so at each n-th step weighs each theta_t by the integral of p from t - n to t: it has
-the profile p, whatever n. The coefficients x_i with which averages of profiles p_i give that of profile p best
+An average that moves so at each n-th step weighs each theta_t by the integral of p from t - n to t: whatever
+n, it has the profile p. The coefficients x_i with which averages of profiles p_i give best that of profile p
 solve
 
     minimise || p - sum_i x_i p_i ||    such that    sum_i x_i = 1
