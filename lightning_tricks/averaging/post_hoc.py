@@ -51,6 +51,11 @@ __all__ = ["PostHocEMA"]
 _UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
+def _written(size: int) -> str:
+    unit = next((unit for unit in ("GB", "MB", "kB") if size >= _UNITS[unit]), "kB")
+    return f"{size / _UNITS[unit]:.3g} {unit}"
+
+
 @dataclass
 class _Progress:
     """Counts of the averages.
@@ -130,9 +135,10 @@ device=None, file_dtype='float32')
     def __post_init__(self) -> None:
         if not isinstance(self.gammas, tuple | list):
             raise TypeError(f"gammas must be a list of numbers, got {self.gammas!r}")
-        self.gammas = tuple(checks.in_range("gammas", each, 0.0, open_high=True) for each in self.gammas)
-        if not self.gammas or len({*self.gammas}) < len(self.gammas):
+        gammas = tuple(checks.in_range("gammas", each, 0.0, open_high=True) for each in self.gammas)
+        if not gammas or len({*gammas}) < len(gammas):
             raise ValueError(f"gammas must be at least one, and no two alike, got {self.gammas!r}")
+        self.gammas = gammas
         checks.whole("every", self.every, 1)
         as_unit("snapshot_every", self.snapshot_every)
         as_patterns("params", self.params)
@@ -285,8 +291,3 @@ device=None, file_dtype='float32')
 
     def outcome(self) -> dict[str, float | int | str]:
         return {"snapshots": 0 if self._shelf is None else len(self._shelf.kept)}
-
-
-def _written(size: int) -> str:
-    unit = next((unit for unit in ("GB", "MB", "kB") if size >= _UNITS[unit]), "kB")
-    return f"{size / _UNITS[unit]:.3g} {unit}"
