@@ -6,6 +6,7 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
+from lightning_tricks.averaging.lengths import evaluate_lengths
 from lightning_tricks.averaging.post_hoc import PostHocEMA
 from lightning_tricks.averaging.synthesis import synthesize_ema
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
@@ -109,6 +110,7 @@ __all__ = [
     "cosine",
     "cosine_restarts",
     "cyclic",
+    "evaluate_lengths",
     "exponential",
     "exponential_decay",
     "export_average",

@@ -11,6 +11,7 @@ https://arxiv.org/abs/2312.02696, section 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from typing import Self
@@ -51,7 +52,7 @@ def synthesize_ema(
         TypeError: If a number is none.
         ValueError: If the snapshots cannot give that average to 10 % of its profile, or a file is damaged.
     """
-    return Synthesis.of(Trajectory.read(path), sigma_rel=sigma_rel, step=step).state()
+    return dict(Synthesis.of(Trajectory.read(path), sigma_rel=sigma_rel, step=step).tensors())
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Synthesis:
 
     Attributes:
         sigma_rel: Its relative width.
+        gamma: The power of its profile.
         step: The real steps until its end.
         error: How far its profile is from the one that is asked for, as a share of the norm of this.
         moments: The snapshots, oldest first, at least one.
@@ -67,6 +69,7 @@ class Synthesis:
     """
 
     sigma_rel: float
+    gamma: float
     step: int
     error: float
     moments: list[Moment]
@@ -94,23 +97,29 @@ class Synthesis:
             )
         rest = iter(found.tolist())
         each = [[next(rest) for _ in moment.gammas] for moment in moments]
-        return cls(sigma_rel, end, error, list(moments), each)
+        return cls(sigma_rel, gamma, end, error, list(moments), each)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the average as a state dict, each tensor read as it comes up.
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors of the state dict."""
+        last = self.moments[-1]
+        return [*last.averages[0], *last.live]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the entries of the average as a state dict, each read as it comes up.
 
         Raises:
             ValueError: If a snapshot lacks a tensor that later ones have.
         """
         last = self.moments[-1]
-        state: dict[str, Tensor] = {}
         sums: dict[object, Tensor] = {}  # a tensor that has two names once
         for name, value in last.averages[0].items():
             place = value.data_ptr(), value.shape, value.stride()
             if place not in sums:
                 sums[place] = self._sum(name)
-            state[name] = sums[place]
-        return {**state, **{name: value.clone() for name, value in last.live.items()}}
+            yield name, sums[place]
+        for name, value in last.live.items():
+            yield name, value.clone()
 
     def _sum(self, name: str) -> Tensor:
         latest = self.moments[-1].value(0, name)
