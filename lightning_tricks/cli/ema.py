@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -29,6 +28,9 @@ from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.checkpoints import without_training
 from lightning_tricks.lifecycle.export import check_format, write_state
 from lightning_tricks.lifecycle.table import text_table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 __all__ = ["EXAMPLES", "Order", "add_options", "carry_out"]
 
