@@ -73,6 +73,8 @@ def _main(argv: list[str]) -> int:
         run = _command(argv)
     except SystemExit:  # --help and --version have printed what they were asked for
         return 0
+    except BrokenPipeError:
+        raise
     except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         return _refuse(error)
     try:
