@@ -6,6 +6,9 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
+from lightning_tricks.averaging.lengths import evaluate_lengths
+from lightning_tricks.averaging.post_hoc import PostHocEMA
+from lightning_tricks.averaging.synthesis import synthesize_ema
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.cycles import cosine_restarts, cyclic
@@ -84,6 +87,7 @@ __all__ = [
     "Percentile",
     "Plateau",
     "PlateauDecay",
+    "PostHocEMA",
     "PowerDecay",
     "PreciseBatchNorm",
     "ProgressiveUnfreeze",
@@ -106,6 +110,7 @@ __all__ = [
     "cosine",
     "cosine_restarts",
     "cyclic",
+    "evaluate_lengths",
     "exponential",
     "exponential_decay",
     "export_average",
@@ -122,6 +127,7 @@ __all__ = [
     "spectral_norm_",
     "stable_decay",
     "step",
+    "synthesize_ema",
     "to_yaml",
     "warmup",
     "zero_init_residual_",

@@ -82,20 +82,24 @@ def half_life_share(half_lives: float) -> float:
     return -math.expm1(-math.log(2.0) * half_lives)
 
 
-def power_share(updates: int | Tensor, *, gamma: float) -> float | Tensor:
+def power_share(updates: int | Tensor, *, gamma: float, steps: int | Tensor = 1) -> float | Tensor:
     """Return that of the power function's average: 1 at the first step, then about (gamma + 1) / t.
 
     Args:
-        updates: The real steps before this one; a 0-d tensor stays on its device.
+        updates: The real steps before, at which the average has moved last; a 0-d tensor stays on its device.
         gamma: Power of the weight with which a step enters, above -1.
+        steps: How many real steps have been made since, by which it moves as one: 1 - (1 - steps / t) **
+            (gamma + 1); may be such a tensor too.
 
     Example:
         >>> power_share(0, gamma=1.0), power_share(1, gamma=1.0)  # in all: weights 1 : 2 of two steps
         (1.0, 0.75)
     """
-    if isinstance(updates, Tensor):
-        return -torch.expm1((gamma + 1) * torch.log1p(-1 / (updates + 1)))
-    return -math.expm1((gamma + 1) * math.log1p(-1 / (updates + 1))) if updates else 1.0
+    if isinstance(made := updates + steps, Tensor):
+        return -torch.expm1((gamma + 1) * torch.log1p(-steps / made.clamp(min=1)))
+    if updates == 0 or steps == 0:
+        return float(steps > 0)
+    return -math.expm1((gamma + 1) * math.log1p(-steps / made))
 
 
 def inverse_share(updates: int | Tensor, *, power: float, inv_gamma: float) -> float | Tensor:

@@ -31,6 +31,7 @@ examples:
   lightning-tricks demo --optimizer AdamW --schedule "warmup('10%') >> stable_decay('30%')"
   lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000
   lightning-tricks recipe transformer --yaml
+  lightning-tricks ema runs/checkpoints --sigma-rel 0.05,0.1,0.15
 """
 _SCHEDULE_EXAMPLES = """\
 examples:
@@ -72,7 +73,9 @@ def _main(argv: list[str]) -> int:
         run = _command(argv)
     except SystemExit:  # --help and --version have printed what they were asked for
         return 0
-    except (TypeError, ValueError) as error:
+    except BrokenPipeError:
+        raise
+    except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         return _refuse(error)
     try:
         run()
@@ -91,12 +94,18 @@ def _refuse(error: Exception) -> int:
 def _command(argv: list[str]) -> Callable[[], None]:
     """Return what ``argv`` asks for, with its settings checked."""
     parser = _parser("Training techniques for PyTorch Lightning.", epilog=_EXAMPLES, version=__version__)
-    known = {"demo": _demo_parser(), "schedule": _schedule_parser(), "recipe": _recipe_parser()}
+    known = {
+        "demo": _demo_parser(),
+        "schedule": _schedule_parser(),
+        "recipe": _recipe_parser(),
+        "ema": _ema_parser(),
+    }
     # Not required, because the error below says more.
     commands = parser.add_subcommands(dest="command", required=False, metavar="COMMAND", title="commands")
     commands.add_subcommand("demo", known["demo"], help="train a small model with and without techniques")
     commands.add_subcommand("schedule", known["schedule"], help="show a schedule over a run")
     commands.add_subcommand("recipe", known["recipe"], help="show a ready list of techniques, also as YAML")
+    commands.add_subcommand("ema", known["ema"], help="averages of any length from a run with PostHocEMA")
     called = argv[0] if argv and argv[0] in known else ""
     see = f"see lightning-tricks {called + ' ' if called else ''}--help"
     try:
@@ -106,7 +115,7 @@ def _command(argv: list[str]) -> Callable[[], None]:
         raise ValueError(f"{_explained(str(error), options)} {see}") from None
     if config.command is None:
         raise ValueError(f"a command must be given, such as demo; {see}")
-    build = {"demo": _demo, "schedule": _schedule, "recipe": _recipe}[config.command]
+    build = {"demo": _demo, "schedule": _schedule, "recipe": _recipe, "ema": _ema}[config.command]
     return build(config[config.command].as_dict())
 
 
@@ -245,3 +254,22 @@ def _recipe(settings: dict[str, Any]) -> Callable[[], None]:
     as_yaml = settings.pop("yaml")
     recipe = chosen(settings.pop("name"), settings)
     return partial(print, recipe.yaml() if as_yaml else recipe)
+
+
+def _ema_parser() -> ArgumentParser:
+    from lightning_tricks.cli.ema import EXAMPLES, add_options
+
+    parser = _parser(
+        "Put averages of several lengths together from the snapshots of a run with PostHocEMA: one file for\n"
+        "each length, and a table with what an evaluation of your own says of it, if you name one.",
+        usage="lightning-tricks ema FOLDER [options]",
+        epilog=EXAMPLES,
+    )
+    add_options(parser)
+    return parser
+
+
+def _ema(settings: dict[str, Any]) -> Callable[[], None]:
+    from lightning_tricks.cli.ema import Order, carry_out
+
+    return partial(carry_out, Order(**settings))

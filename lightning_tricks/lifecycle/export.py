@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle.checkpoints import average_of, read, without_training
@@ -13,7 +14,7 @@ from lightning_tricks.lifecycle.files import save, written_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["export_average"]
+__all__ = ["check_format", "export_average", "write_state"]
 
 
 def export_average(
@@ -41,17 +42,41 @@ def export_average(
         OSError: If the file cannot be written.
     """
     path = Path(output)
+    check_format(path)
+    checkpoint = read(checkpoint_path)
+    write_state(average_of(checkpoint, checkpoint_path, label), path, without_training(checkpoint))
+    return path
+
+
+def check_format(path: Path) -> None:
+    """Check that :func:`write_state` can write what the suffix of ``path`` stands for.
+
+    Raises:
+        ModuleNotFoundError: If it cannot; names the extra to install.
+    """
     if path.suffix == ".safetensors":
         with extra("safetensors"):
-            from safetensors.torch import save_file
-    checkpoint = read(checkpoint_path)
-    average = average_of(checkpoint, checkpoint_path, label)
+            import safetensors.torch  # noqa: F401
+
+
+def write_state(state: dict[str, Tensor], path: Path, beside: Mapping[str, Any]) -> None:
+    """Write weights as :func:`export_average` does.
+
+    Args:
+        state: A state dict.
+        path: Where to.
+        beside: What else a checkpoint of them holds, plain values; a file of tensors alone leaves it out.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     if path.suffix != ".safetensors":
-        save({**without_training(checkpoint), "state_dict": average}, path)
-        return path
+        save({**beside, "state_dict": state}, path)
+        return
+    from safetensors.torch import save_file
+
     with written_whole(path) as part:
-        save_file(_apart(average), part, metadata={"format": "pt"})
-    return path
+        save_file(_apart(state), part, metadata={"format": "pt"})
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,7 +28,13 @@ __all__ = ["Layout", "Layouts", "Wholes", "layouts_of", "module_parts", "parts_o
 
 
 class Layout(ABC):
-    """How one weight is laid out over processes."""
+    """How one weight is laid out over processes.
+
+    Attributes:
+        shape: That of the whole weight.
+    """
+
+    shape: torch.Size
 
     @abstractmethod
     def whole(self, part: Tensor) -> Tensor:

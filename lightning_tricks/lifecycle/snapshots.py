@@ -98,12 +98,13 @@ class Shelf:
         before = self._taken
         self.skip(position=position, epoch=epoch)
         if self._taken > before:
-            self._offer(weights, self._score if self._policy.monitored else None)
+            self.add(weights, self._score if self._policy.monitored else None)
         if gone := [name for name in self._dropped if name not in self._named]:
             self._dropped = [name for name in self._dropped if name in self._named]
             self._first(partial(_delete, self.folder, gone))
 
-    def _offer(self, weights: Callable[[], Model], score: float | None) -> None:
+    def add(self, weights: Callable[[], Model], score: float | None = None) -> None:
+        """Take a snapshot whose metric is ``score``, due or not; else as :meth:`take`."""
         new = Snapshot(f"{self._written + 1:06d}", 0, score)
         kept, dropped = [*self.kept, new], []
         while len(kept) > self._policy.k:

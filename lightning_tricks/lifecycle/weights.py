@@ -56,6 +56,15 @@ class Weights:
         reshard(self.trainer)
         return {name: local(value).detach() for name, value in self.module.named_parameters()}
 
+    def sizes(self) -> dict[str, int]:
+        """Return how many entries each tensor has, whole."""
+        laid = self._layouts
+        shapes = {
+            name: laid[clean_name(name)].shape if clean_name(name) in laid else value.shape
+            for name, value in self.tensors().items()
+        }
+        return {name: shape.numel() for name, shape in shapes.items()}
+
     def check_numbers(self) -> None:
         """Accept a module of numbers, which may be infinite, as those of masks are.
 

@@ -180,6 +180,13 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.EMAWeights(decay=0.0),
         active=lambda: lt.EMAWeights(decay=lt.HalfLife("40 samples"), every=2, start=1, buffers="average"),
     ),
+    "PostHocEMA": Case(
+        neutral=lambda: lt.PostHocEMA(),
+        active=lambda: lt.PostHocEMA(
+            gammas=(3.0, 0.5), every=2, snapshot_every="40%", params="head", file_dtype="float16"
+        ),
+        exempt={"active": "it changes nothing, as law neutral shows"},
+    ),
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
         active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),

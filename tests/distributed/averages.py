@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import lightning_tricks as lt
+from lightning_tricks.averaging.trajectory import Trajectory
 from tests.distributed.cells import fit, weights_of, whole_weights
 from tests.distributed.worlds import WORLDS, Part, World
 from tests.toys import StopAfter, StopError, assert_equal, trainer
@@ -26,8 +27,8 @@ DECAY = 0.9
 class ByHand(Callback):
     """Averages whole weights, and notes what the module holds in validation."""
 
-    def __init__(self, decay: float = DECAY) -> None:
-        self.decay = decay
+    def __init__(self, decay: float = DECAY, gamma: float | None = None) -> None:
+        self.decay, self.gamma, self.steps = decay, gamma, 0
         self.average: dict[str, Tensor] = {}
         self.live: dict[str, Tensor] = {}
         self.seen: list[dict[str, Tensor]] = []
@@ -39,8 +40,10 @@ class ByHand(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         self.live = whole_weights(trainer)
+        self.steps += 1
+        decay = self.decay if self.gamma is None else (1 - 1 / self.steps) ** (self.gamma + 1)
         for name, value in self.live.items():
-            self.average[name].lerp_(value, 1 - self.decay)
+            self.average[name].lerp_(value, 1 - decay)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = trainer.callback_metrics.get("ema_weights/distance")
@@ -67,26 +70,35 @@ def side() -> lt.EMAWeights:
     return lt.EMAWeights(decay=0.5, decay_warmup=False, label="side", evaluate=False)
 
 
-def goes_on(world: World, folder: Path, save: str, expected: dict[str, Tensor]) -> None:
-    """Check that an average that is kept apart goes on from a checkpoint to the bit."""
+def goes_on(world: World, folder: Path, save: str, expected: dict[str, Tensor], files: Trajectory) -> None:
+    """Check that averages that are kept apart go on from a checkpoint to the bit."""
+
+    def averages() -> list[Callback]:
+        return [lt.PostHocEMA(), lt.EMAWeights(decay=DECAY, save=save), side()]
+
     stopped = folder / "stopped.ckpt"
     try:
-        fit(world, folder, lt.EMAWeights(decay=DECAY, save=save), side(), StopAfter(8, stopped))
+        fit(world, folder, *averages(), StopAfter(8, stopped))
     except StopError:
         dist.barrier()
-    emas = lt.EMAWeights(decay=DECAY, save=save), side()
-    _, runner, _ = fit(world, folder, *emas, ckpt_path=stopped)
+    _, runner, _ = fit(world, folder, *averages(), ckpt_path=stopped)
     runner.save_checkpoint(folder / "end.ckpt")
     assert_equal(expected, lt.average_state(folder / "end.ckpt", label="side"))
+    # Names hold the checksums of what is in the files.
+    found = Trajectory.read(folder / "checkpoints")
+    assert [moment.name for moment in found.moments] == [moment.name for moment in files.moments]
 
 
 def check(name: str, save: str, folder: Path) -> None:
     """Check a run and its checkpoints, whole and weights-only, and their way back."""
     world, hand, other_hand = WORLDS[name], ByHand(), ByHand(0.5)
-    apart = side()
+    apart, power = side(), ByHand(gamma=6.94)
     ema = lt.EMAWeights(decay=DECAY, decay_warmup=False, save=save)
-    _, runner, after = fit(world, folder / save, ema, hand, apart, other_hand)
+    _, runner, after = fit(world, folder / save, ema, hand, apart, other_hand, lt.PostHocEMA(), power)
     near(after, hand.average)
+    dist.barrier()
+    files = Trajectory.read(folder / save / "checkpoints")
+    near(dict(files.moments[-1].averages[1]), power.average)
     assert len(hand.distances) > 1
     for logged, expected in hand.distances:
         assert abs(logged - expected) < 1e-6 * expected, (logged, expected)
@@ -102,7 +114,8 @@ def check(name: str, save: str, folder: Path) -> None:
         near(weights_of(lt.average_state(path)), hand.average)
         if not weights_only:
             near(weights_of(lt.average_state(path, label="side")), other_hand.average)
-            goes_on(world, folder / save / "again", save, lt.average_state(path, label="side"))
+            slow = lt.average_state(path, label="side")
+            goes_on(world, folder / save / "again", save, slow, files)
         # Another Trainer evaluates the average, whichever set stands first.
         seen = ByHand()
         settings = {

@@ -36,6 +36,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "NormPenalty": lambda _: lt.NormPenalty(l1=0.1, proximal=True, params="*"),
     "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
+    "PostHocEMA": lambda _: lt.PostHocEMA(every=2, snapshot_every=1),
     "PreciseBatchNorm": lambda _: lt.PreciseBatchNorm(batches=2),
     "ReplaceNorm": lambda _: lt.ReplaceNorm(to="group", groups=2),
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(

@@ -1,0 +1,239 @@
+"""``lightning-tricks ema``: averages of any length of a run with ``PostHocEMA``, written and measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from lightning_tricks.averaging.lengths import Evaluate, Length, draw_lengths, measured
+from lightning_tricks.averaging.synthesis import Synthesis
+from lightning_tricks.averaging.trajectory import Trajectory
+from lightning_tricks.core import checks
+from lightning_tricks.core.extras import extra
+from lightning_tricks.lifecycle import files
+from lightning_tricks.lifecycle.checkpoints import without_training
+from lightning_tricks.lifecycle.export import check_format, write_state
+from lightning_tricks.lifecycle.table import text_table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["EXAMPLES", "Order", "add_options", "carry_out"]
+
+EXAMPLES = """\
+examples:
+  lightning-tricks ema runs/checkpoints --sigma-rel 0.05,0.1,0.15
+  lightning-tricks ema runs/checkpoints --dry-run
+  lightning-tricks ema runs/checkpoints --sigma-rel 0.1 --format safetensors --output averages
+  lightning-tricks ema runs/checkpoints --evaluate my_project.scores:fid --png lengths.png --json
+
+with a function such as
+  def fid(state_dict): model.load_state_dict(state_dict); return score(model)  # or {"fid": 2.1, "kid": 0.3}
+"""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    parser.add_argument(
+        "folder", type=str, help="where the checkpoints lie, with post_hoc_ema among them; or that folder"
+    )
+    parser.add_argument(
+        "--sigma-rel", type=str, default="0.05,0.1,0.15", help="relative widths, with commas between them"
+    )
+    parser.add_argument(
+        "--format", type=str, default="ckpt", help="ckpt, for load_from_checkpoint, or safetensors"
+    )
+    for name, kind, text in (
+        ("--step", int, "a snapshot at which the run is taken to have ended (default: the last)"),
+        ("--output", str, "folder for the averages (default: FOLDER; with --evaluate, none is written)"),
+        ("--evaluate", str, "MODULE:FUNCTION that gets a state dict and returns a number or a dict of them"),
+        ("--png", str, "file for a picture of what --evaluate returns over the widths; needs matplotlib"),
+    ):
+        parser.add_argument(name, type=kind, default=SUPPRESS, help=text)
+    parser.add_argument("--dry-run", action="store_true", help="list snapshots and what would be written")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--json", action="store_true", help="print JSON in the place of tables")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to put together, checked as far as can be before any tensor is read.
+
+    Raises:
+        OSError: If the snapshots are not there, or the output is.
+        TypeError: If a setting is of another type.
+        ValueError: If the snapshots cannot give a width, or a setting is wrong.
+    """
+
+    folder: str
+    sigma_rel: str = "0.05,0.1,0.15"
+    step: int | None = None
+    output: str | None = None
+    format: str = "ckpt"
+    evaluate: str | None = None
+    png: str | None = None
+    dry_run: bool = False
+    force: bool = False
+    json: bool = False
+    trajectory: Trajectory = field(init=False)
+    plans: list[Synthesis] = field(init=False)
+    paths: list[Path | None] = field(init=False)
+    function: Evaluate | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Check the settings, read the index and fit the profiles."""
+        checks.one_of("format", self.format, ("ckpt", "safetensors"))
+        widths = _widths(self.sigma_rel)
+        set_ = partial(object.__setattr__, self)
+        set_("trajectory", Trajectory.read(self.folder))
+        set_("plans", [Synthesis.of(self.trajectory, sigma_rel=each, step=self.step) for each in widths])
+        output = self.output if self.output or self.evaluate else self.folder
+        paths = [None if output is None else Path(output) / f"ema-{w:g}.{self.format}" for w in widths]
+        set_("paths", paths)
+        for path in filter(None, paths):
+            check_format(path)
+            if path.exists() and not self.force:
+                raise FileExistsError(f"{path} must not be there, or --force be given to replace it")
+        if self.png is not None:
+            if self.evaluate is None:
+                raise ValueError(f"png must be left out without --evaluate, got {self.png!r}")
+            with extra("plots"):
+                import matplotlib.figure  # noqa: F401
+        if self.evaluate is not None:
+            set_("function", _function(self.evaluate))
+
+
+def _widths(text: str) -> list[float]:
+    try:
+        widths = [float(each) for each in text.split(",")]
+    except ValueError:
+        raise ValueError(f"sigma-rel must be numbers such as 0.05,0.1, got {text!r}") from None
+    if len(set(widths)) < len(widths):
+        raise ValueError(f"sigma-rel must name each width once, got {text!r}")
+    return widths
+
+
+def _function(name: str) -> Evaluate:
+    module, _, function = name.partition(":")
+    if not (module and function):
+        raise ValueError(f"evaluate must be written as MODULE:FUNCTION, got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as ``python -m`` does, since it is the user's own
+    try:
+        found: Evaluate = getattr(import_module(module), function)
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"evaluate must name a function that can be imported, got {name!r}: {error}"
+        ) from error
+    return found
+
+
+def carry_out(order: Order) -> None:
+    """Put the averages together, write and measure them, and print tables or JSON."""
+    rows = [Length(plan.sigma_rel, plan.gamma, plan.error, {}) for plan in order.plans]
+    if not order.dry_run:
+        with _progress(order.plans) as advance:
+            rows = [
+                _one(order, plan, path, advance) for plan, path in zip(order.plans, order.paths, strict=True)
+            ]
+        if order.png is not None:
+            draw_lengths(rows, order.png, title=f"{order.trajectory.folder}, step {order.plans[0].step}")
+    print(json.dumps(_as_json(order, rows), indent=1) if order.json else _as_text(order, rows))
+
+
+def _one(order: Order, plan: Synthesis, path: Path | None, advance: Callable[[], None]) -> Length:
+    state: dict[str, Tensor] = {}
+    for name, value in plan.tensors():
+        state[name] = value
+        advance()
+    if path is not None:
+        about = {"sigma_rel": plan.sigma_rel, "gamma": plan.gamma, "step": plan.step, "error": plan.error}
+        write_state(state, path, {**_beside(order.trajectory.folder.parent, state), "post_hoc_ema": about})
+    metrics = {} if order.function is None else measured(order.function, state)
+    return Length(plan.sigma_rel, plan.gamma, plan.error, metrics)
+
+
+def _beside(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a checkpoint in ``folder`` of the same module holds beside, such as hyperparameters."""
+    found = [path for path in folder.glob("*.ckpt") if path.is_file()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            checkpoint = files.load(path)
+        except ValueError:
+            continue  # it holds more than plain values, which cannot be trusted
+        if checkpoint.get("state_dict", {}).keys() == state.keys():
+            return without_training(checkpoint)
+    return {"pytorch-lightning_version": lightning.__version__}
+
+
+@contextmanager
+def _progress(plans: list[Synthesis]) -> Iterator[Callable[[], None]]:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("tensors", total=sum(len(plan.names) for plan in plans))
+        yield partial(bar.advance, task)
+
+
+def _as_json(order: Order, rows: list[Length]) -> dict[str, Any]:
+    return {
+        "folder": str(order.trajectory.folder),
+        "snapshots": [
+            {
+                "file": moment.name,
+                "step": moment.updates,
+                "gammas": list(moment.gammas),
+                "every": moment.every,
+            }
+            for moment in order.trajectory.moments
+        ],
+        "step": order.plans[0].step,
+        "averages": [
+            {**vars(row), "file": None if path is None else str(path)}
+            for row, path in zip(rows, order.paths, strict=True)
+        ],
+        "dry_run": order.dry_run,
+        "png": None if order.dry_run else order.png,
+    }
+
+
+def _as_text(order: Order, rows: list[Length]) -> str:
+    moments = order.trajectory.moments
+    powers = ", ".join(f"{gamma:g}" for gamma in moments[-1].gammas)
+    title = f"{len(moments)} snapshots in {order.trajectory.folder}, gammas {powers}"
+    parts = []
+    if order.dry_run:
+        each = [(moment.name, str(moment.updates), str(moment.every)) for moment in moments]
+        parts.append(text_table(title, {"file": "left", "step": "right", "every": "right"}, each))
+        title = "What would be put together"
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    written = any(path is not None for path in order.paths)
+    table = [
+        (
+            f"{row.sigma_rel:g}",
+            f"{row.gamma:.2f}",
+            f"{row.error:.2%}",
+            *(f"{row.metrics[name]:.6g}" if name in row.metrics else "" for name in names),
+            *([str(path)] if written else []),
+        )
+        for row, path in zip(rows, order.paths, strict=True)
+    ]
+    columns = {"sigma_rel": "right", "gamma": "right", "error of the profile": "right"}
+    columns |= dict.fromkeys(names, "right") | ({"file": "left"} if written else {})
+    parts.append(text_table(title, columns, table))  # type: ignore[arg-type]
+    if order.png is not None and not order.dry_run:
+        parts.append(f"written: {order.png}")
+    return "\n\n".join(parts)
