@@ -176,8 +176,8 @@ class Shelf:
         if self.kept:
             self.folder, copied = self._first(lambda: self._find(self._base / state["folder"], beside))
             self._own = {snapshot.name for snapshot in self.kept} if copied else set()
-        else:
-            self.folder = self._base / state["folder"]
+        elif beside is None or beside.resolve() == self._base.resolve():
+            self.folder = self._base / state["folder"]  # elsewhere one of that name is another run's
 
     def _find(self, folder: Path, beside: Path | None) -> tuple[Path, bool]:
         """Return the folder in which the snapshots are that were in ``folder``; whether as copies."""
