@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_tricks.core.fingerprint import fingerprint
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import local
-from lightning_tricks.lifecycle.evaluation import replaced
+from lightning_tricks.lifecycle.evaluation import modes_without_evaluation, replaced
 from lightning_tricks.lifecycle.outside_fit import training_in_reach
 from lightning_tricks.lifecycle.strategies import flat_shards, reshard
 from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
@@ -43,6 +43,7 @@ __all__ = [
     "reestimate_for_validation",
     "reestimate_outside_fit",
     "statistics_fingerprint",
+    "trained_batchnorms",
 ]
 
 UNSIZED_BATCHES = 200
@@ -87,8 +88,8 @@ def learning_batchnorms(module: nn.Module, modes: Mapping[str, bool] | None = No
 
     Args:
         module: Holds them.
-        modes: Whether modules, by name, are in training mode when no evaluation is under way; ``None`` for
-            as they are now.
+        modes: Which modules, by name, are to count as in training mode, and which not; ``None`` for as they
+            are.
     """
     known = modes or {}
     return [
@@ -98,6 +99,17 @@ def learning_batchnorms(module: nn.Module, modes: Mapping[str, bool] | None = No
         and layer.running_mean is not None
         and known.get(name, layer.training)
     ]
+
+
+def trained_batchnorms(trainer: Trainer, pl_module: LightningModule) -> list[_BatchNorm]:
+    """Return those that are in training mode outside of the evaluation that may be under way.
+
+    Of a module that is all in eval mode there, these are all: it was put there to be evaluated.
+    """
+    modes = modes_without_evaluation(trainer)
+    if modes and not any(modes.values()):
+        modes = dict.fromkeys(modes, True)
+    return learning_batchnorms(pl_module, modes)
 
 
 def reestimate_batchnorm(

@@ -30,8 +30,8 @@ from lightning_tricks.lifecycle.batchnorm import (
     reestimate_for_validation,
     reestimate_outside_fit,
     statistics_fingerprint,
+    trained_batchnorms,
 )
-from lightning_tricks.lifecycle.evaluation import modes_without_evaluation
 from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.outside_fit import OutOfReachError, given_loaders
 from lightning_tricks.lifecycle.position import train_loaders
@@ -47,6 +47,14 @@ if TYPE_CHECKING:
 __all__ = ["PreciseBatchNorm"]
 
 _SMALL_BATCH = 16
+
+
+def _norms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    return [(clean_name(n), layer) for n, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
+
+
+def _names(module: nn.Module, layers: list[_BatchNorm]) -> list[str]:
+    return [name for name, layer in _norms(module) if layer in layers]
 
 
 @final
@@ -121,7 +129,9 @@ class PreciseBatchNorm(Technique):
     def saved(self) -> dict[str, Any]:
         runner = self.conductor.trainer
         if runner.state.stage is not None:  # after a run, modes may be given back
-            self._layers = _names(runner.lightning_module, _learning(runner, runner.lightning_module))
+            self._layers = _names(
+                runner.lightning_module, trained_batchnorms(runner, runner.lightning_module)
+            )
         return {"layers": self._layers, "precise": self._precise}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -156,7 +166,7 @@ class PreciseBatchNorm(Technique):
             norms = [layer for layer in pl_module.modules() if isinstance(layer, _BatchNorm)]
             buffers = [buffer for layer in norms for buffer in layer.buffers(recurse=False)]
             copies = [buffer.clone() for buffer in buffers]
-            layers = _learning(trainer, pl_module)
+            layers = trained_batchnorms(trainer, pl_module)
             reestimate_for_validation(trainer, pl_module, most=self.batches, layers=layers)
             self._former = [(*pair, pair[0].clone()) for pair in zip(buffers, copies, strict=True)]
             self._note(trainer, pl_module, layers)
@@ -168,7 +178,7 @@ class PreciseBatchNorm(Technique):
         self._outside_fit(trainer, pl_module)
 
     def _outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        layers = self._known(pl_module) or _learning(trainer, pl_module)
+        layers = self._known(pl_module) or trained_batchnorms(trainer, pl_module)
         if not layers:
             warn(trainer, self._nothing_to_do(pl_module))
             return
@@ -219,19 +229,3 @@ class PreciseBatchNorm(Technique):
 
     def outcome(self) -> dict[str, float | int | str]:
         return {"estimates": self._estimates}
-
-
-def _norms(module: nn.Module) -> Iterable[tuple[str, _BatchNorm]]:
-    return [(clean_name(n), layer) for n, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
-
-
-def _names(module: nn.Module, layers: list[_BatchNorm]) -> list[str]:
-    return [name for name, layer in _norms(module) if layer in layers]
-
-
-def _learning(trainer: Trainer, pl_module: LightningModule) -> list[_BatchNorm]:
-    """Return the layers that train outside of the evaluation that may be under way."""
-    modes = modes_without_evaluation(trainer)
-    if modes and not any(modes.values()):
-        modes = dict.fromkeys(modes, True)  # put there to be evaluated, which tells nothing of its layers
-    return learning_batchnorms(pl_module, modes)
