@@ -196,7 +196,7 @@ def statistics_fingerprint(trainer: Trainer, pl_module: LightningModule, layers:
     own = {
         clean_name(name): local(tensor)
         for name, tensor in tensors.items()
-        if trainer.is_global_zero or isinstance(tensor, DTensor) or tensor in spread
+        if trainer.is_global_zero or isinstance(tensor, DTensor) or spread.get(tensor)
     }
     return int(trainer.strategy.reduce(fingerprint(own, trainer.strategy.root_device), reduce_op="sum"))
 

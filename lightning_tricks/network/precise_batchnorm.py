@@ -101,7 +101,7 @@ class PreciseBatchNorm(Technique):
     batches: int = 200
     _former: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
     _estimates: int = field(default=0, init=False, repr=False)
-    _layers: list[str] = field(default_factory=list, init=False, repr=False)
+    _layers: list[str] | None = field(default=None, init=False, repr=False)
     _precise: int | None = field(default=None, init=False, repr=False)
     _given: tuple[weakref.ref[LightningModule], Any] | None = field(default=None, init=False, repr=False)
 
@@ -128,14 +128,13 @@ class PreciseBatchNorm(Technique):
 
     def saved(self) -> dict[str, Any]:
         runner = self.conductor.trainer
-        if runner.state.stage is not None:  # after a run, modes may be given back
-            self._layers = _names(
-                runner.lightning_module, trained_batchnorms(runner, runner.lightning_module)
-            )
+        if runner.state.fn == "fit" and runner.state.stage is not None:  # later, modes may be given back
+            module = runner.lightning_module
+            self._layers = _names(module, trained_batchnorms(runner, module))
         return {"layers": self._layers, "precise": self._precise}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._layers, self._precise = state.get("layers", []), state.get("precise")
+        self._layers, self._precise = state.get("layers"), state.get("precise")
 
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -178,10 +177,11 @@ class PreciseBatchNorm(Technique):
         self._outside_fit(trainer, pl_module)
 
     def _outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        layers = self._known(pl_module) or trained_batchnorms(trainer, pl_module)
-        if not layers:
+        layers = self._known(pl_module)
+        if layers is None and not (layers := trained_batchnorms(trainer, pl_module)):
             warn(trainer, self._nothing_to_do(pl_module))
-            return
+        if not layers:
+            return  # without a warning if training kept them all as they were
         reference, given = self._given or (None, None)
         try:
             if statistics_fingerprint(trainer, pl_module, layers) == self._precise:
@@ -202,10 +202,12 @@ class PreciseBatchNorm(Technique):
         else:
             self._note(trainer, pl_module, layers)
 
-    def _known(self, pl_module: LightningModule) -> list[_BatchNorm]:
-        """Return the layers that trained, if ``pl_module`` has them all."""
+    def _known(self, pl_module: LightningModule) -> list[_BatchNorm] | None:
+        """Return the layers that trained; ``None`` if no training is known, or of another module."""
         norms = {name: layer for name, layer in _norms(pl_module) if layer.running_mean is not None}
-        return [norms[name] for name in self._layers] if norms.keys() >= set(self._layers) else []
+        if self._layers is None or not norms.keys() >= set(self._layers):
+            return None
+        return [norms[name] for name in self._layers]
 
     def _note(self, trainer: Trainer, pl_module: LightningModule, layers: list[_BatchNorm]) -> None:
         self._estimates += 1

@@ -19,15 +19,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 
+from lightning_tricks.core.fingerprint import fingerprint
 from lightning_tricks.core.tensors import local
 from lightning_tricks.fusion.collect import LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
+from lightning_tricks.lifecycle.checkpoints import read
 from lightning_tricks.lifecycle.evaluation import validate_again
 from lightning_tricks.lifecycle.strategies import reshard
 from lightning_tricks.network.precise_batchnorm import PreciseBatchNorm
 from tests.contract.cases import CASES
-from tests.distributed.cells import Watch, assert_same_on_all, check, fit, whole_weights
+from tests.distributed.cells import Watch, assert_same_on_all, check, fit, weights_of, whole_weights
 from tests.distributed.worlds import WORLDS, OnCPU, Part, Shared, World
 from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer
 
@@ -203,6 +205,11 @@ def outside(world: World, folder: Path) -> None:
             run(world, folder, PreciseBatchNorm(), StopAfter(count, saved, hook))
         except StopError:
             dist.barrier()
+        checkpoint = read(saved)
+        same = checkpoint["callbacks"]["PreciseBatchNorm"]["state"]["precise"] == fingerprint(
+            weights_of(checkpoint["state_dict"])
+        )
+        assert same == (estimates == 0), "the number of parts is not that of whole weights"
         module, technique = world.module(), PreciseBatchNorm()
         module.train_dataloader = lambda: Uneven()
         runner = trainer(technique, **world.trainer_settings(folder))

@@ -174,3 +174,23 @@ def test_two_processes_agree_on_the_statistics_of_all_data(tmp_path):
     path, module = between(tmp_path / "a.ckpt"), Halves()
     settings = {"strategy": "ddp_fork", "devices": 2}
     trainer(lt.PreciseBatchNorm(), **settings).test(module, ckpt_path=path, verbose=False)
+
+
+class Lame(Halves):
+    """Finds no data in one of the processes."""
+
+    def train_dataloader(self) -> Any:
+        if self.global_rank == 1:
+            raise FileNotFoundError("no such folder")
+        return super().train_dataloader()
+
+    def on_test_epoch_end(self) -> None:
+        (technique,) = (each for each in self.trainer.callbacks if isinstance(each, lt.PreciseBatchNorm))
+        assert technique.outcome() == {"estimates": 0}
+
+
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*got an error in another process:UserWarning")
+def test_processes_do_not_wait_for_one_without_data(tmp_path):
+    settings = {"strategy": "ddp_fork", "devices": 2}
+    trainer(lt.PreciseBatchNorm(), **settings).test(Lame(), verbose=False)
