@@ -44,7 +44,10 @@ class FedByHand(Fed, TwoOptimizers):
         assert self.trainer.training and self.trainer.num_training_batches == 5
         self.log("rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         body.zero_grad()
-        self.manual_backward(self.loss(batch))
+        x = batch[0].clone().requires_grad_()
+        loss = self.loss((x, batch[1]))
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        self.manual_backward(loss + slope.square().sum())
         body.step()
         head.step()
         self.lr_schedulers().step()
@@ -89,14 +92,17 @@ def test_statistics_are_those_of_the_evaluated_weights(how, kind, tmp_path):
     assert torch.equal(module.body[1].weight, loaded["body.1.weight"])
 
 
-def test_weights_that_came_another_way_get_theirs(tmp_path):
+def test_weights_and_statistics_that_came_another_way_are_not_taken_for_precise(tmp_path):
     module = Fed.load_from_checkpoint(between(tmp_path / "a.ckpt"))
     runner = trainer(lt.PreciseBatchNorm(), looks := Looks(BATCHES))
     runner.test(module, evaluation(), verbose=False)
-    with torch.no_grad():
-        module.body[0].weight += 1.0
+    for tensor in (module.body[0].weight, module.body[1].running_mean):
+        with torch.no_grad():
+            tensor += 1.0
+        runner.test(module, evaluation(), verbose=False)
+    runner = trainer(lt.PreciseBatchNorm(), looks)
     runner.test(module.eval(), evaluation(), verbose=False)
-    assert (looks.count, module.asked) == (4, 2)
+    assert (looks.count, module.asked) == (8, 4)
     assert not any(part.training for part in module.modules())
 
 
@@ -118,16 +124,17 @@ class Ears(Callback):
 
 
 class Drawn(FedByHand):
-    """Draws its training data, from a generator of its own too."""
+    """Draws from generators of its own and of the one loader that it has."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dice = torch.Generator().manual_seed(5)
+        self.data = [DataLoader(BATCHES, None, shuffle=True, generator=torch.Generator().manual_seed(6))]
         self.register_buffer("queue", torch.zeros(2))
 
     def train_dataloader(self) -> Any:
-        torch.rand(3, generator=self.dice)
-        return DataLoader(BATCHES, None, sampler=torch.randperm(5).tolist(), generator=self.dice)
+        torch.rand(3 + int(torch.randint(3, ())), generator=self.dice)
+        return self.data[0]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
@@ -139,7 +146,8 @@ def test_nothing_else_changes(tmp_path):
     path, first, last = between(tmp_path / "a.ckpt"), Ears(), Ears()
     module = Drawn()
     data = DataLoader(BATCHES, batch_size=None, shuffle=True)
-    state = module.dice.get_state()
+    dice = [module.dice, module.data[0].generator]
+    states = [each.get_state() for each in dice]
     torch.manual_seed(3)
     plain = trainer(alone := Ears())
     plain.test(copy.deepcopy(module), data, verbose=False)
@@ -153,7 +161,7 @@ def test_nothing_else_changes(tmp_path):
         assert before["weights"].pop(f"body.1.{name}") is not None
         del after["weights"][f"body.1.{name}"]
     assert_equal(before, after)
-    assert torch.equal(module.dice.get_state(), state)
+    assert_equal([each.get_state() for each in dice], states)
     assert_equal(alone.seen[1:], last.seen[1:])  # the same batches in the same order
 
 
