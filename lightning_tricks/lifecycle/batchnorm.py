@@ -16,7 +16,7 @@ section 3 (Precise BatchNorm). Their 200 batches bound the pass where a loader h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,9 +24,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_tricks.lifecycle.evaluation import replaced
+from lightning_tricks.core.fingerprint import fingerprint
+from lightning_tricks.core.select import clean_name
+from lightning_tricks.core.tensors import local
+from lightning_tricks.lifecycle.evaluation import modes_without_evaluation, replaced
+from lightning_tricks.lifecycle.outside_fit import training_in_reach
+from lightning_tricks.lifecycle.strategies import flat_shards, reshard
 from lightning_tricks.lifecycle.training_pass import only_looking, training_steps
 
 __all__ = [
@@ -35,6 +41,9 @@ __all__ = [
     "moments_of_all",
     "reestimate_batchnorm",
     "reestimate_for_validation",
+    "reestimate_outside_fit",
+    "statistics_fingerprint",
+    "trained_batchnorms",
 ]
 
 UNSIZED_BATCHES = 200
@@ -72,19 +81,44 @@ class Moments:
         self.count = total
 
 
-def learning_batchnorms(module: nn.Module) -> list[_BatchNorm]:
+def learning_batchnorms(module: nn.Module, modes: Mapping[str, bool] | None = None) -> list[_BatchNorm]:
     """Return the BatchNorm layers whose running statistics move in training.
 
     Left out are layers in eval mode, which is how they are frozen, and those that track nothing.
+
+    Args:
+        module: Holds them.
+        modes: Which modules, by name, are to count as in training mode, and which not; ``None`` for as they
+            are.
     """
+    known = modes or {}
     return [
         layer
-        for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.running_mean is not None
+        and known.get(name, layer.training)
     ]
 
 
-def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule, *, most: int | None = None) -> int:
+def trained_batchnorms(trainer: Trainer, pl_module: LightningModule) -> list[_BatchNorm]:
+    """Return those that are in training mode outside of the evaluation that may be under way.
+
+    Of a module that is all in eval mode there, these are all: it was put there to be evaluated.
+    """
+    modes = modes_without_evaluation(trainer)
+    if modes and not any(modes.values()):
+        modes = dict.fromkeys(modes, True)
+    return learning_batchnorms(pl_module, modes)
+
+
+def reestimate_batchnorm(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    *,
+    most: int | None = None,
+    layers: list[_BatchNorm] | None = None,
+) -> int:
     """Set the running statistics of ``pl_module`` to those of its training data under its weights.
 
     To be called in ``on_train_end``, while modules are still in the modes of training. The layers use batch
@@ -101,11 +135,12 @@ def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule, *, most: 
         trainer: The Trainer of the run.
         pl_module: Its module.
         most: Batches to look at; ``None`` for an epoch.
+        layers: Of which layers; ``None`` for those that :func:`learning_batchnorms` finds.
 
     Returns:
         The number of layers concerned; 0 if there are none, and then there is no pass.
     """
-    layers = learning_batchnorms(pl_module)
+    layers = learning_batchnorms(pl_module) if layers is None else layers
     if not layers:
         return 0
     seen, batches = _look(trainer, pl_module, layers, most)
@@ -115,21 +150,55 @@ def reestimate_batchnorm(trainer: Trainer, pl_module: LightningModule, *, most: 
     return len(layers)
 
 
-def reestimate_for_validation(trainer: Trainer, pl_module: LightningModule, *, most: int) -> int:
-    """Do the same within a validation of ``fit``, for the weights that it is about to evaluate.
-
-    The layers are those that are in training mode outside of it.
-    """
+def reestimate_for_validation(
+    trainer: Trainer, pl_module: LightningModule, *, most: int, layers: list[_BatchNorm]
+) -> int:
+    """Do the same within a validation of ``fit``, for the weights that it is about to evaluate."""
     validation = trainer.fit_loop.epoch_loop.val_loop
-    modes = validation._module_mode.mode
     with ExitStack() as stack:
-        for name, part in pl_module.named_modules():
-            stack.enter_context(replaced(part, {"training": modes.get(name, part.training)}))
         # Its loader is not read, and has begun an epoch that must not begin again.
         stack.enter_context(replaced(validation, {"_combined_loader": None}))
         stack.enter_context(replaced(trainer.state, {"stage": RunningStage.TRAINING}))
         stack.enter_context(torch.enable_grad())
-        return reestimate_batchnorm(trainer, pl_module, most=most)
+        return reestimate_batchnorm(trainer, pl_module, most=most, layers=layers)
+
+
+def reestimate_outside_fit(
+    trainer: Trainer, pl_module: LightningModule, *, most: int, layers: list[_BatchNorm], given: Any = None
+) -> int:
+    """Do the same within an evaluation outside of ``fit``, before its first batch.
+
+    Args:
+        trainer: The Trainer of the run.
+        pl_module: Its module.
+        most: Batches to look at.
+        layers: Of which layers.
+        given: Training loaders to take instead of those that ``pl_module`` would make.
+
+    Raises:
+        OutOfReachError: If there is no training batch to look at; nothing has changed then.
+    """
+    with training_in_reach(trainer, pl_module, given=given):
+        return reestimate_batchnorm(trainer, pl_module, most=most, layers=layers)
+
+
+def statistics_fingerprint(trainer: Trainer, pl_module: LightningModule, layers: list[_BatchNorm]) -> int:
+    """Return a number that tells whether weights have changed, or the statistics of ``layers``.
+
+    It is the same in all processes, and for weights that each of them holds whole or all in parts.
+    """
+    reshard(trainer)
+    tensors = dict(pl_module.named_parameters())
+    for name, layer in pl_module.named_modules():
+        if layer in layers:
+            tensors |= {f"{name}.{key}": buffer for key, buffer in layer.named_buffers(recurse=False)}
+    spread = flat_shards(trainer)
+    own = {
+        clean_name(name): local(tensor)
+        for name, tensor in tensors.items()
+        if trainer.is_global_zero or isinstance(tensor, DTensor) or spread.get(tensor)
+    }
+    return int(trainer.strategy.reduce(fingerprint(own, trainer.strategy.root_device), reduce_op="sum"))
 
 
 def _look(

@@ -30,8 +30,10 @@ __all__ = [
     "MissingMetricError",
     "Objective",
     "kept_metric",
+    "kept_place",
     "logged_by_module",
     "logged_by_validation",
+    "modes_without_evaluation",
     "objective_of",
     "replaced",
     "undisturbed",
@@ -157,6 +159,12 @@ def _agreed(trainer: Trainer, metrics: Mapping[str, Any]) -> dict[str, float]:
     return trainer.strategy.broadcast({name: float(value) for name, value in metrics.items()})
 
 
+def modes_without_evaluation(trainer: Trainer) -> dict[str, bool]:
+    """Return whether modules, by name, train when the evaluation under way is over; empty if none is."""
+    modes = getattr(trainer._active_loop, "_module_mode", None)
+    return {} if modes is None else dict(modes.mode)
+
+
 @contextmanager
 def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Detach callbacks and loggers, and take everything but weights and buffers back at the end."""
@@ -194,7 +202,7 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
                 stack.enter_context(kept_metric(module))
         for loader in (trainer.fit_loop._combined_loader, validation._combined_loader):
             if loader is not None:
-                stack.enter_context(_kept_place(loader))
+                stack.enter_context(kept_place(loader))
         yield
 
 
@@ -233,7 +241,7 @@ def kept_metric(metric: Metric) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_place(loader: CombinedLoader) -> Iterator[None]:
+def kept_place(loader: CombinedLoader) -> Iterator[None]:
     """Let stateful loaders and loaders with generators of their own go on from where they are."""
     generators = [generator for part in loader.flattened for generator in generators_of(part)]
     states = [generator.get_state() for generator in generators]

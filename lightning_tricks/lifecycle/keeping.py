@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_tricks.core.tensors import copy_, local
 
-__all__ = ["kept_generators", "kept_tensors"]
+__all__ = ["kept_attributes", "kept_generators", "kept_tensors"]
 
 
 @contextmanager
@@ -42,12 +42,25 @@ def kept_tensors(module: nn.Module, *, learning: bool) -> Iterator[None]:
 
 
 @contextmanager
-def kept_generators(module: nn.Module) -> Iterator[None]:
-    """Put the random number generators back that ``module`` and its children hold as attributes."""
-    own: list[Tensor | torch.Generator] = [each for part in module.modules() for each in vars(part).values()]
+def kept_generators(owner: object) -> Iterator[None]:
+    """Put the random number generators back that ``owner`` has as attributes, or modules within it."""
+    parts = owner.modules() if isinstance(owner, nn.Module) else [owner]
+    own: list[Tensor | torch.Generator] = [each for part in parts for each in vars(part).values()]
     states = [(each, each.get_state()) for each in own if isinstance(each, torch.Generator)]
     try:
         yield
     finally:
         for generator, state in states:
             generator.set_state(state)
+
+
+@contextmanager
+def kept_attributes(owner: object) -> Iterator[None]:
+    """Let ``owner`` have the attributes that it had; objects that they are stay as they have become."""
+    former = dict(vars(owner))
+    try:
+        yield
+    finally:
+        for name in vars(owner).keys() - former.keys():
+            del vars(owner)[name]
+        vars(owner).update(former)

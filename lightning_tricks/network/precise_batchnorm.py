@@ -12,23 +12,31 @@ https://arxiv.org/abs/1803.08494, table 2.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.batchnorm import (
     learning_batchnorms,
     reestimate_batchnorm,
     reestimate_for_validation,
+    reestimate_outside_fit,
+    statistics_fingerprint,
+    trained_batchnorms,
 )
 from lightning_tricks.lifecycle.notice import warn
+from lightning_tricks.lifecycle.outside_fit import OutOfReachError, given_loaders
 from lightning_tricks.lifecycle.position import train_loaders
+from lightning_tricks.lifecycle.seal import unsealed
+from lightning_tricks.lifecycle.strategies import check_parts
 from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:
@@ -41,24 +49,44 @@ __all__ = ["PreciseBatchNorm"]
 _SMALL_BATCH = 16
 
 
+def _norms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    return [(clean_name(n), layer) for n, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
+
+
+def _names(module: nn.Module, layers: list[_BatchNorm]) -> list[str]:
+    return [name for name, layer in _norms(module) if layer in layers]
+
+
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class PreciseBatchNorm(Technique):
     """Estimate BatchNorm statistics over training batches before they are used for evaluation.
 
     * **When** before each validation within ``fit``, for the weights that it evaluates (the average, with
-      one), and at the end of ``fit``, for those that it leaves behind, fused ones too: they are what test and
-      predict see. Not in the sanity check, whose weights have not been trained yet.
+      one), and at the end of ``fit``, for those that it leaves behind, fused ones too. Not in the sanity
+      check, whose weights have not been trained yet. In ``validate``, ``test`` and ``predict`` outside of
+      ``fit`` before the first batch, unless weights and statistics are to the bit those of the last estimate,
+      which is so after ``fit`` and for a checkpoint of a validation.
     * **Changes** the running statistics, and nothing else: training does not use them, and goes on with
-      averages that begin there. Layers in eval mode keep theirs. Random numbers, metrics and the places of
-      loaders stay as they are.
-    * **Logs** nothing; warns of batches below 16 samples, whose statistics are noisy in training, too.
-    * **Saves** nothing: a checkpoint written at a validation holds the statistics that were validated, one
-      written between two what training has made of them since. Evaluations outside of ``fit`` estimate none.
+      averages that begin there. Layers that were in eval mode in training keep theirs. Random numbers,
+      metrics and the places of loaders stay as they are. After an evaluation the module holds those that it
+      was evaluated with.
+    * **Logs** nothing; warns of batches below 16 samples, whose statistics are noisy in training, too, and
+      if an evaluation outside of ``fit`` must take the statistics that the module holds, because there is
+      no training data.
+    * **Saves** a number that tells whether weights or statistics have changed since the last estimate, and
+      the names of the layers; weights-only checkpoints hold neither, so that theirs are estimated again.
     * **Cost** a forward pass over ``batches`` batches by the module's own ``training_step``, all else in eval
       mode; a copy of the weights for as long.
     * **Use** with an average of weights, small batches, or weights that move fast; **not** needed with
       ``WeightFusion`` alone, which does it by itself, nor with frozen or group normalisation.
+
+    Outside of ``fit`` the training data are those of the datamodule, which is set up for ``fit`` for as long;
+    else the loaders with which this technique last saw the module in ``fit``, or the module's own
+    ``train_dataloader``, before which only ``setup`` of the evaluation has been called. ``training_step``
+    finds optimizers, but no other hook of training is called before it; an error in it is one of the
+    evaluation. Where no layers are known from training, they are those that are not in eval mode, or all of
+    a module that is.
 
     Args:
         batches: How many training batches to look at, at least 1; at most an epoch.
@@ -73,21 +101,51 @@ class PreciseBatchNorm(Technique):
     batches: int = 200
     _former: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
     _estimates: int = field(default=0, init=False, repr=False)
+    _layers: list[str] | None = field(default=None, init=False, repr=False)
+    _precise: int | None = field(default=None, init=False, repr=False)
+    _given: tuple[weakref.ref[LightningModule], Any] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         checks.whole("batches", self.batches, 1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the training data, which copies would hold, too."""
+        return {**vars(self), "_given": None}
+
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_parts(trainer)
         if not learning_batchnorms(pl_module):
-            raise ValueError(
-                "the module must have a BatchNorm whose statistics move in training, got none in "
-                f"{type(pl_module).__name__}: remove {self.state_key}"
-            )
+            raise ValueError(self._nothing_to_do(pl_module))
+
+    def _nothing_to_do(self, pl_module: LightningModule) -> str:
+        return (
+            "the module must have a BatchNorm whose statistics move in training, got none in "
+            f"{type(pl_module).__name__}: remove {self.state_key}"
+        )
 
     def claims(self) -> Iterable[Claim]:
         return []
 
+    def saved(self) -> dict[str, Any]:
+        runner = self.conductor.trainer
+        if runner.state.fn == "fit" and runner.state.stage is not None:  # later, modes may be given back
+            module = runner.lightning_module
+            self._layers = _names(module, trained_batchnorms(runner, module))
+        return {"layers": self._layers, "precise": self._precise}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._layers, self._precise = state.get("layers"), state.get("precise")
+
+    def read_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        entry = unsealed(checkpoint, self.state_key)
+        if entry is not None and trainer.state.fn != "fit":
+            self.restore(entry["state"])
+
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        given = given_loaders(trainer)
+        self._given = None if given is None else (weakref.ref(pl_module), given)
         apart = any(not isinstance(layer, nn.SyncBatchNorm) for layer in learning_batchnorms(pl_module))
         sizes = [getattr(loader, "batch_size", None) for loader in train_loaders(trainer)]
         known = [size for size in sizes if type(size) is int]
@@ -98,23 +156,71 @@ class PreciseBatchNorm(Technique):
                 "larger batches, or ReplaceNorm(to='group')",
             )
 
+    # In the hooks of epochs, where every callback has put in the weights that it wants evaluated.
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Here, where every callback has put in the weights that it wants evaluated.
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        norms = [layer for layer in pl_module.modules() if isinstance(layer, _BatchNorm)]
-        buffers = [buffer for layer in norms for buffer in layer.buffers(recurse=False)]
-        copies = [buffer.clone() for buffer in buffers]
-        reestimate_for_validation(trainer, pl_module, most=self.batches)
-        self._former = [(buffer, copy, buffer.clone()) for buffer, copy in zip(buffers, copies, strict=True)]
+        if trainer.state.fn != "fit":
+            self._outside_fit(trainer, pl_module)
+        elif not trainer.sanity_checking:
+            norms = [layer for layer in pl_module.modules() if isinstance(layer, _BatchNorm)]
+            buffers = [buffer for layer in norms for buffer in layer.buffers(recurse=False)]
+            copies = [buffer.clone() for buffer in buffers]
+            layers = trained_batchnorms(trainer, pl_module)
+            reestimate_for_validation(trainer, pl_module, most=self.batches, layers=layers)
+            self._former = [(*pair, pair[0].clone()) for pair in zip(buffers, copies, strict=True)]
+            self._note(trainer, pl_module, layers)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._outside_fit(trainer, pl_module)
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._outside_fit(trainer, pl_module)
+
+    def _outside_fit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        layers = self._known(pl_module)
+        if layers is None and not (layers := trained_batchnorms(trainer, pl_module)):
+            warn(trainer, self._nothing_to_do(pl_module))
+        if not layers:
+            return  # without a warning if training kept them all as they were
+        reference, given = self._given or (None, None)
+        try:
+            if statistics_fingerprint(trainer, pl_module, layers) == self._precise:
+                return
+            reestimate_outside_fit(
+                trainer,
+                pl_module,
+                most=self.batches,
+                layers=layers,
+                given=given if reference is not None and reference() is pl_module else None,
+            )
+        except OutOfReachError as error:
+            warn(
+                trainer,
+                f"{self.state_key} evaluates with the statistics that the module holds, which are not known "
+                f"to be those of its weights: {error}",
+            )
+        else:
+            self._note(trainer, pl_module, layers)
+
+    def _known(self, pl_module: LightningModule) -> list[_BatchNorm] | None:
+        """Return the layers that trained; ``None`` if no training is known, or of another module."""
+        norms = {name: layer for name, layer in _norms(pl_module) if layer.running_mean is not None}
+        if self._layers is None or not norms.keys() >= set(self._layers):
+            return None
+        return [norms[name] for name in self._layers]
+
+    def _note(self, trainer: Trainer, pl_module: LightningModule, layers: list[_BatchNorm]) -> None:
         self._estimates += 1
+        self._layers = _names(pl_module, layers)
+        self._precise = statistics_fingerprint(trainer, pl_module, layers)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._former = []  # what is saved now is what was validated
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        reestimate_batchnorm(trainer, pl_module, most=self.batches)
-        self._estimates += 1
+        layers = learning_batchnorms(pl_module)
+        reestimate_batchnorm(trainer, pl_module, most=self.batches, layers=layers)
+        self._note(trainer, pl_module, layers)
 
     def undo(self) -> None:
         # Only what still stands there: others may have taken out what they had put in.

@@ -20,15 +20,18 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 
 from lightning_tricks.core.collect import LastEpochs
+from lightning_tricks.core.fingerprint import fingerprint
 from lightning_tricks.core.tensors import local
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
+from lightning_tricks.lifecycle.checkpoints import read
 from lightning_tricks.lifecycle.evaluation import validate_again
 from lightning_tricks.lifecycle.strategies import reshard
+from lightning_tricks.network.precise_batchnorm import PreciseBatchNorm
 from tests.contract.cases import CASES
-from tests.distributed.cells import Watch, assert_same_on_all, check, fit, whole_weights
+from tests.distributed.cells import Watch, assert_same_on_all, check, fit, weights_of, whole_weights
 from tests.distributed.worlds import WORLDS, OnCPU, Part, Shared, World
-from tests.toys import Loader, assert_equal, trainer
+from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer
 
 
 class Normed(Shared):
@@ -194,6 +197,30 @@ def fused(world: World, folder: Path) -> None:
     assert torch.equal(*each) is not world.sharded  # DDP gives all those of the first when it validates
 
 
+def outside(world: World, folder: Path) -> None:
+    """An evaluation outside of fit estimates them for weights whose statistics are not precise, once."""
+    for hook, count, estimates in (("on_train_batch_end", 8, 1), ("on_validation_end", 2, 0)):
+        saved = folder / f"{hook}.ckpt"
+        try:
+            run(world, folder, PreciseBatchNorm(), StopAfter(count, saved, hook))
+        except StopError:
+            dist.barrier()
+        checkpoint = read(saved)
+        same = checkpoint["callbacks"]["PreciseBatchNorm"]["state"]["precise"] == fingerprint(
+            weights_of(checkpoint["state_dict"])
+        )
+        assert same == (estimates == 0), "the number of parts is not that of whole weights"
+        module, technique = world.module(), PreciseBatchNorm()
+        module.train_dataloader = lambda: Uneven()
+        runner = trainer(technique, **world.trainer_settings(folder))
+        # Lightning's FSDP1 cannot wrap a module a second time.
+        for path in (saved,) if world.strategy is PlainOnCPU else (saved, None):
+            runner.validate(module, Part(2, seed=9, fixed=True), ckpt_path=path, verbose=False)
+            assert technique.outcome() == {"estimates": estimates}
+            assert_same_on_all(buffers_of(module))
+            assert_statistics(whole_weights(runner), buffers_of(module))
+
+
 def cells(world: World, folder: Path) -> None:
     """The laws of the matrix hold too."""
     _, _, plain = fit(world, folder / "plain", Watch(world))
@@ -202,7 +229,7 @@ def cells(world: World, folder: Path) -> None:
 
 def main(name: str, folder: Path) -> None:
     """Run all checks in the world of this name."""
-    checks: list[Callable[[World, Path], None]] = [estimated, fused]
+    checks: list[Callable[[World, Path], None]] = [estimated, fused, outside]
     # Lightning's DDP and FSDP1 offer no such backward, and buffers differ between shards without fusion.
     checks += {"DDP": [unused, cells], "FSDP2": [by_hand]}.get(name, [])
     for each in checks:
