@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import lightning.pytorch  # noqa: F401  # sets its own level when it is imported
 import pytest
-import torch
 
 from tests.matrix import Matrix
+from tests.toys import seed
 
 # Lightning's tips and device tables would bury what a failing test has to say.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -26,5 +26,5 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _random_state() -> Iterator[None]:
     """Start every test from the same random state, so that one cannot depend on another."""
-    torch.manual_seed(0)
+    seed(0)
     yield

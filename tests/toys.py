@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import registry
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import MixedPrecision
@@ -17,6 +19,16 @@ from torch.nn.functional import cross_entropy
 from lightning_tricks import GradientSurgery
 
 BATCHES = 5
+
+# For each Trainer, Lightning reads of every installed package what plugins it brings.
+registry.entry_points = cache(registry.entry_points)
+
+
+def seed(value: int) -> None:
+    """Seed as ``torch.manual_seed`` does, which writes down a traceback for each kind of absent device."""
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(value)
 
 
 class Loader:
@@ -73,7 +85,7 @@ class Toy(LightningModule):
 
     def __init__(self, lr: float = 0.05, optimizer: str = "AdamW", **options: Any) -> None:
         super().__init__()
-        torch.manual_seed(1)
+        seed(1)
         self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2))
         self.head = nn.Linear(8, 3)
         self.lr, self.optimizer, self.options = lr, optimizer, options
@@ -82,7 +94,7 @@ class Toy(LightningModule):
         return cross_entropy(self.head(self.body(batch[0])), batch[1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
-        torch.manual_seed(1000 * self.current_epoch + batch_idx)
+        seed(1000 * self.current_epoch + batch_idx)
         return parted(self, self.loss(batch))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -119,7 +131,7 @@ class TwoOptimizers(Toy):
         self.automatic_optimization = False
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        torch.manual_seed(1000 * self.current_epoch + batch_idx)
+        seed(1000 * self.current_epoch + batch_idx)
         optimizers = self.optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad()
