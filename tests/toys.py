@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import registry
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import tests.spared  # noqa: F401  # spares Lightning what it does again and again
 from lightning_tricks import GradientSurgery
 
 BATCHES = 5
-
-# For each Trainer, Lightning reads of every installed package what plugins it brings.
-registry.entry_points = cache(registry.entry_points)
 
 
 def seed(value: int) -> None:
