@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -21,6 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays, and no collection need look through it
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ run. Each rank has an origin of its own, so that ranks differ in the order of se
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -96,6 +97,7 @@ def main() -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         for name in SHARED:
             import_module(name)
+        gc.freeze()  # what is imported stays, and no collection need look through it
         for line in sys.stdin:
             child = os.fork()
             if child == 0:
