@@ -1,13 +1,14 @@
 """What every test shares."""
 
+import gc
 import logging
 from collections.abc import Iterator
 
 import lightning.pytorch  # noqa: F401  # sets its own level when it is imported
 import pytest
-import torch
 
 from tests.matrix import Matrix
+from tests.toys import seed
 
 # Lightning's tips and device tables would bury what a failing test has to say.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -23,8 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays, and no collection need look through it
+
+
 @pytest.fixture(autouse=True)
 def _random_state() -> Iterator[None]:
     """Start every test from the same random state, so that one cannot depend on another."""
-    torch.manual_seed(0)
+    seed(0)
     yield

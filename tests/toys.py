@@ -14,9 +14,17 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import tests.spared  # noqa: F401  # spares Lightning what it does again and again
 from lightning_tricks import GradientSurgery
 
 BATCHES = 5
+
+
+def seed(value: int) -> None:
+    """Seed as ``torch.manual_seed`` does, which writes down a traceback for each kind of absent device."""
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(value)
 
 
 class Loader:
@@ -73,7 +81,7 @@ class Toy(LightningModule):
 
     def __init__(self, lr: float = 0.05, optimizer: str = "AdamW", **options: Any) -> None:
         super().__init__()
-        torch.manual_seed(1)
+        seed(1)
         self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2))
         self.head = nn.Linear(8, 3)
         self.lr, self.optimizer, self.options = lr, optimizer, options
@@ -82,7 +90,7 @@ class Toy(LightningModule):
         return cross_entropy(self.head(self.body(batch[0])), batch[1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
-        torch.manual_seed(1000 * self.current_epoch + batch_idx)
+        seed(1000 * self.current_epoch + batch_idx)
         return parted(self, self.loss(batch))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -119,7 +127,7 @@ class TwoOptimizers(Toy):
         self.automatic_optimization = False
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        torch.manual_seed(1000 * self.current_epoch + batch_idx)
+        seed(1000 * self.current_epoch + batch_idx)
         optimizers = self.optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad()

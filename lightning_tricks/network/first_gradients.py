@@ -21,7 +21,8 @@ class FirstGradients:
 
     def await_(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Wait for the gradients of ``parameters``, too."""
-        self._awaited |= parameters
+        # Of one whose entries all lie in other processes, no gradient comes here.
+        self._awaited |= {name: p for name, p in parameters.items() if p.numel()}
 
     def look(self) -> None:
         """Wait no longer for those that have come; to be called after each backward pass."""

@@ -46,10 +46,12 @@ class Watch(Callback):
 
 def assert_same_on_all(tensors: dict[str, Tensor]) -> None:
     """Assert that every process holds the same values, to the bit."""
-    for name, value in tensors.items():
-        first = value.clone()
-        dist.broadcast(first, 0)
-        assert torch.equal(first, value), f"{name} differs between processes"
+    parts = [value.reshape(-1).view(torch.uint8) for value in tensors.values()]
+    lengths, own = [len(part) for part in parts], torch.cat(parts)
+    first = own.clone()
+    dist.broadcast(first, 0)
+    for name, here, there in zip(tensors, own.split(lengths), first.split(lengths), strict=True):
+        assert torch.equal(here, there), f"{name} differs between processes"
 
 
 def whole_weights(runner: Trainer) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils import parametrizations
 
-from tests.toys import optimizers_for, parted
+from tests.toys import optimizers_for, parted, seed
 
 __all__ = ["NAMES", "PARTS", "Patchwork", "everything"]
 
@@ -213,7 +213,7 @@ class Patchwork(LightningModule):
             foreign: Whether the optimizer holds a parameter that the module does not.
         """
         super().__init__()
-        torch.manual_seed(1)
+        seed(1)
         self.parts = nn.Module()
         for name, kind in parts.items():
             self.parts.add_module(name, PARTS[kind]())
@@ -225,7 +225,7 @@ class Patchwork(LightningModule):
         return cross_entropy(self.head(x), batch[1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
-        torch.manual_seed(batch_idx)
+        seed(batch_idx)
         loss = self.loss(batch) + sum(each.square().sum() for each in self.foreign)
         return parted(self, loss) if loss.requires_grad else None
 

@@ -27,13 +27,17 @@ def refusal(error: BaseException, *words: str) -> str | None:
 
     It must be raised by the package itself, be a ValueError or TypeError, and its message hold ``words``.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    last = frames[-1].filename
-    told = "".join(traceback.format_exception(error))
+    frame = error.__traceback__
+    assert frame is not None
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    last = frame.tb_frame.f_code.co_filename
     if not isinstance(error, ValueError | TypeError | OSError):
-        return f"neither ValueError nor TypeError:\n{told}"
-    if not last.startswith(lightning_tricks.__path__[0]):
-        return f"raised elsewhere, {last}:\n{told}"
-    if missing := [word for word in words if word not in str(error)]:
-        return f"lacks {missing}:\n{told}"
-    return None
+        why = "neither ValueError nor TypeError"
+    elif not last.startswith(lightning_tricks.__path__[0]):
+        why = f"raised elsewhere, {last}"
+    elif missing := [word for word in words if word not in str(error)]:
+        why = f"lacks {missing}"
+    else:
+        return None
+    return f"{why}:\n{''.join(traceback.format_exception(error))}"
