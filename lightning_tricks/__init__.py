@@ -6,6 +6,7 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
+from lightning_tricks.averaging.swa import SWAWeights
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.cycles import cosine_restarts, cyclic
@@ -88,6 +89,7 @@ __all__ = [
     "PreciseBatchNorm",
     "ProgressiveUnfreeze",
     "ReplaceNorm",
+    "SWAWeights",
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",

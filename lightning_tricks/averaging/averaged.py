@@ -77,6 +77,9 @@ class AveragedWeights(Technique):
         )
         return state.get("progress", {}) if goes_on else {}
 
+    def adjust(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Fit what is not averaged to the average, which the module holds for a validation."""
+
     # What all do.
 
     def read_checkpoint(
@@ -121,6 +124,7 @@ class AveragedWeights(Technique):
         self._second.hide()
         if self.validate and self._second.shadows is not None and not trainer.sanity_checking:
             self._second.show(trainer)
+            self.adjust(trainer, pl_module)
             log_again(trainer, pl_module, self.metric_prefix)
             self._second.hide()  # after an error, ``undo`` does it
 

@@ -85,7 +85,7 @@ class PreciseBatchNorm(Technique):
             )
 
     def claims(self) -> Iterable[Claim]:
-        return []
+        return [self.claim("batchnorm", None)]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         apart = any(not isinstance(layer, nn.SyncBatchNorm) for layer in learning_batchnorms(pl_module))

@@ -180,6 +180,10 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.EMAWeights(decay=0.0),
         active=lambda: lt.EMAWeights(decay=lt.HalfLife("40 samples"), every=2, start=1, buffers="average"),
     ),
+    "SWAWeights": Case(
+        neutral=lambda: lt.SWAWeights(start="100%", every=1, update_batchnorm=False),
+        active=lambda: lt.SWAWeights(start="20%", every=2, lr=0.02, anneal=3, batches=3),
+    ),
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
         active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),
