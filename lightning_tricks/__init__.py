@@ -6,6 +6,7 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
+from lightning_tricks.averaging.lawa import LAWA
 from lightning_tricks.averaging.swa import SWAWeights
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
@@ -54,6 +55,7 @@ from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
 
 __all__ = [
+    "LAWA",
     "LSUV",
     "AdaptiveGradientClip",
     "Average",
