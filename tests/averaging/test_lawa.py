@@ -93,6 +93,23 @@ def test_files_are_those_that_fusion_collects(tmp_path: Path) -> None:
         assert_equal(files.load(path), watch.steps[step])
 
 
+class Shy(Toy):
+    """Leaves a weight out of its state dict."""
+
+    def state_dict(self, *args: Any, **settings: Any) -> dict[str, Any]:
+        state: dict[str, Any] = super().state_dict(*args, **settings)
+        del state["head.bias"]
+        return state
+
+
+def test_weights_that_a_state_dict_leaves_out_are_averaged_too(tmp_path: Path) -> None:
+    shy, plain = Shy(), Toy()
+    for index, module in enumerate((shy, plain)):
+        runner = trainer(lt.LAWA(k=2, every=2), default_root_dir=tmp_path / str(index))
+        runner.fit(module, Loader(), VALIDATION)
+    assert_equal(dict(shy.named_parameters()), dict(plain.named_parameters()))
+
+
 def test_two_have_folders_of_their_own_and_a_trial_writes_none(tmp_path: Path) -> None:
     pair = [lt.LAWA(k=1, label="a/b"), lt.LAWA(k=2, label="c", evaluate=False, update_batchnorm=False)]
     trainer(*pair, default_root_dir=tmp_path).fit(Toy(), Loader(), VALIDATION)

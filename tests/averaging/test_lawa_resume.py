@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 import lightning_tricks as lt
 from tests.averaging.watching import Watch, live_of, parameters
@@ -66,6 +66,31 @@ def test_again_from_one_checkpoint_and_from_a_moved_folder(tmp_path: Path) -> No
     shutil.move(tmp_path / "parts", tmp_path / "moved")
     moved = tmp_path / "moved" / "checkpoints" / path.name
     assert_equal(weights(run(lt.LAWA(**settings), tmp_path / "other", path=moved)[1]), weights(whole))
+
+
+class Saves(Callback):
+    """Saves a checkpoint, and lets the run go on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 9:
+            trainer.save_checkpoint(self.path)
+
+
+def test_the_latest_checkpoint_finds_its_files_whatever_came_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "a.ckpt"
+    _, whole = run(lt.LAWA(k=2, every=1), tmp_path, Saves(path))
+    assert_equal(weights(run(lt.LAWA(k=2, every=1), tmp_path, path=path)[1]), weights(whole))
+
+
+def test_shares_of_a_longer_run_are_counted_anew(tmp_path: Path) -> None:
+    path = stopped(lt.LAWA(k=3, every="20%"), tmp_path)  # after the snapshots of 3, 6 and 9
+    watch, lawa = Watch(), lt.LAWA(k=3, every="20%")
+    _, module = run(lawa, tmp_path, watch, path=path, max_epochs=6)
+    mean = sum(watch.steps[step - 9]["head.weight"] for step in (18, 24, 30)) / 3
+    torch.testing.assert_close(module.head.weight.detach(), mean)
 
 
 def test_a_file_that_is_missing_is_told_before_the_first_batch(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lightning_tricks as lt
+from tests.averaging.test_swa import Rates
 from tests.averaging.watching import Watch, live_of
 from tests.network.test_precise_batchnorm import Checks, Fixed, check
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
@@ -70,10 +71,11 @@ def test_between_two_validations_a_checkpoint_holds_those_of_the_last(tmp_path: 
 
 
 def test_without_validation_they_are_estimated_at_the_end() -> None:
-    module = Passes()
-    trainer(swa()).fit(module, Fixed())
+    module, ours = Passes(), swa()
+    trainer(ours).fit(module, Fixed())
     assert module.looks == 4
     check(module, list(Fixed())[:4])
+    assert_equal(ours.average(), weights(module))
 
 
 def test_a_mean_that_is_kept_apart_has_its_own_too() -> None:
@@ -111,13 +113,16 @@ def test_a_run_goes_on_from_a_checkpoint_to_the_bit(stop: int, hook: str, tmp_pa
 
 
 def test_a_longer_run_keeps_the_start_that_has_come(tmp_path: Path) -> None:
+    def build() -> lt.SWAWeights:
+        return swa(start="40%", lr=0.2, anneal=2)
+
+    path = tmp_path / "a.ckpt"
     with pytest.raises(StopError):
-        trainer(swa(start="40%"), StopAfter(2, tmp_path / "a.ckpt", "on_validation_end")).fit(
-            Toy(), Loader(), VALIDATION
-        )
-    ours, watch = swa(start="40%"), Watch()
-    trainer(ours, watch, max_epochs=6).fit(Toy(), Loader(), VALIDATION, ckpt_path=tmp_path / "a.ckpt")
+        trainer(build(), StopAfter(2, path, "on_validation_end")).fit(Toy(), Loader(), VALIDATION)
+    ours, rates = build(), Rates()
+    trainer(ours, rates, max_epochs=6).fit(Toy(), Loader(), VALIDATION, ckpt_path=path)
     assert ours.outcome() == {"snapshots": 13}  # 6, 8, ..., 30, and not from 12 on
+    assert rates.rows == [[0.2]] * 20
 
 
 class Breaks(Callback):
