@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from urllib.parse import quote
 
 from lightning_tricks.averaging.snapshot_mean import SnapshotMean
-from lightning_tricks.averaging.windows import ExactSum, InFiles, InMemory, Window
+from lightning_tricks.averaging.windows import ExactSum, InFiles, InMemory, Window, all_finite
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.notice import is_trial, say
 from lightning_tricks.lifecycle.weights import Weights
@@ -49,9 +49,10 @@ class LAWA(SnapshotMean):
       latest checkpoint needs them; in memory the snapshots themselves, so that each full checkpoint is
       larger by ``k`` sets of weights. Before the first snapshot a checkpoint stays as it is.
     * **Cost** one copy of the weights in memory and two numbers of 64 bits for each of them. Per snapshot a
-      file written and one read, or a copy; a few passes over the weights, and one wait for the device. In
-      memory ``k`` copies of the weights, or of each process's parts. With BatchNorm a forward pass over
-      ``batches`` batches, and another copy of the weights for as long, per validation of the mean.
+      file written and one read, by the first of several processes, which collects and sends the weights; or
+      a copy. Besides some passes over the weights, and one wait for the device. In memory ``k`` copies of
+      the weights, or of each process's parts. With BatchNorm a forward pass over ``batches`` batches, and
+      another copy of the weights for as long, per validation of the mean.
     * **Use** to see early what a run at a high rate has learned, with ``every`` an epoch or some hundreds of
       steps; **not** at the end of a rate that fell to 0, where the weights themselves are as good, nor with
       ``PreciseBatchNorm``, but for ``update_batchnorm=False``.
@@ -162,8 +163,7 @@ params='*', buffers='copy', device=None, dtype=None, evaluate=True, validate=Fal
             total.add(now[name])
             if gone is not None:
                 total.take_off(gone[name])
-        finite = all(bool(total.high.isfinite().all()) for total in self._sums.values())
-        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+        if not trainer.strategy.reduce_boolean_decision(all_finite(self._sums.values()), all=True):
             self._sum_anew()  # or what is no number would stay after its snapshot has gone
         self._snapshots = len(self._window)
         for slot, shadow in pairs:

@@ -16,7 +16,7 @@ https://doi.org/10.1007/BF01397083; two_sum is Knuth's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from lightning_tricks.lifecycle.snapshots import Shelf, Snapshot
 if TYPE_CHECKING:
     from lightning_tricks.lifecycle.weights import Weights
 
-__all__ = ["ExactSum", "InFiles", "InMemory", "Window", "two_sum"]
+__all__ = ["ExactSum", "InFiles", "InMemory", "Window", "all_finite", "two_sum"]
 
 
 def two_sum(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,6 +71,12 @@ class ExactSum:
     def take_off(self, value: Tensor) -> None:
         """Take off a ``value`` that was taken in."""
         self.add(-value)
+
+
+def all_finite(sums: Iterable[ExactSum]) -> bool:
+    """Return whether all sums are numbers; waits once for the device on which they are."""
+    flags = [total.high.isfinite().all() for total in sums]
+    return not flags or bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
 
 
 class Window(ABC):

@@ -35,17 +35,16 @@ def stopped(lawa: lt.LAWA, root: Path, *others: Callback, count: int = 9, **sett
     return path
 
 
-SETTINGS: list[dict[str, Any]] = [
-    {"k": 3, "every": 2},
-    {"k": 2, "every": 3, "dtype": "float64", "buffers": "average"},
-    {"k": 10, "every": 2, "store": "memory"},
-    {"k": 2, "every": 1, "store": "memory", "evaluate": False, "label": "b", "device": "cpu"},
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"k": 3, "every": 2}, "bf16-true"),
+    ({"k": 2, "every": 3, "dtype": "float64", "buffers": "average"}, "32-true"),
+    ({"k": 10, "every": 2, "store": "memory"}, "32-true"),
+    ({"k": 2, "every": 1, "store": "memory", "evaluate": False, "label": "b"}, "bf16-true"),
 ]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.parametrize("count", [1, 6, 9])  # before the first, between two, with the window full
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize(("settings", "precision"), SETTINGS, ids=str)
 def test_it_goes_on_to_the_bit(settings: dict[str, Any], count: int, precision: str, tmp_path: Path) -> None:
     first, whole = run(lt.LAWA(**settings), tmp_path / "whole", precision=precision)
     path = stopped(lt.LAWA(**settings), tmp_path / "parts", count=count, precision=precision)

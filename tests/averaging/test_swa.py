@@ -13,7 +13,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_swa_multi_avg_fn, up
 import lightning_tricks as lt
 from tests.averaging.watching import Watch, live_of, parameters, watched
 from tests.host_reads import HostReads
-from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
+from tests.toys import Loader, Logged, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
 
 
 def mean_of(steps: list[dict[str, Tensor]], moments: list[int]) -> dict[str, Tensor]:
@@ -160,6 +160,18 @@ def test_no_host_read_on_steps_that_do_not_log(settings: dict[str, Any]) -> None
 
     swa = lt.SWAWeights(start=1, every=1, lr=0.01, update_batchnorm=False)
     assert reads(swa) == reads()
+
+
+def test_the_count_and_the_distance_are_logged() -> None:
+    swa, logged = lt.SWAWeights(start=3, every=5), Logged("swa_weights")
+    _, watch, _ = watched(swa, None, logged)
+    assert [row.get("swa_weights/snapshots") for row in logged.rows] == [None] * 4 + [1] * 5 + [2] * 5 + [3]
+    live, mean = (
+        torch.cat([each.flatten() for each in parameters(of).values()])
+        for of in (watch.steps[7], watch.steps[5])
+    )
+    assert logged.rows[4]["swa_weights/distance"] == 0
+    assert logged.rows[6]["swa_weights/distance"] == pytest.approx(float((live - mean).norm() / live.norm()))
 
 
 class Scheduled(Toy):
