@@ -58,7 +58,8 @@ class PreciseBatchNorm(Technique):
     * **Cost** a forward pass over ``batches`` batches by the module's own ``training_step``, all else in eval
       mode; a copy of the weights for as long.
     * **Use** with an average of weights, small batches, or weights that move fast; **not** needed with
-      ``WeightFusion`` alone, which does it by itself, nor with frozen or group normalisation.
+      ``WeightFusion`` alone, which does it by itself, nor with frozen or group normalisation; refused beside
+      ``SWAWeights`` and ``LAWA``, which do it for their means, but for ``update_batchnorm=False``.
 
     Args:
         batches: How many training batches to look at, at least 1; at most an epoch.
