@@ -6,8 +6,10 @@ card, the docstring of its class.
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.averaging.ema_decay import HalfLife, InverseDecay, PowerDecay
+from lightning_tricks.averaging.lawa import LAWA
 from lightning_tricks.averaging.lengths import evaluate_lengths
 from lightning_tricks.averaging.post_hoc import PostHocEMA
+from lightning_tricks.averaging.swa import SWAWeights
 from lightning_tricks.averaging.synthesis import synthesize_ema
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
@@ -56,6 +58,7 @@ from lightning_tricks.updates.warmup_cosine import WarmupCosine
 from lightning_tricks.updates.weight_decay import WeightDecay
 
 __all__ = [
+    "LAWA",
     "LSUV",
     "AdaptiveGradientClip",
     "Average",
@@ -92,6 +95,7 @@ __all__ = [
     "PreciseBatchNorm",
     "ProgressiveUnfreeze",
     "ReplaceNorm",
+    "SWAWeights",
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",

@@ -17,30 +17,22 @@ https://arxiv.org/abs/1703.01780; Li et al., "Switch EMA: A Free Lunch for Bette
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
-import torch
 from torch import Tensor
 
+from lightning_tricks.averaging.averaged import AveragedWeights
 from lightning_tricks.averaging.ema_decay import EMADecay, FollowingDecay, warmed_share
 from lightning_tricks.averaging.ema_progress import Progress
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import as_duration, as_unit
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Schedule
-from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.batches import samples_of
-from lightning_tricks.lifecycle.checkpoints import averaged_steps
-from lightning_tricks.lifecycle.second_set import SecondSet
-from lightning_tricks.lifecycle.side_by_side import check_role, check_side_by_side, log_again
-from lightning_tricks.lifecycle.storage import as_device, as_dtype, require_device
-from lightning_tricks.lifecycle.technique import Technique
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from torch.optim import Optimizer
 
     from lightning_tricks.core.conflicts import Claim
 
@@ -49,7 +41,7 @@ __all__ = ["EMAWeights"]
 
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
-class EMAWeights(Technique):
+class EMAWeights(AveragedWeights):
     """Average the weights exponentially (equation above) and evaluate the average.
 
     * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
@@ -110,16 +102,7 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
     every: int = 1
     switch_every: int | str | None = None
     start: int | str = 0
-    params: Patterns = "*"
-    buffers: Literal["copy", "average"] = "copy"
-    device: str | None = None
-    dtype: str | torch.dtype | None = None
-    evaluate: bool = True
-    validate: bool = False
-    save: Literal["average", "live"] = "average"
-    _second: SecondSet = field(default_factory=SecondSet, init=False, repr=False)
     _progress: Progress = field(default_factory=Progress, init=False, repr=False)
-    _state: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _policy: EMADecay | None = field(default=None, init=False, repr=False)
     _batch: int = field(default=0, init=False, repr=False)
     _decay: float | Tensor | None = field(default=None, init=False, repr=False)
@@ -132,43 +115,11 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
         if self.switch_every is not None:
             as_unit("switch_every", self.switch_every)
         as_duration("start", self.start)
-        as_patterns("params", self.params)
-        checks.one_of("buffers", self.buffers, ("copy", "average"))
-        self.device = as_device("device", self.device)
-        self.dtype = as_dtype("dtype", self.dtype)
-        check_role(evaluate=self.evaluate, validate=self.validate, save=self.save)
-        self._second = SecondSet(aside=not self.evaluate)
-
-    def read_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if self._second.read(trainer, pl_module, checkpoint):
-            # Overwritten by the technique's own state, if the checkpoint holds it.
-            steps = averaged_steps(checkpoint) * self.every
-            self._state = {"progress": {"updates": steps, "seen": steps}}
-            if not self.evaluate and self.state_key not in checkpoint["callbacks"]:
-                self._second.values, self._state = None, {}  # they are another's
-
-    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        require_device("device", self.device)
-        if self.validate:
-            check_side_by_side(trainer, self, self.state_key)
-        buffers = self.buffers == "average"
-        self._second.prepare(
-            trainer, pl_module, self.conductor, params=self.params, buffers=buffers, save=self.save
-        )
+        super().__post_init__()
 
     def claims(self) -> Iterable[Claim]:
-        chosen = {name: slot.held for name, slot in self._second.slots.items()}
-        wanted = {"eval_weights": self.evaluate, "weights": self.switch_every is not None}
-        return [self.claim(slot, chosen) for slot in wanted if wanted[slot]]
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._state = state
-        if state.get("aside"):
-            self._second.values = {} if state["wide"] else None
-        elif not self.evaluate and self._second.sharded:
-            raise ValueError("evaluate must stay True over shards in a run that goes on so, got False")
+        jumps = [] if self.switch_every is None else [self.claim("weights", self._held())]
+        return [*super().claims(), *jumps]
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(self.decay, EMADecay):
@@ -183,23 +134,17 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
 
     def _begin_if_due(self, trainer: Trainer) -> None:
         """Begin to average at ``start``, or at once if a checkpoint holds an average."""
-        if self._second.shadows is not None:
-            return
-        if not (self._second.values is not None or self.clock.reached(as_duration("start", self.start))):
-            return
-        state, self._state = self._state, {}
-        goes_on, saved = self._second.values is not None, state.get("progress", {})
-        own = "wide" in state and (goes_on or not saved["seen"])
-        counts = saved if goes_on else {}
+        if self._second.shadows is None and (
+            self._second.values is not None or self.clock.reached(as_duration("start", self.start))
+        ):
+            self.begin_average(trainer)
+
+    def begin_average(self, trainer: Trainer) -> dict[str, Any]:
+        counts = super().begin_average(trainer)
         if "switches" not in counts:
             counts = {**counts, "switches": self._switches_due()}
         self._progress, self._decay = Progress(**counts), None
-        self._second.begin(
-            trainer, self.state_key, dtype=self.dtype, device=self.device, wide=state.get("wide"), known=own
-        )
-
-    def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._second.join_opened()
+        return counts
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -245,55 +190,11 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_if_due(trainer)  # where it is an epoch's end
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.evaluate:
-            self._second.show(trainer)
+    def counts(self) -> dict[str, Any]:
+        return vars(self._progress).copy()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._second.hide()
-        if self.validate and self._second.shadows is not None and not trainer.sanity_checking:
-            self._second.show(trainer)
-            log_again(trainer, pl_module, self.metric_prefix)
-            self._second.hide()  # after an error, ``undo`` does it
-
-    def undo(self) -> None:
-        self._second.hide()
-
-    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._second.finish(trainer, self.state_key)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._second.values is not None:  # the run was over before it began, and no hook of training came
-            self.take_state(trainer)
-            self._begin_if_due(trainer)
-        self._second.rest(trainer, self.state_key)
-
-    @property
-    def evaluates_average(self) -> bool:
-        return self.evaluate
-
-    def average(self) -> dict[str, Tensor] | None:
-        return None if self._second.shadows is None else self._second.shadows.named()
-
-    def live_weights(self) -> AbstractContextManager[None]:
-        """Return a context within which the module holds its live weights, where it holds the average.
-
-        It is for evaluations: a fit within is refused by a RuntimeError.
-
-        Raises:
-            RuntimeError: If no Trainer has ever used this technique.
-        """
-        _ = self.conductor  # raises if there is none
-        return self._second.live()
-
-    def edit_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._second.write(checkpoint)
-
-    def saved(self) -> dict[str, Any]:
-        counts, wide = vars(self._progress).copy(), self._second.beyond()
-        return {"progress": counts, "wide": wide, "aside": not self.evaluate}
+    def foreign_counts(self, moves: int) -> dict[str, Any]:
+        return {"updates": moves * self.every, "seen": moves * self.every}
 
     def outcome(self) -> dict[str, float | int | str]:
         last = {} if self._decay is None else {"decay": float(self._decay)}

@@ -79,9 +79,17 @@ class Clock:
         """
         if moment.unit == "epochs" and moment.amount == int(moment.amount):
             return self.epoch >= moment.amount
-        if moment.unit == "steps":  # needs no length, so none is marked as used
-            return self.position >= moment.amount
-        return self.position >= self.horizon.end(0, moment)
+        return self.position >= self.step_after(0, moment)
+
+    def step_after(self, step: int, length: Duration) -> int:
+        """Return the step that comes ``length`` after ``step``, by the run's length.
+
+        Raises:
+            ValueError: If that is unknown, and needed.
+        """
+        if length.unit == "steps":  # needs no length of the run, so none is marked as used
+            return step + int(length.amount)
+        return self.horizon.end(step, length)
 
     def passed(self, unit: Duration) -> int:
         """Return how many times ``unit``, which is above 0, has passed since the run began.

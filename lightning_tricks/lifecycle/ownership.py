@@ -19,7 +19,7 @@ from lightning_tricks.lifecycle.notice import callbacks_of
 __all__ = ["foreign_claims"]
 
 # Of what follows a schedule, a metric, an opening: ours go together, those of others with none of them.
-_RATES = ("lr", "lr_decay", "lr_warmup")
+_RATES = ("lr", "lr_decay", "lr_warmup", "lr_goal")
 _CALLBACKS: tuple[tuple[type[Callback], tuple[str, ...]], ...] = (
     (WeightAveraging, ("eval_weights", "final_weights")),
     (StochasticWeightAveraging, ("eval_weights", "final_weights", *_RATES)),

@@ -2,7 +2,8 @@
 
     rate of a group = its base rate * the product of what each technique scales it by
 
-so that techniques with different reasons to change a rate need not know of one another.
+so that techniques with different reasons to change a rate need not know of one another. One that leads all
+rates to a goal has the last word: with the share s of the way made, (1 - s) * that rate + s * its goal.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Rates:
     def __init__(self) -> None:
         """Know of no technique."""
         self._factors: dict[str, tuple[frozenset[int] | None, float]] = {}
+        self._goals: dict[str, tuple[float, float, bool]] = {}
         self._shown = False
 
     def show(self, trainer: Trainer) -> None:
@@ -85,6 +87,21 @@ class Rates:
                 if _concerned(group, among):
                     self._set(group)
 
+    def lead(self, trainer: Trainer, owner: str, goal: float, *, share: float, of_base: bool) -> None:
+        """Let all rates be ``share`` of the way from what they are scaled to towards a goal, from now on.
+
+        Args:
+            trainer: The Trainer of the run.
+            owner: Who leads them.
+            goal: The rate to reach.
+            share: In [0, 1].
+            of_base: Whether the goal is a share of each group's base rate.
+        """
+        self._goals[owner] = share, goal, of_base
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                self._set(group)
+
     def _set(self, group: dict[str, Any]) -> None:
         if "initial_lr" not in group:  # in a checkpoint that was written without any schedule
             group["initial_lr"] = float(group["lr"])  # not at each step: it may wait for a device
@@ -93,6 +110,8 @@ class Rates:
             among, factor = self._factors[owner]
             if _concerned(group, among):
                 rate *= factor
+        for share, goal, of_base in self._goals.values():
+            rate = (1.0 - share) * rate + share * (goal * group["initial_lr"] if of_base else goal)
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
         else:

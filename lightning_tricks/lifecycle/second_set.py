@@ -42,9 +42,9 @@ class SecondSet:
         aside: Whether neither evaluations see it, nor the module holds it after a run, nor a state dict.
     """
 
-    def __init__(self, *, aside: bool = False) -> None:
-        """Know of no run."""
-        self.aside = aside
+    def __init__(self, *, aside: bool = False, statistics: bool = False) -> None:
+        """Know of no run; ``statistics`` is as ``find_slots`` takes it."""
+        self.aside, self._statistics = aside, statistics
         self.slots: dict[str, Slot] = {}
         self._conductor: Conductor | None = None
         self._layouts: Layouts = {}
@@ -93,7 +93,7 @@ class SecondSet:
         """
         check_parts(trainer)
         self._layouts = layouts_of(trainer, pl_module)
-        slots = find_slots(pl_module, params, buffers=buffers)
+        slots = find_slots(pl_module, params, buffers=buffers, statistics=self._statistics)
         if self.shadows is not None and same_places(slots, self.slots):
             self.shadows.place()
         elif self.shadows is not None:
@@ -185,7 +185,7 @@ class SecondSet:
         self.reshard()
         spread = flat_shards(self._conductor.trainer) if self._layouts else {}
         # By name: a resumed run has them in another order, in which a sum is rounded otherwise.
-        pairs = sorted(self.shadows.pairs(), key=lambda pair: pair[0].names)
+        pairs = sorted(self.shadows.averaged(), key=lambda pair: pair[0].names)
         return relative_distance((s, slot.tensor, groups_of_held(slot.held, spread)) for slot, s in pairs)
 
     def show(self, trainer: Trainer) -> None:

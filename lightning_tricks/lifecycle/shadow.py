@@ -87,7 +87,7 @@ class Shadows:
 
     def _add(self, slot: Slot, value: Tensor | None) -> None:
         live = slot.tensor
-        dtype = shadow_dtype(live.dtype, self._dtype)
+        dtype = live.dtype if slot.estimated else shadow_dtype(live.dtype, self._dtype)
         shadow = torch.empty_like(live, dtype=dtype, device=self._device or live.device)
         self._shadows.append(shadow.copy_(live if value is None else value))
         self._slots.append(slot)
@@ -129,16 +129,26 @@ class Shadows:
         """Return the slots with their shadows."""
         return zip(self._slots, self._shadows, strict=True)
 
+    def averaged(self) -> Iterator[tuple[Slot, Tensor]]:
+        """Return those that are averaged, and not estimated."""
+        return (pair for pair in self.pairs() if not pair[0].estimated)
+
     def give_(self) -> None:
         """Put the shadows' values into the live tensors that training changes, for good."""
         moving = [(slot.tensor, shadow) for slot, shadow in self.pairs() if slot.moves]
         copy_([live for live, _ in moving], [shadow for _, shadow in moving])
 
+    def take_estimates(self) -> None:
+        """Keep what the module holds now of the tensors that are estimated, while the shadows are shown."""
+        for index, (slot, shadow) in enumerate(self.pairs()):
+            if slot.estimated and index in self._stash:  # else it was exchanged, and comes with the way back
+                shadow.copy_(slot.tensor)
+
     def _grouped(self) -> list[_Group]:
         # Lists of one type and device, because torch's foreach kernels fall back to loops for mixed ones.
         if self._groups is None:
             groups: dict[object, _Group] = {}
-            for shadow, slot in zip(self._shadows, self._slots, strict=True):
+            for slot, shadow in self.averaged():
                 live = slot.tensor
                 apart = shadow.device != live.device
                 kind = shadow.dtype, live.dtype, shadow.device, apart

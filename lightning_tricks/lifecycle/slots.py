@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_tricks.core.select import Pattern, Patterns, as_patterns, clean_name, matches, resolved, select
@@ -23,11 +24,13 @@ class Slot:
         owner: The parameters or the buffers of the module that holds it.
         key: Its name there.
         names: All clean names under which a state dict holds it, the first first.
+        estimated: Whether its second value is estimated for the average, and not averaged.
     """
 
     owner: dict[str, Any]
     key: str
     names: list[str]
+    estimated: bool = False
 
     @property
     def held(self) -> Tensor:
@@ -46,13 +49,16 @@ class Slot:
         return self.held.requires_grad or not isinstance(self.held, nn.Parameter)
 
 
-def find_slots(module: nn.Module, patterns: Patterns, *, buffers: bool) -> dict[str, Slot]:
+def find_slots(
+    module: nn.Module, patterns: Patterns, *, buffers: bool, statistics: bool = False
+) -> dict[str, Slot]:
     """Return the places of floating and complex tensors that ``patterns`` match, by first clean name.
 
     Args:
         module: Searched with all its children; a tied tensor is found once, with all its names.
         patterns: Which parameters, and which buffers, as in :func:`~lightning_tricks.core.select.select`.
         buffers: Whether buffers that state dicts hold are wanted too.
+        statistics: Whether those of BatchNorm are to be estimated: all of them then, and integers too.
 
     Raises:
         ValueError: If a pattern matches no parameter, or only such that cannot be averaged.
@@ -64,19 +70,27 @@ def find_slots(module: nn.Module, patterns: Patterns, *, buffers: bool) -> dict[
         for key, tensor in child._parameters.items():
             if id(tensor) in chosen:
                 _note(slots, child._parameters, key, path)
-        for key, tensor in child._buffers.items() if buffers else ():
-            if tensor is None or key in child._non_persistent_buffers_set:
-                continue
-            if any(_covers(pattern, module, path, key, tensor) for pattern in wanted):
+        for key in _buffers_of(child):
+            if statistics and isinstance(child, _BatchNorm):
+                _note(slots, child._buffers, key, path, estimated=True)
+            elif buffers and any(_covers(each, module, path, key, child._buffers[key]) for each in wanted):
                 _note(slots, child._buffers, key, path)
-    found = {slot.names[0]: slot for slot in slots.values() if _can_be_averaged(slot)}
-    if not found:
+    found = {slot.names[0]: slot for slot in slots.values() if slot.estimated or _can_be_averaged(slot)}
+    if all(slot.estimated for slot in found.values()):
         raise ValueError(f"params must match a floating parameter, got {patterns!r}")
     return found
 
 
-def _note(slots: dict[int, Slot], owner: dict[str, Any], key: str, path: str) -> None:
-    slot = slots.setdefault(id(owner[key]), Slot(owner, key, []))
+def _buffers_of(module: nn.Module) -> list[str]:
+    """Return the names of its own buffers that state dicts hold."""
+    own = module._buffers.items()
+    return [key for key, value in own if value is not None and key not in module._non_persistent_buffers_set]
+
+
+def _note(
+    slots: dict[int, Slot], owner: dict[str, Any], key: str, path: str, *, estimated: bool = False
+) -> None:
+    slot = slots.setdefault(id(owner[key]), Slot(owner, key, [], estimated))
     slot.names.append(clean_name(f"{path}.{key}"))
 
 

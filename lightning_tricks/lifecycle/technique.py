@@ -80,10 +80,10 @@ class Technique(Member):
     @final
     def settings(self) -> dict[str, str]:
         """Return each setting's name with its value as it is written; ``label`` only if it is set."""
-        entries = [entry for entry in dataclasses.fields(self) if entry.init and entry.repr]
-        named = {entry.name: written(getattr(self, entry.name)) for entry in entries}
-        label = named.pop("label")
-        return named if self.label is None else {**named, "label": label}
+        held = [vars(kind).get("__dataclass_fields__", {}) for kind in type(self).__mro__]
+        names = [entry.name for entry in dataclasses.fields(self) if entry.init and entry.repr]
+        names.sort(key=lambda name: sum(name in each for each in held))  # its own first, ``label`` last
+        return {name: written(getattr(self, name)) for name in names if name != "label" or self.label}
 
     @property
     def state_key(self) -> str:

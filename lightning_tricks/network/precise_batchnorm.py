@@ -79,7 +79,8 @@ class PreciseBatchNorm(Technique):
     * **Cost** a forward pass over ``batches`` batches by the module's own ``training_step``, all else in eval
       mode; a copy of the weights for as long.
     * **Use** with an average of weights, small batches, or weights that move fast; **not** needed with
-      ``WeightFusion`` alone, which does it by itself, nor with frozen or group normalisation.
+      ``WeightFusion`` alone, which does it by itself, nor with frozen or group normalisation; refused beside
+      ``SWAWeights`` and ``LAWA``, which do it for their means, but for ``update_batchnorm=False``.
 
     Outside of ``fit`` the training data are those of the datamodule, which is set up for ``fit`` for as long;
     else the loaders with which this technique last saw the module in ``fit``, or the module's own
@@ -124,7 +125,7 @@ class PreciseBatchNorm(Technique):
         )
 
     def claims(self) -> Iterable[Claim]:
-        return []
+        return [self.claim("batchnorm", None)]
 
     def saved(self) -> dict[str, Any]:
         runner = self.conductor.trainer

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "lightning_tricks"
+BASES = {"Technique", "AveragedWeights", "SnapshotMean"}
 STAGES = ("network", "objectives", "gradients", "updates", "averaging", "fusion", "reporting")
 
 
@@ -49,7 +50,7 @@ def last_name(node: ast.expr) -> str:
 
 
 def techniques(source: Source) -> Iterator[ast.ClassDef]:
-    """Yield the classes of a file that have ``Technique`` among their bases."""
+    """Yield the classes of a file that have a base of techniques among their bases, and are none."""
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.ClassDef) and "Technique" in map(last_name, node.bases):
-            yield node
+        if isinstance(node, ast.ClassDef) and node.name not in BASES:
+            yield from [node] if BASES & set(map(last_name, node.bases)) else []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
-from tests.averaging.watching import Watch, differ, live_of, slow_twin, watched
+from tests.averaging.watching import Watch, differ, every_kind, live_of, slow_twin, watched
 from tests.toys import Loader, StopError, Toy, assert_equal, trainer, weights
 
 VALIDATION = Loader(2, seed=9)
@@ -95,10 +95,11 @@ class LooksItself(Toy):
         self.at_end = self.head.weight.detach().clone()
 
 
-def test_all_hooks_between_see_the_average_whatever_the_order_of_the_list() -> None:
+@every_kind
+def test_all_hooks_between_see_the_average_whatever_the_order_of_the_list(kind: Any) -> None:
     before, after = Looks(), Looks()
     module, watch = LooksItself(), Watch()
-    trainer(before, EMAWeights(decay=0.9), after, watch).fit(module, Loader(), VALIDATION)
+    trainer(before, kind(), after, watch).fit(module, Loader(), VALIDATION)
     average, live = watch.seen[-1]["head.weight"], watch.steps[-1]["head.weight"]
     held = {"start": live, "epoch_start": average, "epoch_end": average, "end": average}
     assert_equal(before.noted, held)
@@ -128,12 +129,13 @@ class SavesLate(Checkpoint):
         trainer.save_checkpoint(self.slim, weights_only=True)
 
 
+@every_kind
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
 def test_an_error_in_validation_gives_the_live_weights_back(
-    error: type[BaseException], precision: str, tmp_path: Path
+    kind: Any, error: type[BaseException], precision: str, tmp_path: Path
 ) -> None:
-    module, watch, ema = Toy(), Watch(), EMAWeights(decay=0.9)
+    module, watch, ema = Toy(), Watch(), kind()
     saves = SavesLate(tmp_path)
     runner = trainer(ema, watch, Breaks(error), saves, precision=precision)
     handler = signal.getsignal(signal.SIGINT)
@@ -162,8 +164,9 @@ def test_after_an_error_in_training_evaluations_see_the_live_weights_too() -> No
     assert_equal(watch.seen[-1], watch.steps[7])
 
 
-def test_evaluations_after_fit_see_the_average_and_leave_it(tmp_path: Path) -> None:
-    ema = EMAWeights(decay=0.9)
+@every_kind
+def test_evaluations_after_fit_see_the_average_and_leave_it(kind: Any, tmp_path: Path) -> None:
+    ema = kind()
     module, watch, runner = watched(ema)
     average, live = weights(module), live_of(ema, module)
     watch.seen.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
@@ -11,7 +12,7 @@ from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.collect import LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.lifecycle.technique import Technique
-from tests.averaging.watching import Watch, live_of, watched
+from tests.averaging.watching import Watch, every_kind, live_of, watched
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 
 VALIDATION = Loader(2, seed=9)
@@ -67,8 +68,9 @@ def test_the_refusal_comes_before_another_context_is_forgotten(tmp_path: Path) -
     assert_equal(weights(module), held)
 
 
-def test_evaluations_within_see_the_live_weights() -> None:
-    ema = EMAWeights(decay=0.9)
+@every_kind
+def test_evaluations_within_see_the_live_weights(kind: Any) -> None:
+    ema = kind()
     module, watch, runner = watched(ema)
     watch.seen.clear()
     held = weights(module)

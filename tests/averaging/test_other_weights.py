@@ -13,11 +13,11 @@ from torch import nn
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.collect import LastEpochs
 from lightning_tricks.fusion.fusion import WeightFusion
-from tests.averaging.watching import Watch, live_of, parameters, slow_twin, watched
+from tests.averaging.watching import Watch, every_kind, live_of, parameters, slow_twin, watched
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 
 VALIDATION = Loader(2, seed=9)
-OTHERS = "EMAWeights: the module holds other weights than the average"
+OTHERS = ": the module holds other weights than the average"
 
 
 def load_all(module: LightningModule) -> None:
@@ -67,7 +67,7 @@ def test_other_weights_stay_and_averaging_begins_anew_from_them(
     torch.testing.assert_close(ema.saved()["wide"]["head.weight"], expected["head.weight"])
     assert_equal(live_of(ema, module), later.steps[-1])
     assert [line for line in said.splitlines() if "other weights" in line] == [
-        f"{OTHERS}, so training goes on from them and averaging begins anew"
+        f"EMAWeights{OTHERS}, so training goes on from them and averaging begins anew"
     ]
 
 
@@ -133,11 +133,12 @@ def test_a_checkpoint_rules_over_whatever_the_module_holds(
     assert said.count(OTHERS) == 1
 
 
+@every_kind
 @pytest.mark.parametrize("save", ["average", "live"])
 def test_a_test_of_the_same_checkpoint_changes_nothing(
-    save: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: Any, save: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ema = EMAWeights(decay=0.9, save=save)
+    ema = kind(save=save)
     module, watch, runner = watched(ema, precision="bf16-true", max_epochs=2)
     runner.save_checkpoint(tmp_path / "a.ckpt")
     runner.test(module, VALIDATION, ckpt_path=tmp_path / "a.ckpt", verbose=False)
@@ -165,8 +166,11 @@ def test_beside_a_fusion_too(
     assert said.count("the module holds other weights than") == 2 * loads
 
 
-def test_with_nothing_left_to_train_other_weights_stay_too(capsys: pytest.CaptureFixture[str]) -> None:
-    ema = EMAWeights(decay=0.9)
+@every_kind
+def test_with_nothing_left_to_train_other_weights_stay_too(
+    kind: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ema = kind()
     module, _, runner = watched(ema, max_epochs=2)
     load_all(module)
     other = weights(module)
@@ -184,8 +188,11 @@ def test_it_is_said_before_training_begins(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.count(OTHERS) == 1
 
 
-def test_a_fit_of_another_module_leaves_them_where_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    ema = EMAWeights(decay=0.9)
+@every_kind
+def test_a_fit_of_another_module_leaves_them_where_they_are(
+    kind: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ema = kind()
     module, watch, runner = watched(ema, max_epochs=2)
     load_all(module)
     other = weights(module)

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.lifecycle.checkpoints import average_state, live_state
-from tests.averaging.watching import Watch, differ, live_of, slow_twin, watched
+from tests.averaging.watching import Watch, differ, every_kind, live_of, slow_twin, watched
 from tests.toys import (
     Compiled,
     Loader,
@@ -34,12 +34,13 @@ def load(path: Path | str) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
+@every_kind
 @pytest.mark.parametrize("weights_only", [True, False])
 @pytest.mark.parametrize("save", ["average", "live"])
-def test_every_checkpoint_holds_both_sets(save: str, weights_only: bool, tmp_path: Path) -> None:
+def test_every_checkpoint_holds_both_sets(kind: Any, save: str, weights_only: bool, tmp_path: Path) -> None:
     saves = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, save_weights_only=weights_only)
     watch = Watch()
-    trainer(EMAWeights(decay=0.9, save=save), watch, saves).fit(Toy(), Loader(), VALIDATION)
+    trainer(kind(save=save), watch, saves).fit(Toy(), Loader(), VALIDATION)
     for epoch in range(3):
         path = tmp_path / f"step={5 * (epoch + 1)}.ckpt"
         live, average = watch.steps[5 * (epoch + 1)], watch.seen[epoch]
@@ -58,14 +59,15 @@ def test_names_of_a_compiled_module_find_their_average(tmp_path: Path) -> None:
     assert any("_orig_mod" in name for name in weights(module))
 
 
-def test_a_checkpoint_saved_within_a_validation_has_them_in_their_places(tmp_path: Path) -> None:
+@every_kind
+def test_a_checkpoint_saved_within_a_validation_has_them_in_their_places(kind: Any, tmp_path: Path) -> None:
     class Saves(Callback):
         def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
             trainer.save_checkpoint(tmp_path / "a.ckpt")
             trainer.save_checkpoint(tmp_path / "b.ckpt", weights_only=True)
 
     for precision in ("32-true", "bf16-true"):
-        _, watch, _ = watched(EMAWeights(decay=0.9), None, Saves(), precision=precision)
+        _, watch, _ = watched(kind(), None, Saves(), precision=precision)
         for name in ("a.ckpt", "b.ckpt"):
             assert_equal(live_state(tmp_path / name), watch.steps[-1])
             assert_equal(average_state(tmp_path / name), watch.seen[-1])
@@ -167,10 +169,12 @@ def test_a_checkpoint_saved_after_fit_resumes_from_the_live_weights(tmp_path: Pa
     torch.testing.assert_close(resumed.head.weight.detach(), expected["head.weight"])
 
 
+@every_kind
 def test_what_replaces_the_average_after_fit_is_saved_as_held_and_the_average_survives(
+    kind: Any,
     tmp_path: Path,
 ) -> None:
-    ema = EMAWeights(decay=0.9)
+    ema = kind()
     module, watch, runner = watched(ema)
     average = weights(module)
     with torch.no_grad():
@@ -179,7 +183,7 @@ def test_what_replaces_the_average_after_fit_is_saved_as_held_and_the_average_su
     assert not average_state(tmp_path / "a.ckpt")["head.weight"].any()
     assert_equal(live_state(tmp_path / "a.ckpt"), watch.steps[-1])
     resumed = Toy()
-    trainer(EMAWeights(decay=0.9)).fit(resumed, Loader(), VALIDATION, ckpt_path=tmp_path / "a.ckpt")
+    trainer(kind()).fit(resumed, Loader(), VALIDATION, ckpt_path=tmp_path / "a.ckpt")
     assert_equal(weights(resumed), average)  # nothing was left to train
 
 
@@ -198,15 +202,16 @@ def test_a_weights_only_file_is_evaluated_with_the_average_also_if_it_saves_the_
     assert scores[0] == scores[1]
 
 
-def test_a_finished_run_fitted_again_still_ends_with_the_average(tmp_path: Path) -> None:
+@every_kind
+def test_a_finished_run_fitted_again_still_ends_with_the_average(kind: Any, tmp_path: Path) -> None:
     for save in ("average", "live"):
-        ema = EMAWeights(decay=0.9, dtype="float64", save=save)
+        ema = kind(dtype="float64", save=save)
         module, _, runner = watched(ema)
         average, live, state = weights(module), live_of(ema, module), ema.saved()
         runner.save_checkpoint(tmp_path / "a.ckpt")
         runner.fit(module, Loader())
         assert_equal(weights(module), average)
-        again, resumed = EMAWeights(decay=0.9, dtype="float64", save=save), Toy()
+        again, resumed = kind(dtype="float64", save=save), Toy()
         trainer(again).fit(resumed, Loader(), ckpt_path=tmp_path / "a.ckpt")
         assert_equal(weights(resumed), average)
         assert_equal(live_of(again, resumed), live)
@@ -229,8 +234,9 @@ def test_the_modules_own_hook_sees_the_sets_and_is_given_back(tmp_path: Path) ->
     assert "current_model_state" not in load(tmp_path / "b.ckpt")
 
 
-def test_a_copy_of_the_module_is_free_of_the_technique() -> None:
-    module, _, _ = watched(EMAWeights(decay=0.9))
+@every_kind
+def test_a_copy_of_the_module_is_free_of_the_technique(kind: Any) -> None:
+    module, _, _ = watched(kind())
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)

@@ -12,14 +12,15 @@ from torch import nn
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.lifecycle.checkpoints import live_state
-from tests.averaging.watching import Watch, differ, live_of, slow_twin, watched
+from tests.averaging.watching import Watch, differ, every_kind, live_of, slow_twin, watched
 from tests.toys import Loader, Toy, assert_equal, trainer, weights
 
 VALIDATION = Loader(2, seed=9)
 
 
-def test_sanity_check_of_a_second_fit_sees_the_average() -> None:
-    ema = EMAWeights(decay=0.9)
+@every_kind
+def test_sanity_check_of_a_second_fit_sees_the_average(kind: Any) -> None:
+    ema = kind()
     module, watch, runner = watched(ema, num_sanity_val_steps=1, max_epochs=1)
     assert_equal(watch.seen[0], weights(Toy()))
     runner.fit_loop.max_epochs = 2
@@ -60,8 +61,9 @@ def test_a_second_fit_of_other_weights_begins_anew() -> None:
     assert differ(live, live_of(ema, module))
 
 
-def test_a_module_that_is_done_keeps_its_average_when_another_is_trained() -> None:
-    first, watch, runner = watched(EMAWeights(decay=0.9))
+@every_kind
+def test_a_module_that_is_done_keeps_its_average_when_another_is_trained(kind: Any) -> None:
+    first, watch, runner = watched(kind())
     average = weights(first)
     assert differ(average, watch.steps[-1])
     runner.fit_loop.max_epochs = 4
@@ -81,8 +83,9 @@ def test_a_new_trainer_knows_nothing_of_the_first() -> None:
     assert_equal(weights(first), held)
 
 
-def test_a_new_trainer_goes_on_from_what_the_module_holds() -> None:
-    used, fresh = EMAWeights(decay=0.9), EMAWeights(decay=0.9)
+@every_kind
+def test_a_new_trainer_goes_on_from_what_the_module_holds(kind: Any) -> None:
+    used, fresh = kind(), kind()
     first, _, _ = watched(used)
     alike = copy.deepcopy(first)
     watched(used, first)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_tricks.averaging.ema import EMAWeights
+from lightning_tricks import LAWA, EMAWeights, SWAWeights
+from lightning_tricks.averaging.averaged import AveragedWeights
 from tests.toys import Loader, Toy, trainer, weights
+
+KINDS: dict[str, Callable[..., AveragedWeights]] = {
+    "EMAWeights": lambda **others: EMAWeights(decay=0.9, **others),
+    "SWAWeights": lambda **others: SWAWeights(start=2, every=2, batches=2, **others),
+    "LAWA": lambda **others: LAWA(k=3, every=2, store="memory", batches=2, **others),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 class Watch(Callback):
@@ -52,18 +62,18 @@ class Watch(Callback):
 
 
 def watched(
-    ema: EMAWeights, module: LightningModule | None = None, *callbacks: Callback, **settings: Any
+    average: AveragedWeights, module: LightningModule | None = None, *callbacks: Callback, **settings: Any
 ) -> tuple[LightningModule, Watch, Trainer]:
-    """Train ``module`` (a toy unless given) with ``ema`` and return it, what was seen, and the Trainer."""
+    """Train ``module`` (a toy unless given) with ``average``; return it, what was seen, the Trainer."""
     module, watch = module or Toy(), Watch()
-    runner = trainer(ema, watch, *callbacks, **settings)
+    runner = trainer(average, watch, *callbacks, **settings)
     runner.fit(module, Loader(), Loader(2, seed=9))
     return module, watch, runner
 
 
-def live_of(ema: EMAWeights, module: LightningModule) -> dict[str, Tensor]:
+def live_of(average: AveragedWeights, module: LightningModule) -> dict[str, Tensor]:
     """Return the live weights after a fit."""
-    with ema.live_weights():
+    with average.live_weights():
         return weights(module)
 
 

@@ -187,6 +187,17 @@ CASES: dict[str, Case] = {
         ),
         exempt={"active": "it changes nothing, as law neutral shows"},
     ),
+    "SWAWeights": Case(
+        neutral=lambda: lt.SWAWeights(start="100%", every=1, update_batchnorm=False),
+        active=lambda: lt.SWAWeights(start="20%", every=2, lr=0.02, anneal=3, batches=3),
+        adapt=with_batchnorm,
+    ),
+    "LAWA": Case(
+        neutral=lambda: lt.LAWA(k=1, every=1, store="memory", update_batchnorm=False),
+        active=lambda: lt.LAWA(k=3, every=2, batches=3),
+        exempt={"copy": "its snapshots are files, which the original deletes when it goes on"},
+        adapt=with_batchnorm,
+    ),
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
         active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),

@@ -42,6 +42,8 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "ProgressiveUnfreeze": lambda module: lt.ProgressiveUnfreeze(
         stages=lt.propose_stages(module), at=1, warmup=1
     ),
+    "SWAWeights": lambda _: lt.SWAWeights(start=1, every=1, lr="50%", batches=2),
+    "LAWA": lambda _: lt.LAWA(k=2, every=1, batches=2),
     "ScheduleFree": lambda _: lt.ScheduleFree(),
     "SharpnessAware": lambda _: lt.SharpnessAware(rho=0.5),
     "SpectralNorm": lambda _: lt.SpectralNorm(n_power_iterations=2),

@@ -63,3 +63,13 @@ def test_a_rate_that_is_a_tensor_is_filled_and_never_read() -> None:
         rates.scale(trainer, "a", 0.25)
     assert reads.count == 0
     assert held == 0.125
+
+
+def test_a_goal_has_the_last_word_the_nearer_the_more() -> None:
+    trainer, rates = run_of({"params": [weight()], "lr": 0.5}, {"params": [weight()]}), Rates()
+    rates.show(trainer)
+    rates.lead(trainer, "b", 0.2, share=0.25, of_base=False)
+    assert rates_of(trainer) == pytest.approx([0.75 * 0.5 + 0.25 * 0.2, 0.75 + 0.25 * 0.2])
+    rates.lead(trainer, "b", 0.2, share=1.0, of_base=True)
+    rates.scale(trainer, "a", 0.0)
+    assert rates_of(trainer) == [0.1, 0.2]

@@ -182,6 +182,7 @@ def test_what_is_not_ours_has_claims_too() -> None:
         ("lr", "the scheduler of Own.configure_optimizers"),
         ("lr_decay", "the scheduler of Own.configure_optimizers"),
         ("lr_warmup", "the scheduler of Own.configure_optimizers"),
+        ("lr_goal", "the scheduler of Own.configure_optimizers"),
         ("eval_weights", "EMAWeightAveraging"),
         ("final_weights", "EMAWeightAveraging"),
         ("eval_weights", "StochasticWeightAveraging"),
@@ -189,6 +190,7 @@ def test_what_is_not_ours_has_claims_too() -> None:
         ("lr", "StochasticWeightAveraging"),
         ("lr_decay", "StochasticWeightAveraging"),
         ("lr_warmup", "StochasticWeightAveraging"),
+        ("lr_goal", "StochasticWeightAveraging"),
         ("requires_grad", "BackboneFinetuning"),
         ("param_groups", "BackboneFinetuning"),
     }
