@@ -151,9 +151,13 @@ def reestimate_batchnorm(
 
 
 def reestimate_for_validation(
-    trainer: Trainer, pl_module: LightningModule, *, most: int, layers: list[_BatchNorm]
+    trainer: Trainer, pl_module: LightningModule, *, most: int, layers: list[_BatchNorm] | None = None
 ) -> int:
-    """Do the same within a validation of ``fit``, for the weights that it is about to evaluate."""
+    """Do the same within a validation of ``fit``, for the weights that it is about to evaluate.
+
+    Of ``layers``, or else of those that :func:`trained_batchnorms` finds.
+    """
+    layers = trained_batchnorms(trainer, pl_module) if layers is None else layers
     validation = trainer.fit_loop.epoch_loop.val_loop
     with ExitStack() as stack:
         # Its loader is not read, and has begun an epoch that must not begin again.
