@@ -6,29 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import alone, copy_, holders, lerp_, local, pieces, swap_
+from lightning_tricks.lifecycle.grouped import Group, grouped
 from lightning_tricks.lifecycle.slots import Slot
 from lightning_tricks.lifecycle.storage import shadow_dtype
 
 __all__ = ["Shadows"]
-
-
-class _Group(NamedTuple):
-    """Shadows of one type and device.
-
-    Attributes:
-        apart: Whether their live tensors are on another device.
-    """
-
-    shadows: list[Tensor]
-    slots: list[Slot]
-    apart: bool
 
 
 class Shadows:
@@ -66,7 +54,7 @@ class Shadows:
         self._slots: list[Slot] = []
         self._frozen: list[tuple[Tensor, Slot]] = []
         self._shadows: list[Tensor] = []
-        self._groups: list[_Group] | None = None
+        self._groups: list[Group] | None = None
         # Where live values are while the shadows are shown: beside them; in memory that the module has left
         # for that of the shadow; and piece by piece in the memory of the shadow.
         self._stash: dict[int, Tensor] = {}
@@ -122,12 +110,10 @@ class Shadows:
 
         Live tensors that are on another device than their shadows come as copies.
         """
-        for group in self._grouped():
-            # Not detached, which takes longer than all else here: whoever changes them does it without graph.
-            live = [local(slot.owner[slot.key]) for slot in group.slots]
-            if group.apart:
-                live = [tensor.to(group.shadows[0].device) for tensor in live]
-            yield group.shadows, live
+        if self._groups is None or not all(group.stands() for group in self._groups):
+            self._groups = grouped(self.pairs())
+        for group in self._groups:
+            yield group.shadows, group.live()
 
     def pairs(self) -> Iterator[tuple[Slot, Tensor]]:
         """Return the slots with their shadows."""
@@ -137,20 +123,6 @@ class Shadows:
         """Put the shadows' values into the live tensors that training changes, for good."""
         moving = [(slot.tensor, shadow) for slot, shadow in self.pairs() if slot.moves]
         copy_([live for live, _ in moving], [shadow for _, shadow in moving])
-
-    def _grouped(self) -> list[_Group]:
-        # Lists of one type and device, because torch's foreach kernels fall back to loops for mixed ones.
-        if self._groups is None:
-            groups: dict[object, _Group] = {}
-            for shadow, slot in zip(self._shadows, self._slots, strict=True):
-                live = slot.tensor
-                apart = shadow.device != live.device
-                kind = shadow.dtype, live.dtype, shadow.device, apart
-                group = groups.setdefault(kind, _Group([], [], apart))
-                group.shadows.append(shadow)
-                group.slots.append(slot)
-            self._groups = list(groups.values())
-        return self._groups
 
     def show(self, *, keep: bool = False) -> None:
         """Put the shadows' values into the module.

@@ -215,3 +215,12 @@ def test_an_interruption_at_any_moment_is_taken_back(hiding: bool, monkeypatch: 
         if went_on:
             break
     assert moment > 3 * len(shadows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_follows_a_weight_that_was_replaced(dtype: torch.dtype) -> None:
+    module = Weight()
+    module.shadows.lerp_(0.5)
+    module.weight = nn.Parameter(torch.full((6,), 8.5, dtype=dtype))
+    module.shadows.lerp_(0.5)
+    assert module.average() == [4.5] * 6
