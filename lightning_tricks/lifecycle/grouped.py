@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from operator import getitem, is_
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.slots import Slot
 
-__all__ = ["Group", "grouped"]
+__all__ = ["Group", "copies_on", "grouped"]
 
 
 class Group(NamedTuple):
@@ -40,7 +41,18 @@ class Group(NamedTuple):
         """Return the live tensors, as copies if they are on another device than the shadows."""
         # Not detached, which takes longer than all else here: whoever changes them does it without graph.
         live = [local(tensor) for tensor in self.held] if self.sharded else self.held
-        return [tensor.to(self.shadows[0].device) for tensor in live] if self.apart else live
+        return copies_on(self.shadows[0].device, live) if self.apart else live
+
+
+def copies_on(device: torch.device, tensors: list[Tensor]) -> list[Tensor]:
+    """Return copies of tensors that are elsewhere, by one wait for each GPU that they come from."""
+    if device.type != "cpu":
+        return [tensor.to(device) for tensor in tensors]
+    # Into pinned memory, which torch takes for this and keeps for the next time.
+    copies = [tensor.to(device, non_blocking=tensor.is_cuda) for tensor in tensors]
+    for source in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(source).synchronize()
+    return copies
 
 
 def grouped(pairs: Iterable[tuple[Slot, Tensor]]) -> list[Group]:
