@@ -135,24 +135,24 @@ class Shadows:
         Args:
             keep: Whether the shadows stay as they are and the live values are kept on the CPU.
         """
-        held = [slot.owner[slot.key] for slot in self._slots]
-        self._stash = {
-            index: local(live).detach().to("cpu" if keep else live.device, copy=True)
-            for index, (live, shadow) in enumerate(zip(held, self._shadows, strict=True))
-            if keep or live.dtype is not shadow.dtype
-        }
+        if keep:
+            self._stash = {i: slot.tensor.to("cpu", copy=True) for i, slot in enumerate(self._slots)}
+            self.shown = True
+            self._fill(dict(enumerate(self._shadows)))
+            return
         self.shown = True  # from here on an interruption can be taken back
-        for index, (live, shadow) in enumerate(zip(held, self._shadows, strict=True)):
-            if index in self._stash:
-                continue
+        for index, (slot, shadow) in enumerate(self.pairs()):
+            live = slot.owner[slot.key]
             alike = live.shape == shadow.shape and live.stride() == shadow.stride()
-            if alike and shadow.is_cpu and alone(live):
+            if live.dtype is not shadow.dtype:
+                self._stash[index] = slot.tensor.clone()
+                copy_([slot.tensor], [shadow])
+            elif alike and shadow.is_cpu and alone(live):
                 self._left[index] = live.data
                 live.data = shadow
             else:
-                for number, pair in enumerate(pieces(local(live).detach(), shadow)):
+                for number, pair in enumerate(pieces(slot.tensor, shadow)):
                     swap_(*pair, partial(self._exchanged.append, (index, number)))
-        self._fill({index: self._shadows[index] for index in self._stash})
 
     def _fill(self, values: Mapping[int, Tensor]) -> None:
         copy_([self._slots[index].tensor for index in values], [*values.values()])
