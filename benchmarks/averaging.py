@@ -1,10 +1,12 @@
 """What one update of an exponential moving average costs, ours and its peers', against the least there is.
 
-That is one ``lerp_`` over two flat tensors of as many entries: 12 bytes per entry go through memory, and no
-arithmetic is left to save. All variants average the same weights, of the shapes of a well-known network, in
-one process, in turns and in a new random order every round. Ours is timed as a Trainer calls it at the end of
-a batch that does not log; of the others, the call that their users make. The ratio to the flat ``lerp_`` is
-taken within a round; its median over rounds is reported with the middle half of the rounds.
+The least is one ``lerp_`` over two flat tensors of as many entries: 12 bytes per entry go through memory, and
+no arithmetic is left to save. All variants average the same weights, of the shapes of a well-known network,
+in one process, in turns and in a new random order every round. Ours is timed as a Trainer calls it at the end
+of a batch that does not log; of the others, the call that their users make. The ratio to the flat ``lerp_``
+is taken within a round; its median over rounds is reported with the middle half of the rounds. So is what it
+costs to put the average into the module for an evaluation and to take it out again, and a step in which the
+average does not move. The last row is what ours takes for 320 weights of one entry beside torch's kernel.
 
     python -m benchmarks.averaging --rounds 30
 """
@@ -12,56 +14,32 @@ taken within a round; its median over rounds is reported with the middle half of
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import Trainer
 from rich.progress import track
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 import lightning_tricks as lt
+from benchmarks.averaging_peers import DECAY, PEERS, PEERS_IN_AND_OUT, Network, Update
 from benchmarks.machine import machine
 from benchmarks.readme import replace_table
 from benchmarks.shapes import SETS, Weights
 from benchmarks.steps import quiet
 
-DECAY = 0.999
 HERE = Path(__file__).parent
-Update = Callable[[], object]
 FLAT, OURS, THREE, NARROW = "flat lerp_", "EMAWeights", "three EMAWeights", "EMAWeights of bf16 in fp32"
-GOALS = {OURS: 1.1, THREE: 2.8, NARROW: 2.0}
-
-
-class Network(LightningModule):
-    """Weights that nothing changes, and one that an optimizer may step."""
-
-    def __init__(self, weights: Weights) -> None:
-        """Take the weights, which all variants share."""
-        super().__init__()
-        self.net, self.own = weights, torch.nn.Parameter(torch.zeros(1))
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Return a loss that costs nothing."""
-        return self.own.sum()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return an optimizer of the one weight."""
-        return torch.optim.SGD([self.own], lr=0.1)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return one batch without content."""
-        return DataLoader(range(1))
+IDLE = "EMAWeights(every=10), another step"
+SWAP, COPY = "EMAWeights, in and out", "EMAWeights, in and out by values"
+# By values, in and out are twice the six passes over 8 bytes per entry that they are made of.
+GOALS = {OURS: 1.1, THREE: 2.8, NARROW: 2.0, SWAP: 0.1, COPY: 2 * 6 * 8 / 12, IDLE: 0.01}
 
 
 def flat_lerp(weights: Weights) -> Update:
@@ -71,9 +49,10 @@ def flat_lerp(weights: Weights) -> Update:
     return lambda: average.lerp_(live, 1 - DECAY)
 
 
-def ours(weights: Weights, count: int = 1) -> Update:
-    """Return what ``count`` of ours do at the end of a batch, in a run that has begun."""
-    averages = [lt.EMAWeights(decay=DECAY, label=str(i), evaluate=False, params="net") for i in range(count)]
+def begun(weights: Weights, count: int = 1, every: int = 1) -> tuple[list[lt.EMAWeights], Update]:
+    """Return ``count`` of ours in a run that has begun, and what they do at the end of a batch."""
+    settings: dict[str, Any] = {"decay": DECAY, "every": every, "evaluate": False, "params": "net"}
+    averages = [lt.EMAWeights(label=str(index), **settings) for index in range(count)]
     trainer = Trainer(
         accelerator="cpu",
         max_steps=1,
@@ -92,62 +71,43 @@ def ours(weights: Weights, count: int = 1) -> Update:
         for average in averages:
             average.on_train_batch_end(trainer, network)
 
-    return update
+    return averages, update
 
 
-def narrow(weights: Weights) -> Update:
-    """Return that of ours for weights of 16 bits, whose average has 32."""
-    copy = Weights([tuple(weight.shape) for weight in weights.weights])
-    return ours(copy.bfloat16())
+def ours(weights: Weights) -> Update:
+    """Return what one of ours does."""
+    return begun(weights)[1]
 
 
-def lightnings(weights: Weights) -> Update:
-    """Return that of Lightning's callback."""
-    callback, network = EMAWeightAveraging(decay=DECAY), Network(weights)
-    callback.setup(Trainer(accelerator="cpu", logger=False), network, "fit")
-    average = callback._average_model
-    assert average is not None
-    return lambda: average.update_parameters(network)
+def copy_of(weights: Weights) -> Weights:
+    """Return others of the same shapes."""
+    return Weights([tuple(weight.shape) for weight in weights.weights])
 
 
-def torchs(weights: Weights) -> Update:
-    """Return that of torch's model with its function for many tensors."""
-    average = AveragedModel(weights, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
-    return lambda: average.update_parameters(weights)
+def in_and_out(weights: Weights) -> Update:
+    """Return what ours does before and after an evaluation."""
+    shadows = begun(weights)[0][0]._second.shadows
+    assert shadows is not None
+    return lambda: (shadows.show(), shadows.hide())
 
 
-def timms(weights: Weights) -> Update:
-    """Return that of timm, whose file is loaded alone: the package itself needs torchvision."""
-    path = distribution("timm").locate_file("timm/utils/model_ema.py")
-    spec = importlib.util.spec_from_file_location("timm_model_ema", str(path))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    average = module.ModelEmaV3(weights, decay=DECAY)
-    return lambda: average.update(weights)
-
-
-def ema_pytorchs(weights: Weights) -> Update:
-    """Return that of ema-pytorch, by its foreach kernels."""
-    distribution("ema-pytorch")
-    from ema_pytorch import EMA
-
-    settings = {"update_every": 1, "update_after_step": 0, "include_online_model": False}
-    average = EMA(weights, beta=DECAY, use_foreach=True, **settings)
-    return lambda: average.update()
+def in_and_out_by_values(weights: Weights) -> Update:
+    """Return the same for weights of which somebody holds views, so that they must stay where they are."""
+    own = copy_of(weights)
+    views, update = [weight.detach() for weight in own.weights], in_and_out(own)
+    return lambda: (views, update())
 
 
 VARIANTS: dict[str, Callable[[Weights], Update]] = {
     FLAT: flat_lerp,
     OURS: ours,
-    "torch AveragedModel, multi_avg_fn": torchs,
-    "timm ModelEmaV3": timms,
-    "ema-pytorch EMA, foreach": ema_pytorchs,
-    "Lightning EMAWeightAveraging": lightnings,
-    NARROW: narrow,
-    THREE: lambda weights: ours(weights, 3),
+    **PEERS,
+    NARROW: lambda weights: ours(copy_of(weights).bfloat16()),
+    THREE: lambda weights: begun(weights, 3)[1],
+    IDLE: lambda weights: begun(weights, every=2**62)[1],
+    SWAP: in_and_out,
+    COPY: in_and_out_by_values,
+    **PEERS_IN_AND_OUT,
 }
 
 
@@ -188,6 +148,19 @@ def _row(set_name: str, name: str, own: list[float], flat: list[float]) -> dict[
     return {"weights": set_name, "variant": name, **figures, "goal": GOALS.get(name)}
 
 
+def overhead(rounds: int) -> dict[str, Any]:
+    """Return the row of what ours adds to torch's kernel where there is next to nothing to compute."""
+    weights = Weights(320 * [(1,)])
+    update, own = ours(weights), [torch.zeros(1) for _ in weights.weights]
+    live = [weight.detach() for weight in weights.weights]
+    added = [
+        taken(update) - taken(lambda: torch._foreach_lerp_(own, live, 1 - DECAY))
+        for _ in track(range(20 * rounds), "320 weights of one entry")
+    ]
+    name = f"{OURS} beside _foreach_lerp_"
+    return {"weights": "320 of one entry", "variant": name, "update_us": statistics.median(added)}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the figures as a Markdown table."""
     lines = [
@@ -195,6 +168,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for row in rows:
+        if "ratio" not in row:
+            lines.append(f"| {row['weights']} | {row['variant']} | {row['update_us']:.0f} |  | 100 µs |")
+            continue
         spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         goal = "" if row["goal"] is None else f"{row['goal']:g}"
         lines.append(f"| {row['weights']} | {row['variant']} | {row['update_us']:.0f} | {spread} | {goal} |")
@@ -208,7 +184,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(2)
     with quiet():
-        rows = [row for set_name in SETS for row in measure(set_name, rounds)]
+        rows = [*(row for set_name in SETS for row in measure(set_name, rounds)), overhead(rounds)]
     path = HERE / "results" / "averaging.json"
     path.write_text(json.dumps({"machine": machine(), "rounds": rounds, "rows": rows}, indent=1) + "\n")
     replace_table(HERE.parent / "README.md", "averaging", table(rows))

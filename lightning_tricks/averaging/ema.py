@@ -60,8 +60,8 @@ class EMAWeights(AveragedWeights):
       ``average_state`` read either), and its counts; a shadow that is wider than its weight also unrounded.
       Before ``start`` a checkpoint stays as it is.
     * **Cost** one copy of the weights in memory, one pass over them per update and one per step that logs; no
-      wait for the device, unless ``device`` is another. A second copy for a validation of weights narrower
-      than their average.
+      wait for the device, unless ``device`` is another. A validation takes at most 16 MiB more, but with
+      weights narrower than their average as much as these take.
     * **Use** for noisy training at a high or constant rate, and for the generator of a GAN; **not** without
       ``decay_warmup`` in runs of few times 1 / (1 - decay) steps, nor beside another that is evaluated.
 

@@ -6,16 +6,19 @@ have equal lengths, and tensors at the same index equal shapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Model", "copy_", "lerp_", "local", "swap_", "weighted_sum"]
+__all__ = ["Model", "alone", "copy_", "holders", "lerp_", "local", "pieces", "swap_", "weighted_sum"]
 
 Model = Mapping[str, Tensor]
 """Tensors by name, such as a state dict."""
+
+# Of the pieces in which values are exchanged: what stays in a cache, and what fills a GPU.
+PIECE_BYTES, GPU_PIECE_BYTES = 2**20, 2**24
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -60,13 +63,53 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
+def holders(tensor: Tensor) -> int:
+    """Return how many tensors, views included, hold the memory of ``tensor``; it is one of them."""
+    # One use of the memory is that of the object that is asked for it here.
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1
+
+
+def alone(tensor: Tensor) -> bool:
+    """Return whether ``tensor`` can be given other memory with nobody left behind who looks at the old.
+
+    It is plain and on a CPU, and neither another tensor nor another process holds its memory. Of memory
+    elsewhere it cannot be known: graphs that were captured on a GPU hold addresses alone.
+    """
+    if not (tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided):
+        return False
+    storage = tensor.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) == 2 and not storage.is_shared()
+
+
+def pieces(first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return views of two tensors of one shape, of at most 16 MiB each.
+
+    Only where one entry along the longest dimension is more, it is that much.
+    """
+    limit = PIECE_BYTES if first.is_cpu and second.is_cpu else GPU_PIECE_BYTES
+    if first.nbytes <= limit:
+        return [(first, second)]
+    longest = max(first.shape)
+    count, dim = min(longest, -(-first.nbytes // limit)), first.shape.index(longest)
+    return list(zip(first.tensor_split(count, dim), second.tensor_split(count, dim), strict=True))
+
+
 @torch.no_grad()
-def swap_(first: list[Tensor], second: list[Tensor]) -> None:
-    """Exchange the values of two lists of tensors of equal types, with one tensor's worth of scratch."""
-    for one, other in zip(first, second, strict=True):
-        scratch = one.clone()
-        one.copy_(other)
-        other.copy_(scratch)
+def swap_(first: Tensor, second: Tensor, note: Callable[[], object] = lambda: None) -> None:
+    """Exchange the values of two tensors of one type, with a copy of ``first`` as scratch.
+
+    Args:
+        first: On any device.
+        second: Of the same shape; on any device.
+        note: Called before anything is changed. What interrupts before that leaves both as they were, and
+            what interrupts later comes out when they are exchanged.
+    """
+    scratch = first.clone()
+    note()
+    try:
+        first.copy_(second)
+    finally:
+        second.copy_(scratch)
 
 
 @torch.no_grad()

@@ -5,29 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core.select import clean_name
-from lightning_tricks.core.tensors import copy_, lerp_, local, swap_
+from lightning_tricks.core.tensors import alone, copy_, holders, lerp_, local, pieces, swap_
+from lightning_tricks.lifecycle.grouped import Group, grouped
 from lightning_tricks.lifecycle.slots import Slot
 from lightning_tricks.lifecycle.storage import shadow_dtype
 
 __all__ = ["Shadows"]
-
-
-class _Group(NamedTuple):
-    """Shadows of one type and device.
-
-    Attributes:
-        apart: Whether their live tensors are on another device.
-    """
-
-    shadows: list[Tensor]
-    slots: list[Slot]
-    apart: bool
 
 
 class Shadows:
@@ -65,9 +54,12 @@ class Shadows:
         self._slots: list[Slot] = []
         self._frozen: list[tuple[Tensor, Slot]] = []
         self._shadows: list[Tensor] = []
-        self._groups: list[_Group] | None = None
+        self._groups: list[Group] | None = None
+        # Where live values are while the shadows are shown: beside them; in memory that the module has left
+        # for that of the shadow; and piece by piece in the memory of the shadow.
         self._stash: dict[int, Tensor] = {}
-        self._exchanged: list[int] = []
+        self._left: dict[int, Tensor] = {}
+        self._exchanged: list[tuple[int, int]] = []
         known = values or {}
         found = [
             next((known[alias] for alias in slot.names if alias in known), None) for slot in slots.values()
@@ -118,12 +110,10 @@ class Shadows:
 
         Live tensors that are on another device than their shadows come as copies.
         """
-        for group in self._grouped():
-            # Not detached, which takes longer than all else here: whoever changes them does it without graph.
-            live = [local(slot.owner[slot.key]) for slot in group.slots]
-            if group.apart:
-                live = [tensor.to(group.shadows[0].device) for tensor in live]
-            yield group.shadows, live
+        if self._groups is None or not all(group.stands() for group in self._groups):
+            self._groups = grouped(self.averaged())
+        for group in self._groups:
+            yield group.shadows, group.live()
 
     def pairs(self) -> Iterator[tuple[Slot, Tensor]]:
         """Return the slots with their shadows."""
@@ -144,39 +134,38 @@ class Shadows:
             if slot.estimated and index in self._stash:  # else it was exchanged, and comes with the way back
                 shadow.copy_(slot.tensor)
 
-    def _grouped(self) -> list[_Group]:
-        # Lists of one type and device, because torch's foreach kernels fall back to loops for mixed ones.
-        if self._groups is None:
-            groups: dict[object, _Group] = {}
-            for slot, shadow in self.averaged():
-                live = slot.tensor
-                apart = shadow.device != live.device
-                kind = shadow.dtype, live.dtype, shadow.device, apart
-                group = groups.setdefault(kind, _Group([], [], apart))
-                group.shadows.append(shadow)
-                group.slots.append(slot)
-            self._groups = list(groups.values())
-        return self._groups
-
     def show(self, *, keep: bool = False) -> None:
         """Put the shadows' values into the module.
 
+        A weight and its shadow of one type change places: by their addresses, where that is safe
+        (:func:`~lightning_tricks.core.tensors.alone`), else piece by piece, with 16 MiB of scratch. Of a
+        weight of another type a copy is kept beside it. Autograd does not notice a change of address: a graph
+        that was built before is right after :meth:`hide`, but not between.
+
         Args:
-            keep: Whether the shadows stay as they are and the live values are kept on the CPU. Else the two
-                change places where they have one type and device, which needs no memory.
+            keep: Whether the shadows stay as they are and the live values are kept on the CPU.
         """
-        pairs = [(slot.tensor, shadow) for slot, shadow in self.pairs()]
-        self._stash = {
-            index: live.to("cpu" if keep else live.device, copy=True)
-            for index, (live, shadow) in enumerate(pairs)
-            if keep or live.dtype != shadow.dtype or live.device != shadow.device
-        }
+        if keep:
+            self._stash = {i: slot.tensor.to("cpu", copy=True) for i, slot in enumerate(self._slots)}
+            self.shown = True
+            self._fill(dict(enumerate(self._shadows)))
+            return
         self.shown = True  # from here on an interruption can be taken back
-        for index, (live, shadow) in enumerate(pairs):
-            if index not in self._stash:
-                swap_([live], [shadow])
-                self._exchanged.append(index)
-        copy_([pairs[index][0] for index in self._stash], [pairs[index][1] for index in self._stash])
+        for index, (slot, shadow) in enumerate(self.pairs()):
+            live = slot.owner[slot.key]
+            alike = live.shape == shadow.shape and live.stride() == shadow.stride()
+            if live.dtype is not shadow.dtype:
+                self._stash[index] = slot.tensor.clone()
+                copy_([slot.tensor], [shadow])
+            elif alike and shadow.is_cpu and alone(live):
+                self._left[index] = live.data
+                live.data = shadow
+            else:
+                for number, pair in enumerate(pieces(slot.tensor, shadow)):
+                    swap_(*pair, partial(self._exchanged.append, (index, number)))
+
+    def _fill(self, values: Mapping[int, Tensor]) -> None:
+        copy_([self._slots[index].tensor for index in values], [*values.values()])
 
     def hide(self) -> None:
         """Give the module its live values back, if it does not hold them."""
@@ -184,9 +173,24 @@ class Shadows:
             return
         # Backwards, because tensors that share memory were shown one after the other.
         while self._exchanged:
-            index = self._exchanged.pop()
-            swap_([self._slots[index].tensor], [self._shadows[index]])
-        copy_([self._slots[index].tensor for index in self._stash], [*self._stash.values()])
+            index, number = self._exchanged[-1]
+            pair = pieces(self._slots[index].tensor, self._shadows[index])[number]
+            swap_(*pair, self._exchanged.pop)
+        for index, left in self._left.items():
+            slot, shadow = self._slots[index], self._shadows[index]
+            held = slot.owner[slot.key]
+            place = held.data_ptr()
+            if place == shadow.data_ptr() and holders(held) == 2:
+                held.data = left
+            elif place == shadow.data_ptr():
+                # Somebody has taken a view of it, and will look for the live weight there: the shadow goes.
+                for pair in pieces(slot.tensor, left):
+                    swap_(*pair)
+                shadow.data, self._left[index] = left, held.data
+            elif place != left.data_ptr():  # somebody gave it other memory
+                copy_([shadow, slot.tensor], [slot.tensor, left])
+        self._left.clear()
+        self._fill(self._stash)
         self._stash, self.shown = {}, False
 
     def untouched(self) -> bool:
@@ -202,14 +206,15 @@ class Shadows:
         if not self.shown:
             yield
             return
-        held = [slot.tensor.clone() for slot in self._slots]
+        # What has changed places goes with the shadow and comes back with it.
+        held = {index: self._slots[index].tensor.clone() for index in self._stash}
         keep = len(self._stash) == len(self)
         self.hide()
         try:
             yield
         finally:
             self.show(keep=keep)
-            copy_([slot.tensor for slot in self._slots], held)
+            self._fill(held)
 
     def sets(
         self, live: dict[str, Tensor], average: dict[str, Tensor]
@@ -222,13 +227,14 @@ class Shadows:
                 already.
         """
         if self.shown:
-            kept = [self._stash.get(index, shadow) for index, shadow in enumerate(self._shadows)]
+            apart = {**self._stash, **self._left}
+            kept = [apart.get(index, shadow) for index, shadow in enumerate(self._shadows)]
             return self._replaced(live, kept), average
         return live, self._replaced(average, [shadow.to(slot.tensor.dtype) for slot, shadow in self.pairs()])
 
     def named(self) -> dict[str, Tensor]:
         """Return the shadows by all their clean names, whichever set the module holds."""
-        exchanged = set(range(len(self))) - self._stash.keys() if self.shown else set()
+        exchanged = {index for index, _ in self._exchanged}
         return {
             name: slot.tensor if index in exchanged else self._shadows[index]
             for index, slot in enumerate(self._slots)

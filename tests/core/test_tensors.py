@@ -20,14 +20,13 @@ def test_lerp_moves_by_the_weight(weight: float | torch.Tensor) -> None:
 def test_swap_exchanges_to_the_bit_and_keeps_the_tensors() -> None:
     first, second = torch.randn(5), torch.randn(5)
     a, b = first.clone(), second.clone()
-    swap_([a], [b])
+    swap_(a, b)
     assert torch.equal(a, second) and torch.equal(b, first)
 
 
 def test_empty_lists_are_fine() -> None:
     lerp_([], [], 0.5)
     copy_([], [])
-    swap_([], [])
 
 
 def test_weighted_sum_of_halves_is_computed_wide() -> None:

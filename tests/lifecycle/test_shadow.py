@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.averaging.ema import EMAWeights
-from lightning_tricks.core.tensors import swap_
 from lightning_tricks.lifecycle.shadow import Shadows
 from lightning_tricks.lifecycle.slots import find_slots, same_places
 from lightning_tricks.lifecycle.storage import as_device, shadow_dtype
@@ -57,29 +56,6 @@ def test_showing_and_hiding_gives_every_bit_back(keep: bool) -> None:
         shadows.hide()
         assert not shadows.shown
         assert_equal(weights(module), live)
-    assert_equal(sets(shadows, module)[1], began)
-
-
-@pytest.mark.parametrize("moment", range(5))
-def test_an_interruption_between_two_tensors_is_taken_back(
-    moment: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    swaps = iter(range(100))
-
-    def interrupted(*lists: list[Tensor]) -> None:
-        if next(swaps) == moment:
-            raise KeyboardInterrupt
-        swap_(*lists)
-
-    module = Mixed()
-    shadows = shadows_of(module)
-    began = weights(module)
-    live = weights(moved(module))
-    monkeypatch.setattr("lightning_tricks.lifecycle.shadow.swap_", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        shadows.show()
-    shadows.hide()
-    assert_equal(weights(module), live)
     assert_equal(sets(shadows, module)[1], began)
 
 
