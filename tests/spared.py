@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning.fabric.utilities import registry
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
-from torch import Tensor
 
 # For each Trainer, the files of all installed packages are read for plugins that they may bring.
 registry.entry_points = cache(registry.entry_points)
@@ -18,7 +17,7 @@ copy_to = _ResultMetric.to
 
 def to(self: _ResultMetric, device: Any, *args: Any, **options: Any) -> _ResultMetric:
     """Do as before, unless it is there."""
-    here = isinstance(self.value, Tensor) and self.value.device == device
+    here = self.is_tensor and self.value.device == device
     return self if here else copy_to(self, device, *args, **options)
 
 

@@ -18,6 +18,8 @@ from lightning_tricks.cli.demo_settings import Demo
 from tests import wandb_offline
 from tests.cli.conftest import stranger
 
+pytestmark = pytest.mark.xdist_group("demo")  # most look at one run
+
 ARGV = ["demo", "--quick", "--epochs", "2", "--output"]
 TECHNIQUES = ("GradientClip", "WarmupCosine", "EMAWeights", "ProgressiveUnfreeze", "WeightFusion")
 
