@@ -2,8 +2,9 @@
 
 A residual network on digits, of whose training labels a fifth are drawn anew, and a character model on
 Python's help, both at a constant rate. All averages are kept in one run, apart from the training, and each is
-validated in the same validations as the live weights; so they differ in nothing else. Running statistics of
-BatchNorm are averaged like weights. Curves are means over seeds, bands go from the least to the greatest.
+validated in the same validations as the live weights; so they differ in nothing else. Snapshots are taken
+where the weights are validated. Running statistics of BatchNorm are averaged exponentially with the weights,
+and estimated anew for the means. Curves are means over seeds, bands go from the least to the greatest.
 
     python -m benchmarks.over_training --seeds 3
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import statistics
 import warnings
 from collections.abc import Callable
@@ -39,13 +41,14 @@ Curves = dict[str, list[list[float]]]
 """Of each set of weights, the values of each seed."""
 
 
-def averages() -> dict[str, Technique]:
+def averages(every: int) -> dict[str, Technique]:
     """Return the averages that are compared, by the names of their curves."""
-    apart: dict[str, Any] = {"evaluate": False, "validate": True, "buffers": "average"}
+    apart: dict[str, Any] = {"evaluate": False, "validate": True}
     return {
-        "EMAWeights(decay=0.9)": lt.EMAWeights(decay=0.9, label="short", **apart),
-        "EMAWeights(decay=0.99)": lt.EMAWeights(decay=0.99, label="middle", **apart),
-        "EMAWeights(decay=0.999)": lt.EMAWeights(decay=0.999, label="long", **apart),
+        "EMAWeights(decay=0.9)": lt.EMAWeights(decay=0.9, label="short", buffers="average", **apart),
+        "EMAWeights()": lt.EMAWeights(label="default", buffers="average", **apart),
+        'SWAWeights(start="50%")': lt.SWAWeights(start="50%", every=every, **apart),
+        "LAWA(k=10)": lt.LAWA(k=10, every=every, store="memory", **apart),
     }
 
 
@@ -81,7 +84,8 @@ class Losses(Callback):
         """Take the metrics, which the averages before it in the list have logged."""
         self.steps.append(trainer.global_step)
         for name, metric in self.names.items():
-            self.curves[name].append(float(trainer.callback_metrics[metric]))
+            found = trainer.callback_metrics.get(metric)  # none before it begins
+            self.curves[name].append(math.nan if found is None else float(found))
 
 
 def train(task: str, seed: int) -> tuple[list[int], dict[str, list[float]]]:
@@ -89,7 +93,7 @@ def train(task: str, seed: int) -> tuple[list[int], dict[str, list[float]]]:
     build, steps, every = TASKS[task]
     seed_everything(seed, verbose=False)
     module, data = build(seed)
-    compared = averages()
+    compared = averages(every)
     prefixed = {name: f"{each.metric_prefix}/val_loss" for name, each in compared.items()}
     losses = Losses({LIVE: "val_loss", **prefixed})
     trainer = Trainer(
@@ -118,7 +122,10 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
             means = [statistics.mean(column) for column in columns]
             axes.plot(steps, means, color=colour, label=name, linewidth=1.6)
             axes.fill_between(steps, *zip(*map(ends, columns), strict=True), color=colour, alpha=0.15, lw=0)
-        final = [value for values in curves.values() for value in values[0][len(steps) * 2 // 5 :]]
+        later = [
+            value for values in curves.values() for run in values for value in run[len(steps) * 2 // 5 :]
+        ]
+        final = [value for value in later if not math.isnan(value)]
         axes.set_ylim(0.95 * min(final), min(1.02 * max(final), 3 * min(final)))
         axes.set_title(task)
         axes.set_xlabel("optimizer step")
@@ -143,7 +150,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         for name, values in result["val_loss"].items():
             last = [run[-1] for run in values]
             means = [statistics.mean(column) for column in zip(*values, strict=True)]
-            best = min(range(len(means)), key=means.__getitem__)
+            best = min(range(len(means)), key=lambda index: (math.isnan(means[index]), means[index]))
             spread = f"{statistics.mean(last):.3f} ({min(last):.3f} to {max(last):.3f})"
             lines.append(f"| {task} | {name} | {spread} | {means[best]:.3f} | {result['steps'][best]} |")
     return "\n".join(lines)
@@ -163,7 +170,9 @@ def main() -> None:
         for name, values in curves.items():
             result["val_loss"][name].append(values)
     results = {"machine": machine(), "seeds": len(seeds), "tasks": found}
-    (HERE / "results" / "over_training.json").write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / "results" / "over_training.json").write_text(
+        json.dumps(results, indent=1).replace("NaN", "null") + "\n"
+    )
     draw(found, HERE.parent / "docs" / "averages.png")
     replace_table(HERE.parent / "README.md", "over_training", table(found))
     print(table(found))

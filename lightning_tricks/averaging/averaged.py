@@ -129,6 +129,7 @@ class AveragedWeights(Technique):
             self._second.hide()  # after an error, ``undo`` does it
 
     def undo(self) -> None:
+        self._second.make_moves_()  # an interrupt may have come between two that move together
         self._second.hide()
 
     def finish(self, trainer: "Trainer", pl_module: "LightningModule") -> None:

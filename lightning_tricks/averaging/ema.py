@@ -30,6 +30,7 @@ from lightning_tricks.core.duration import as_duration, as_unit
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.lifecycle.batches import samples_of
+from lightning_tricks.lifecycle.notice import callbacks_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -106,6 +107,7 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
     _policy: EMADecay | None = field(default=None, init=False, repr=False)
     _batch: int = field(default=0, init=False, repr=False)
     _decay: float | Tensor | None = field(default=None, init=False, repr=False)
+    _followed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.decay, EMADecay):
@@ -129,6 +131,8 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
         # Each asks for the lengths of the run that it needs.
         self._policy.share(0, samples=1, clock=self.clock)
         self._switches_due()
+        following = callbacks_of(trainer)[callbacks_of(trainer).index(self) + 1 :]
+        self._followed = bool(following) and isinstance(following[0], EMAWeights)
         self._second.tell(trainer, self.state_key)
         self._begin_if_due(trainer)
 
@@ -162,14 +166,16 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
             self._begin_if_due(trainer)
         elif self.clock.applied is not False:
             if self.switch_every is None:
-                self._average(self.clock.applied)
+                self._average(self.clock.applied, wait=self._followed and not self.reports(trainer))
             if self.reports(trainer):
                 if self._decay is not None:
                     self.report(trainer, pl_module, decay=self._decay)
                 self.report(trainer, pl_module, distance=self._second.distance())
+        if not self._followed:
+            self._second.make_moves_()
         self._progress.samples = 0 if self.clock.attempted else self._progress.samples + self._batch
 
-    def _average(self, applied: bool | Tensor) -> None:
+    def _average(self, applied: bool | Tensor, *, wait: bool = False) -> None:
         assert self._policy is not None
         now = self._progress
         share = self._policy.share(now.updates, samples=now.samples + self._batch, clock=self.clock)
@@ -179,7 +185,7 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
         before, now.switches = now.switches, self._switches_due()
         if now.seen % self.every == 0 or now.switches > before:
             self._decay = 1.0 - now.share
-            self._second.lerp_(now.take())
+            self._second.lerp_(now.take(), wait=wait)
         if now.switches > before:
             self._second.switch_()
 

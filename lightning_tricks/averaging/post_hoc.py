@@ -241,7 +241,8 @@ device=None, file_dtype='float32')
     def _move(self) -> None:
         now = self._progress
         for gamma, second in zip(self.gammas, self._seconds, strict=True):
-            second.lerp_(power_share(now.moved, gamma=gamma, steps=now.updates - now.moved))
+            second.lerp_(power_share(now.moved, gamma=gamma, steps=now.updates - now.moved), wait=True)
+        self._seconds[0].make_moves_()
         now.moved = now.updates
 
     def _store(self, trainer: Trainer) -> None:

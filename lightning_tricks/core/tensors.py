@@ -31,13 +31,14 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float | Tensor) -> None:
+def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float | Tensor | list[float]) -> None:
     """Move ``targets`` towards ``sources`` by ``weight``: target + weight (source - target).
 
     Args:
         targets: Changed in place; all of one type, which may be wider than that of ``sources``.
         sources: Where to move; all of one type.
-        weight: Share of the way, usually in [0, 1]; a 0-d tensor stays on its device.
+        weight: Share of the way, usually in [0, 1]; a 0-d tensor stays on its device. On a CPU also a list of
+            one for each target.
     """
     if not targets:
         return
@@ -48,9 +49,11 @@ def lerp_(targets: list[Tensor], sources: list[Tensor], weight: float | Tensor) 
         torch._foreach_lerp_(targets, sources, weight)
     elif targets[0].device.type == "cpu":
         # lerp refuses a narrower source. One tensor at a time stays in the cache between both passes.
-        for target, source in zip(targets, sources, strict=True):
-            target.lerp_(source.to(target), weight)
+        weights = weight if isinstance(weight, list) else [weight] * len(targets)
+        for target, source, share in zip(targets, sources, weights, strict=True):
+            target.lerp_(source.to(target), share)
     else:
+        assert not isinstance(weight, list)
         # Multiply and add promote it entry by entry, in few launches.
         torch._foreach_mul_(targets, 1.0 - weight)
         torch._foreach_add_(targets, sources, alpha=weight)

@@ -37,6 +37,7 @@ from lightning_tricks.lifecycle.building import Built, check_nothing_copied
 from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.horizon import run_horizon
+from lightning_tricks.lifecycle.joint import Moves
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.modes import Modes
 from lightning_tricks.lifecycle.notice import callbacks_of, warn
@@ -56,6 +57,7 @@ class Conductor(Callback):
         logs: Whether Lightning will log the current step.
         initialized: Weights that techniques gave their first values in this run, so that others may, too.
         modes: Which layers techniques keep in evaluation mode.
+        moves: What averages are to do together, within a hook.
         rates: What techniques scale learning rates by.
         steps: Which step comes, and when it has ended.
     """
@@ -66,6 +68,7 @@ class Conductor(Callback):
         self.logs = False
         self.initialized: set[Tensor] = set()
         self.modes = Modes()
+        self.moves = Moves()
         self.rates = Rates()
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
         self.steps = Steps(self._after_step)

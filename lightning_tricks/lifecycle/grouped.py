@@ -37,6 +37,12 @@ class Group(NamedTuple):
         """Return whether no live tensor was replaced since."""
         return all(map(is_, self.held, map(getitem, self.owners, self.keys)))
 
+    def alike(self, other: Group) -> bool:
+        """Return whether both shadow the same tensors, in shadows of one type on one device."""
+        one, two = self.shadows[0], other.shadows[0]
+        kinds = one.dtype is two.dtype and one.device == two.device
+        return kinds and len(self.held) == len(other.held) and all(map(is_, self.held, other.held))
+
     def live(self) -> list[Tensor]:
         """Return the live tensors, as copies if they are on another device than the shadows."""
         # Not detached, which takes longer than all else here: whoever changes them does it without graph.

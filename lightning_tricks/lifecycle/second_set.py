@@ -37,7 +37,7 @@ class SecondSet:
 
     Attributes:
         slots: The tensors that are averaged, by first clean name.
-        shadows: Their averages; ``None`` until averaging begins.
+        shadows: Their averages; ``None`` until averaging begins, or to forget them.
         values: The average of the checkpoint that ``fit`` has loaded, until it is taken; ``None`` for none.
         aside: Whether neither evaluations see it, nor the module holds it after a run, nor a state dict.
     """
@@ -111,7 +111,7 @@ class SecondSet:
         device: str | None = None,
         wide: Mapping[str, Tensor] | None = None,
         known: bool = False,
-    ) -> Shadows:
+    ) -> None:
         """Begin with the average of a checkpoint, or else with the live weights.
 
         Args:
@@ -124,15 +124,13 @@ class SecondSet:
         """
         found, loaded = self.values, self._loaded
         values = None if found is None else {**found, **parts_of(wide or {}, self._layouts)}
-        shadows = self.hold(values, dtype=dtype, device=device)
+        fresh = self.hold(values, dtype=dtype, device=device).fresh
         if loaded and found is None and not known:
             say(trainer, f"{who}: the checkpoint holds no average, so it begins with the weights as they are")
-        elif found is not None and shadows.fresh:
-            missing = ", ".join(shadows.fresh)
-            say(trainer, f"{who}: the checkpoint holds no average of {missing}, which begin as they are")
+        elif found is not None and fresh:
+            say(trainer, f"{who}: the checkpoint lacks the average of {', '.join(fresh)}, begun as they are")
         elif found is not None and not known:
             say(trainer, f"{who}: goes on from the average that the checkpoint holds")
-        return shadows
 
     def hold(self, values: Mapping[str, Tensor] | None, *, dtype: Any = None, device: Any = None) -> Shadows:
         """Let the average be ``values``, parts by clean names; what has none there begins as it is."""
@@ -148,10 +146,6 @@ class SecondSet:
         self._loaded, self.values = False, None
         return self.shadows
 
-    def drop(self) -> None:
-        """Forget the average, which the module does not hold."""
-        self.shadows = None
-
     def reshard(self) -> None:
         """Let the module hold parts, which an evaluation or a step may have left whole."""
         if self._layouts and self._conductor is not None:
@@ -163,16 +157,22 @@ class SecondSet:
             self.reshard()
             self.shadows.join_opened()
 
-    def lerp_(self, share: float | Tensor) -> None:
-        """Move the average towards the live weights by ``share`` of the way."""
-        assert self.shadows is not None
-        self.reshard()
-        self.shadows.lerp_(share)
+    def lerp_(self, share: float | Tensor, *, wait: bool = False) -> None:
+        """Move the average towards the live weights by ``share`` of the way, or ``wait`` for make_moves_."""
+        assert self.shadows is not None and self._conductor is not None
+        self._conductor.moves.note(self.shadows, share)
+        if not wait:
+            self.make_moves_()
+
+    def make_moves_(self) -> None:
+        """Make all moves that wait, of other techniques too."""
+        if self._conductor is not None:
+            self.reshard()
+            self._conductor.moves.make_()
 
     def switch_(self) -> None:
-        """Let the live weights jump to where the average is."""
+        """Let the live weights jump to where the average is, right after it has moved."""
         assert self.shadows is not None
-        self.reshard()
         self.shadows.give_()
 
     def distance(self) -> Tensor:

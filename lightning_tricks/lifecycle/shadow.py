@@ -105,14 +105,18 @@ class Shadows:
         for shadows, live in self.lists():
             lerp_(shadows, live, share)
 
+    def groups(self) -> list[Group]:
+        """Return those that are averaged in lists of one type and device each, with their live tensors."""
+        if self._groups is None or not all(group.stands() for group in self._groups):
+            self._groups = grouped(self.averaged())
+        return self._groups
+
     def lists(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Yield shadows with the live tensors in the same order, in lists of one type and device each.
 
         Live tensors that are on another device than their shadows come as copies.
         """
-        if self._groups is None or not all(group.stands() for group in self._groups):
-            self._groups = grouped(self.averaged())
-        for group in self._groups:
+        for group in self.groups():
             yield group.shadows, group.live()
 
     def pairs(self) -> Iterator[tuple[Slot, Tensor]]:

@@ -168,7 +168,7 @@ class ScheduleFree(Technique):
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         groups = (group for optimizer in switchable(trainer.optimizers) for group in optimizer.param_groups)
         held = {parameter for group in groups for parameter in group["params"]}
-        self._second.drop()
+        self._second.shadows = None
         self._second.prepare(
             trainer,
             pl_module,
@@ -222,7 +222,7 @@ class ScheduleFree(Technique):
         if self._conductor is not None:  # an error may come before there is one
             vars(self.conductor.trainer.strategy).pop("setup_optimizers", None)
         if self._second.hide():
-            self._second.drop()
+            self._second.shadows = None
             self._mark(self.conductor.trainer, training=True)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -275,7 +275,7 @@ class ScheduleFree(Technique):
         assert self._second.shadows is not None
         found = self._second.shadows.named()
         if not held:
-            self._second.drop()
+            self._second.shadows = None
         for path, layer in self._layers.items():
             found |= {clean_name(f"{path}.{key}"): value for key, value in layer.named_buffers(recurse=False)}
         return found
@@ -287,7 +287,7 @@ class ScheduleFree(Technique):
             self._take(self.conductor.trainer)
             self._second.write(checkpoint)
             if not held:
-                self._second.drop()
+                self._second.shadows = None
 
     def edit_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

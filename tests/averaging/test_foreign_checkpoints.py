@@ -58,7 +58,7 @@ def test_weights_that_joined_since_begin_as_they_are_and_are_named(
     module = Toy()
     module.strict_loading = False
     trainer(EMAWeights()).fit(module, Loader(), ckpt_path=tmp_path / "a.ckpt")
-    assert "the checkpoint holds no average of head.bias, which begin as they are" in capsys.readouterr().out
+    assert "the checkpoint lacks the average of head.bias, begun as they are" in capsys.readouterr().out
 
 
 def lightnings(path: Path, **settings: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
