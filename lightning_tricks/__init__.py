@@ -17,6 +17,7 @@ from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
+from lightning_tricks.fusion.slerp import Slerp
 from lightning_tricks.gradients.adaptive import AdaptiveGradientClip
 from lightning_tricks.gradients.centralization import GradientCentralization
 from lightning_tricks.gradients.clip import GradientClip
@@ -91,6 +92,7 @@ __all__ = [
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
+    "Slerp",
     "SpectralNorm",
     "Spread",
     "Sum",
