@@ -14,10 +14,13 @@ from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.dare import Dare, DareTies
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.fusion.slerp import Slerp
+from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
+from lightning_tricks.fusion.ties import Ties
 from lightning_tricks.gradients.adaptive import AdaptiveGradientClip
 from lightning_tricks.gradients.centralization import GradientCentralization
 from lightning_tricks.gradients.clip import GradientClip
@@ -60,6 +63,8 @@ __all__ = [
     "BestK",
     "CAGrad",
     "ConflictError",
+    "Dare",
+    "DareTies",
     "DropoutSchedule",
     "EMAWeights",
     "EverySteps",
@@ -96,6 +101,8 @@ __all__ = [
     "SpectralNorm",
     "Spread",
     "Sum",
+    "TaskArithmetic",
+    "Ties",
     "TorchJD",
     "WarmupCosine",
     "WeightDecay",

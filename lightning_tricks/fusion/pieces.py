@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["combination", "inner_products", "pieces", "piecewise", "reals"]
+__all__ = ["combination", "difference", "inner_products", "pieces", "piecewise", "reals", "weighted"]
 
 PIECE = 32_000
 """Entries of a piece: fewer than torch sums with several threads."""
@@ -20,6 +20,12 @@ PIECE = 32_000
 def reals(tensor: Tensor) -> Tensor:
     """Return the entries of ``tensor`` in a row; complex ones as real and imaginary part."""
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def difference(tensor: Tensor, base: Tensor) -> Tensor:
+    """Return the entries (:func:`reals`) of ``tensor`` less those of ``base``, in at least float32."""
+    wide = torch.promote_types(reals(tensor).dtype, torch.float32)
+    return reals(tensor).to(wide) - reals(base).to(wide)
 
 
 def pieces(

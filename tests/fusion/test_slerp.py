@@ -39,7 +39,9 @@ def test_it_does_not_jump_where_the_arc_becomes_a_line():
 @pytest.mark.parametrize("second", [[-1.0, -2.0], [-3.0, -6.0], [-1.001, -2.0]])
 def test_opposite_tensors_are_refused_by_name(second):
     models = [{"net.w": torch.tensor(value)} for value in ([1.0, 2.0], second)]
-    with pytest.raises(ValueError, match=r"net\.w must not point opposite ways .* Slerp\(t=0.5\), got a cosine of -"):
+    with pytest.raises(
+        ValueError, match=r"net\.w must not point opposite ways .* Slerp\(t=0.5\), got a cosine of -"
+    ):
         slerp(*models, t=0.5)
 
 
