@@ -14,10 +14,12 @@ from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
 from lightning_tricks.fusion.dare import Dare, DareTies
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
+from lightning_tricks.fusion.model_stock import ModelStock
 from lightning_tricks.fusion.slerp import Slerp
 from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
 from lightning_tricks.fusion.ties import Ties
@@ -61,6 +63,7 @@ __all__ = [
     "AdaptiveGradientClip",
     "Average",
     "BestK",
+    "Breadcrumbs",
     "CAGrad",
     "ConflictError",
     "Dare",
@@ -82,6 +85,7 @@ __all__ = [
     "LastEpochs",
     "LearningRate",
     "Lookahead",
+    "ModelStock",
     "MonteCarloDropout",
     "NormPenalty",
     "OptimizerMixin",

@@ -71,6 +71,12 @@ LAWS = {
         lt.DareTies(0.3, seed=1),
         picks=((0, lt.DareTies(0.3, scale=0.0)), (1, lt.DareTies(1.0, weights=(1.0, 0.0)))),
     ),
+    "Breadcrumbs": Law(
+        lt.Breadcrumbs(0.3, gamma=0.1),
+        picks=((0, lt.Breadcrumbs(scale=0.0)), (1, lt.Breadcrumbs(1.0, weights=(1.0, 0.0)))),
+        symmetric=1,
+    ),
+    "ModelStock": Law(lt.ModelStock(), symmetric=1),
 }
 SYMMETRIC = {name: law for name, law in LAWS.items() if law.symmetric is not None}
 EVERY = pytest.mark.parametrize("law", [pytest.param(law, id=name) for name, law in LAWS.items()])
