@@ -20,6 +20,7 @@ from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.fusion.model_stock import ModelStock
+from lightning_tricks.fusion.robust import Median, TrimmedMean
 from lightning_tricks.fusion.slerp import Slerp
 from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
 from lightning_tricks.fusion.ties import Ties
@@ -85,6 +86,7 @@ __all__ = [
     "LastEpochs",
     "LearningRate",
     "Lookahead",
+    "Median",
     "ModelStock",
     "MonteCarloDropout",
     "NormPenalty",
@@ -108,6 +110,7 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "TorchJD",
+    "TrimmedMean",
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",

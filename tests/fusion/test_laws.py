@@ -77,6 +77,8 @@ LAWS = {
         symmetric=1,
     ),
     "ModelStock": Law(lt.ModelStock(), symmetric=1),
+    "Median": Law(lt.Median(), symmetric=0),
+    "TrimmedMean": Law(lt.TrimmedMean(0.1), symmetric=0),
 }
 SYMMETRIC = {name: law for name, law in LAWS.items() if law.symmetric is not None}
 EVERY = pytest.mark.parametrize("law", [pytest.param(law, id=name) for name, law in LAWS.items()])
