@@ -21,6 +21,7 @@ from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.fusion.model_stock import ModelStock
 from lightning_tricks.fusion.robust import Median, TrimmedMean
+from lightning_tricks.fusion.similarity import SimilarityWeighted
 from lightning_tricks.fusion.slerp import Slerp
 from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
 from lightning_tricks.fusion.ties import Ties
@@ -103,6 +104,7 @@ __all__ = [
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
+    "SimilarityWeighted",
     "Slerp",
     "SpectralNorm",
     "Spread",
