@@ -16,6 +16,8 @@ from lightning_tricks.core.shapes import constant, cosine, exponential, linear, 
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
 from lightning_tricks.fusion.dare import Dare, DareTies
+from lightning_tricks.fusion.fed_avg import FedAvg
+from lightning_tricks.fusion.fed_opt import FedAdam, FedAvgM
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
@@ -74,6 +76,9 @@ __all__ = [
     "EMAWeights",
     "EverySteps",
     "ExactResume",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
     "Freeze",
     "GradientCentralization",
     "GradientClip",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FusionMethod",
     "TensorwiseMethod",
     "check_alike",
+    "check_base",
     "check_finite",
     "floating",
     "fuse_tensors",
@@ -119,6 +121,17 @@ class TensorwiseMethod(FusionMethod):
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
         self.check_count(len(models))
         return fuse_tensors(models, self.resolved(floating(models[0])).combine)
+
+
+def check_base(base: str | None) -> None:
+    """Accept the file of a base, or ``None``; whether it is there is found when it is read.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If it is an empty text.
+    """
+    if base is not None:
+        checks.text("base", base)
 
 
 def floating(model: Model) -> list[str]:

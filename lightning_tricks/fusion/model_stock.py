@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.methods import TensorwiseMethod
+from lightning_tricks.fusion.methods import TensorwiseMethod, check_base
 from lightning_tricks.fusion.pieces import combination, inner_products
 
 __all__ = ["ModelStock", "model_stock", "share_of_mean"]
@@ -79,8 +78,7 @@ class ModelStock(TensorwiseMethod):
     base: str | None = None
 
     def __post_init__(self) -> None:
-        if self.base is not None:
-            checks.text("base", self.base)
+        check_base(self.base)
 
     @property
     def least(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.methods import TensorwiseMethod
+from lightning_tricks.fusion.methods import TensorwiseMethod, check_base
 from lightning_tricks.fusion.pieces import combination
 
 __all__ = ["TaskArithmetic", "TaskVectors", "task_arithmetic"]
@@ -68,8 +68,7 @@ class TaskVectors(TensorwiseMethod):
                 raise TypeError(f"weights must be a list of numbers, got {self.weights!r}")
             factors = [checks.finite("every entry of weights", weight) for weight in self.weights]
             object.__setattr__(self, "weights", tuple(factors))
-        if self.base is not None:
-            checks.text("base", self.base)
+        check_base(self.base)
 
     @property
     def count(self) -> int | None:

@@ -84,6 +84,11 @@ LAWS = {
         picks=((0, lt.SimilarityWeighted("euclidean", to="first", temperature=1e-4)),),
         symmetric=0,
     ),
+    "FedAvg": Law(lt.FedAvg((300, 100, 50)), picks=((1, lt.FedAvg((0, 8, 0))), (2, lt.FedAvg((0, 0, 0.5))))),
+    "FedAvgM": Law(
+        lt.FedAvgM((300, 100), lr=0.5), picks=((1, lt.FedAvgM((8, 0))), (2, lt.FedAvgM((0, 5.0))))
+    ),
+    "FedAdam": Law(lt.FedAdam((300, 100), lr=0.1), homogeneous=False),
 }
 SYMMETRIC = {name: law for name, law in LAWS.items() if law.symmetric is not None}
 EVERY = pytest.mark.parametrize("law", [pytest.param(law, id=name) for name, law in LAWS.items()])
