@@ -22,6 +22,7 @@ from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.fusion.model_stock import ModelStock
+from lightning_tricks.fusion.pruned import Pruned
 from lightning_tricks.fusion.robust import Median, TrimmedMean
 from lightning_tricks.fusion.similarity import SimilarityWeighted
 from lightning_tricks.fusion.slerp import Slerp
@@ -105,6 +106,7 @@ __all__ = [
     "PowerDecay",
     "PreciseBatchNorm",
     "ProgressiveUnfreeze",
+    "Pruned",
     "ReplaceNorm",
     "Schedule",
     "ScheduleFree",
