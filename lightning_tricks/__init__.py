@@ -21,7 +21,9 @@ from lightning_tricks.fusion.fed_opt import FedAdam, FedAvgM
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
+from lightning_tricks.fusion.layerwise import Layerwise
 from lightning_tricks.fusion.model_stock import ModelStock
+from lightning_tricks.fusion.over_depth import OverDepth
 from lightning_tricks.fusion.pruned import Pruned
 from lightning_tricks.fusion.robust import Median, TrimmedMean
 from lightning_tricks.fusion.similarity import SimilarityWeighted
@@ -91,6 +93,7 @@ __all__ = [
     "Interpolate",
     "InverseDecay",
     "LastEpochs",
+    "Layerwise",
     "LearningRate",
     "Lookahead",
     "Median",
@@ -99,6 +102,7 @@ __all__ = [
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
+    "OverDepth",
     "PCGrad",
     "Percentile",
     "Plateau",

@@ -212,7 +212,8 @@ class FedAdam(TensorwiseMethod):
         (first, second), (mean, square) = self.betas, memory
         mean.mul_(first).add_(change, alpha=1 - first)
         square.mul_(second).addcmul_(change, change, value=1 - second)
-        return mean.div(square.sqrt().add_(self.tau)).mul_(self.lr)
+        step: Tensor = mean.div(square.sqrt().add_(self.tau)).mul_(self.lr)
+        return step
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         entries = reals(tensors[0]).numel()

@@ -68,15 +68,23 @@ class FusionMethod(ABC):
         """
         return True
 
+    @property
+    def needed(self) -> str:
+        """How many models it needs, in words."""
+        return f"at least {self.least}" if self.count is None else str(self.count)
+
+    def accepts(self, count: int) -> bool:
+        """Return whether :meth:`fuse` can fuse so many models."""
+        return self.count in (None, count) and count >= self.least
+
     def check_count(self, count: int) -> None:
         """Accept only as many models as :meth:`fuse` can fuse.
 
         Raises:
             ValueError: Says how many it needs.
         """
-        if self.count not in (None, count) or count < self.least:
-            needed = f"at least {self.least}" if self.count is None else str(self.count)
-            raise ValueError(f"models must be {needed} for {self!r}, got {count}")
+        if not self.accepts(count):
+            raise ValueError(f"models must be {self.needed} for {self!r}, got {count}")
 
     @abstractmethod
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:

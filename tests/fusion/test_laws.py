@@ -92,6 +92,16 @@ LAWS = {
     ),
     "FedAdam": Law(lt.FedAdam((300, 100), lr=0.1), homogeneous=False),
     "Pruned": Law(lt.Pruned(0.5, target=0.6), symmetric=0, idempotent=False),
+    "Layerwise": Law(
+        lt.Layerwise({"*.0": lt.Slerp(0.25), "*": lt.Average()}),
+        2,
+        picks=((1, lt.Layerwise({"*.1": lt.Average((0.0, 1.0)), "*": lt.Slerp(1.0)})),),
+    ),
+    "OverDepth": Law(
+        lt.OverDepth((lt.Interpolate(0.0), lt.Interpolate(0.5)), layers=("[!n]*", "n*")),
+        2,
+        picks=((0, lt.OverDepth((lt.Interpolate(1.0), lt.Interpolate(1.0)), layers=("*",))),),
+    ),
 }
 SYMMETRIC = {name: law for name, law in LAWS.items() if law.symmetric is not None}
 EVERY = pytest.mark.parametrize("law", [pytest.param(law, id=name) for name, law in LAWS.items()])
@@ -192,9 +202,10 @@ def test_shapes_layouts_and_inputs_stay(law: Law) -> None:
 @EVERY
 def test_complex_tensors_are_fused(law: Law) -> None:
     some = [
-        {"w": torch.complex(model["blocks.0.w"], model["blocks.0.w"].flip(0))} for model in models(law.count)
+        {name: torch.complex(value, value.flip(0) if value.ndim else -value) for name, value in model.items()}
+        for model in models(law.count)
     ]
-    fused = law.method.fuse(some)["w"]
+    fused = law.method.fuse(some)["blocks.0.w"]
     assert fused.dtype == torch.complex64 and torch.isfinite(fused).all()
     assert not torch.equal(fused.imag, torch.zeros(40, 7))
 
@@ -202,7 +213,7 @@ def test_complex_tensors_are_fused(law: Law) -> None:
 @EVERY
 def test_what_can_be_done_by_parts_is_the_same_by_parts(law: Law) -> None:
     some = models(law.count)
-    resolved = law.method.resolved(["blocks.0.w"])
+    resolved = law.method.resolved(list(some[0]))
     tensors = [model["blocks.0.w"] for model in some]
     whole = resolved.combine("blocks.0.w", tensors)
     halves = [
@@ -217,7 +228,7 @@ def test_what_can_be_done_by_parts_is_the_same_by_parts(law: Law) -> None:
 def test_the_number_of_threads_changes_nothing(law: Law) -> None:
     generator = torch.Generator().manual_seed(1)
     tensors = [torch.randn(300, 300, generator=generator) + 1 for _ in range(law.count)]
-    resolved = law.method.resolved(["blocks.0.w"])
+    resolved = law.method.resolved(list(models(1)[0]))
     threads = torch.get_num_threads()
     results = []
     for number in (1, 3):
