@@ -18,6 +18,7 @@ from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
 from lightning_tricks.fusion.dare import Dare, DareTies
 from lightning_tricks.fusion.fed_avg import FedAvg
 from lightning_tricks.fusion.fed_opt import FedAdam, FedAvgM
+from lightning_tricks.fusion.fisher import FisherWeighted
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
@@ -82,6 +83,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FisherWeighted",
     "Freeze",
     "GradientCentralization",
     "GradientClip",

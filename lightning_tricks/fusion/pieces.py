@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["combination", "difference", "inner_products", "pieces", "piecewise", "reals", "weighted"]
+__all__ = ["combination", "difference", "inner_products", "pieces", "piecewise", "reals", "weighted", "wide"]
 
 PIECE = 32_000
 """Entries of a piece: fewer than torch sums with several threads."""
@@ -24,8 +24,12 @@ def reals(tensor: Tensor) -> Tensor:
 
 def difference(tensor: Tensor, base: Tensor) -> Tensor:
     """Return the entries (:func:`reals`) of ``tensor`` less those of ``base``, in at least float32."""
-    wide = torch.promote_types(reals(tensor).dtype, torch.float32)
-    return reals(tensor).to(wide) - reals(base).to(wide)
+    return wide(reals(tensor)) - wide(reals(base))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a real ``tensor`` in at least float32; types of 8 bits, which torch promotes to none, too."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
 def pieces(

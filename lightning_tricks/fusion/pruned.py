@@ -22,7 +22,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.methods import TensorwiseMethod, floating
-from lightning_tricks.fusion.pieces import piecewise, reals
+from lightning_tricks.fusion.pieces import piecewise, reals, wide
 from lightning_tricks.fusion.trimming import Cut, largest, share
 
 __all__ = ["Pruned", "pruned", "sparsity"]
@@ -111,8 +111,7 @@ class Pruned(TensorwiseMethod):
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         if tensors[0].ndim < 2:
             return Average().combine(name, tensors)
-        wide = torch.promote_types(reals(tensors[0]).dtype, torch.float32)
-        rows = [reals(tensor).to(wide) for tensor in tensors]
+        rows = [wide(reals(tensor)) for tensor in tensors]
         fused = _mean(rows, [_cut(row, self.density) for row in rows])
         if self.target is not None:
             fused.mul_(_cut(fused, self.target).holds(fused))

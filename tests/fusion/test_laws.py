@@ -113,7 +113,7 @@ def test_every_method_that_fuses_tensor_by_tensor_is_here() -> None:
         for name, kind in vars(lt).items()
         if isinstance(kind, type) and issubclass(kind, TensorwiseMethod)
     }
-    assert exported == set(LAWS)
+    assert exported - {"FisherWeighted"} == set(LAWS)  # that needs files: tests/fusion/test_fisher.py
 
 
 def models(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Models:

@@ -31,8 +31,8 @@ def test_the_first_match_of_whole_names_decides():
             r"no pattern of \['blocks'\] matches 'stem.w', 'head.w'; '\*' as the last",
         ),
         (
-            {"blok": lt.Average(), "*": lt.Average()},
-            "got 'blok', which matches none .* nearest: 'stem.w'|'bl",
+            {"bloks.1.w": lt.Average(), "*": lt.Average()},
+            "got 'bloks.1.w', which matches none .* nearest: 'blocks.1.w'",
         ),
         ({"*": lt.Average(), "head": lt.Average()}, "got 'head', which matches none that no earlier one"),
     ],

@@ -39,12 +39,17 @@ from tests.toys import Loader, Toy, trainer
 
 BUILT = [kind for kind in vars(lt).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 # What policies and schedules need, by the type of a setting without default; techniques have their cases.
-SAMPLES = {"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]}
+SAMPLES = {
+    **{"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]},
+    **{"tuple[float, ...]": (1.0, 3.0), "tuple[str, ...]": ("a.pt", "b.pt")},
+    "dict[str, TensorwiseMethod]": {"head": lt.Slerp(0.5), "*": lt.Average()},
+    "tuple[TensorwiseMethod, ...]": (lt.Slerp(0.0), lt.Slerp(1.0)),
+}
 METRIC: dict[str, Any] = {"monitor": "val_loss", "mode": "min"}
 HOSTS: dict[type, Callable[[Any], Callback]] = {
     Technique: lambda technique: technique,
     FusionMethod: lambda method: lt.WeightFusion(
-        method=method, collect=lt.EverySteps(1, method.count or 2), **METRIC
+        method=method, collect=lt.EverySteps(1, method.count or max(method.least, 2)), **METRIC
     ),
     SnapshotPolicy: lambda policy: lt.WeightFusion(collect=policy, **METRIC),
     SurgeryMethod: lambda method: lt.GradientSurgery(method=method),
