@@ -67,7 +67,7 @@ def fed_avg_m(
 
     def step(change: Tensor, memory: Tensor) -> Tensor:
         velocity = memory[0].mul_(momentum).add_(change)
-        return velocity * lr
+        return velocity * float(lr)
 
     method.check_count(1 + len(models))
     return _served(base, models, state or {}, method.samples, step, rows=1)
@@ -212,7 +212,7 @@ class FedAdam(TensorwiseMethod):
         (first, second), (mean, square) = self.betas, memory
         mean.mul_(first).add_(change, alpha=1 - first)
         square.mul_(second).addcmul_(change, change, value=1 - second)
-        step: Tensor = mean.div(square.sqrt().add_(self.tau)).mul_(self.lr)
+        step: Tensor = mean.div(square.sqrt().add_(float(self.tau))).mul_(float(self.lr))
         return step
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:

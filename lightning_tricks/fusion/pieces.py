@@ -78,9 +78,9 @@ def combination(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Ten
 
 def weighted(parts: list[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the sum of ``weights[i] * parts[i]``; changes the first of ``parts``."""
-    total = parts[0].mul_(weights[0])
+    total = parts[0].mul_(float(weights[0]))  # torch takes no whole number above 64 bits
     for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total.add_(part, alpha=weight)
+        total.add_(part, alpha=float(weight))
     return total
 
 

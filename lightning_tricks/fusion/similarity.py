@@ -59,7 +59,7 @@ def similarity_weights(distances: Tensor, temperature: float) -> list[float]:
     """
     mean = distances.mean()
     ratios = distances / mean if mean > 0 else torch.zeros_like(distances)
-    weights: list[float] = torch.softmax(-ratios / temperature, dim=0).tolist()
+    weights: list[float] = torch.softmax(-ratios / float(temperature), dim=0).tolist()
     return weights
 
 

@@ -100,7 +100,7 @@ def changed(
         base, *models = parts
         masks = [keep(start, model, base) for keep, model in zip(keeps, models, strict=True)]
         changes = [model.sub_(base).mul_(mask) for model, mask in zip(models, masks, strict=True)]
-        return base.add_(merge(changes, weights), alpha=scale)
+        return base.add_(merge(changes, weights), alpha=float(scale))
 
     return piecewise(tensors, combine)
 

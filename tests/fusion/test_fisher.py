@@ -69,7 +69,7 @@ def test_models_fused_with_themselves_in_other_orders_and_types():
     [
         (
             lambda f: f.clear(),
-            r"fishers\[1\] must be of the same tensors as fishers\[0\], but 'w' are in one",
+            r"fishers\[1\] must be of the same tensors as fishers\[0\], but 'w' are in",
         ),
         (lambda f: f.update(x=f["w"]), r"fishers\[1\] must be of the models' tensors, got 'x'"),
         (lambda f: f.update(b=torch.ones(3)), r"of the same tensors as fishers\[0\], but 'b' are in one"),
