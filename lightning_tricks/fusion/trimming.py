@@ -1,7 +1,7 @@
 """Which entries of a tensor are largest in magnitude: exactly so many of them, without sorting.
 
-Floats of one sign are in the order of their bits, so the bits of the smallest that is in are found digit by
-digit, each of 16 bits, by counting: two passes over the entries for float32, the second over few of them.
+Floats of one sign are in the order of their bits. So the first 16 bits of the smallest that is in are found
+by counting, and the rest among the few entries that begin with them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ __all__ = ["Cut", "largest", "share"]
 
 DIGIT = 16
 """Bits that are counted at once."""
+
+FEW = 20_000
+"""So many are searched faster than counted."""
+
+PART = 1 << 18
+"""Entries that are counted at once: they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +76,39 @@ def largest(values: Tensor, count: int) -> Cut:
         return NONE
     if count == len(values):
         return Cut(0.0, sys.maxsize)
-    whole = torch.int64 if values.dtype == torch.float64 else torch.int32
-    bits = values.abs().view(whole)
-    rest, wanted, chosen = bits, count, 0  # of ``rest`` so many are in; all begin with the digits chosen
-    for shift in range(torch.iinfo(whole).bits - DIGIT, -1, -DIGIT):
-        digits = (rest >> shift).bitwise_and_((1 << DIGIT) - 1)
+    whole = torch.iinfo(torch.int64 if values.dtype == torch.float64 else torch.int32)
+    # Of ``rest``, which all begin with the same digits, so many are in.
+    rest, wanted, shift = values.view(getattr(torch, whole.dtype)), count, whole.bits
+    while len(rest) > FEW and shift > 0:
+        shift -= DIGIT
+        parts = torch.split(rest, PART)
         # How many have at least this digit, from the largest digit down.
-        reached = torch.bincount(digits, minlength=1 << DIGIT).flip(0).cumsum(0)
+        counts = [torch.bincount(_digits(part, shift), minlength=1 << DIGIT) for part in parts]
+        reached = torch.stack(counts).sum(0).flip(0).cumsum(0)
         place = int(torch.searchsorted(reached, wanted))
-        digit = (1 << DIGIT) - 1 - place
         wanted -= int(reached[place - 1]) if place else 0
-        chosen = chosen << DIGIT | digit
-        rest = rest.masked_select(digits == digit)
-    magnitude = float(torch.tensor(chosen, dtype=whole).view(values.dtype))
-    if wanted == len(rest):
+        digit = (1 << DIGIT) - 1 - place
+        rest = torch.cat([part.masked_select(_digits(part, shift) == digit) for part in parts])
+    rest = rest & whole.max
+    smallest = rest.kthvalue(len(rest) - wanted + 1).values if shift > 0 else rest[0]
+    wanted -= int((rest > smallest).sum())
+    magnitude = float(smallest.view(values.dtype))
+    if wanted == int((rest == smallest).sum()):
         return Cut(magnitude, sys.maxsize)
-    return Cut(magnitude, int((bits == chosen).nonzero()[wanted - 1]) + 1)
+    return Cut(magnitude, _place(values, magnitude, wanted) + 1)
+
+
+def _digits(bits: Tensor, shift: int) -> Tensor:
+    """Return 16 bits of each number from ``shift`` on, without the sign, which is the first of all."""
+    first = shift + DIGIT == torch.iinfo(bits.dtype).bits
+    return (bits >> shift).bitwise_and_((1 << DIGIT - first) - 1)
+
+
+def _place(values: Tensor, magnitude: float, number: int) -> int:
+    """Return where the entry of this number, from 1, with this magnitude stands."""
+    for index, part in enumerate(torch.split(values, PART)):
+        found = (part.abs() == magnitude).nonzero()
+        if number <= len(found):
+            return index * PART + int(found[number - 1])
+        number -= len(found)
+    raise AssertionError(f"fewer than {number} entries of magnitude {magnitude}")
