@@ -62,23 +62,32 @@ def piecewise(tensors: Sequence[Tensor], combine: Callable[[int, list[Tensor]], 
     return result
 
 
-def combination(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """Return the sum of ``coefficients[i] * tensors[i]``, with their shape and type.
+@torch.no_grad()
+def combination(tensors: Sequence[Tensor], coefficients: Sequence[float], divisor: float = 1.0) -> Tensor:
+    """Return the sum of ``coefficients[i] * tensors[i]`` over ``divisor``, with their shape and type.
 
     Example:
         >>> combination([torch.ones(2), torch.tensor([0.0, 1.0])], [2.0, -1.0])
         tensor([2., 1.])
     """
-
-    def total(start: int, parts: list[Tensor]) -> Tensor:
-        return weighted(parts, coefficients)
-
-    return piecewise(tensors, total)
+    result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    row, rows = reals(result), [reals(tensor) for tensor in tensors]
+    first, *rest = map(float, coefficients)  # torch takes no whole number above 64 bits
+    for start in range(0, row.numel(), PIECE):
+        part = slice(start, start + PIECE)
+        total = rows[0][part].to(torch.float64, copy=True)
+        if first != 1.0:
+            total.mul_(first)
+        for other, coefficient in zip(rows[1:], rest, strict=True):
+            # One after the other, because wide pieces of all would not stay in the cache.
+            total.add_(other[part].to(torch.float64), alpha=coefficient)
+        row[part] = total if divisor == 1.0 else total.div_(divisor)
+    return result
 
 
 def weighted(parts: list[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the sum of ``weights[i] * parts[i]``; changes the first of ``parts``."""
-    total = parts[0].mul_(float(weights[0]))  # torch takes no whole number above 64 bits
+    total = parts[0].mul_(float(weights[0]))
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total.add_(part, alpha=float(weight))
     return total
