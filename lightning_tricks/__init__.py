@@ -19,9 +19,23 @@ from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
+from lightning_tricks.fusion.dare import Dare, DareTies
+from lightning_tricks.fusion.fed_avg import FedAvg
+from lightning_tricks.fusion.fed_opt import FedAdam, FedAvgM
+from lightning_tricks.fusion.fisher import FisherWeighted
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
+from lightning_tricks.fusion.layerwise import Layerwise
+from lightning_tricks.fusion.model_stock import ModelStock
+from lightning_tricks.fusion.over_depth import OverDepth
+from lightning_tricks.fusion.pruned import Pruned
+from lightning_tricks.fusion.robust import Median, TrimmedMean
+from lightning_tricks.fusion.similarity import SimilarityWeighted
+from lightning_tricks.fusion.slerp import Slerp
+from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
+from lightning_tricks.fusion.ties import Ties
 from lightning_tricks.gradients.adaptive import AdaptiveGradientClip
 from lightning_tricks.gradients.centralization import GradientCentralization
 from lightning_tricks.gradients.clip import GradientClip
@@ -63,12 +77,19 @@ __all__ = [
     "AdaptiveGradientClip",
     "Average",
     "BestK",
+    "Breadcrumbs",
     "CAGrad",
     "ConflictError",
+    "Dare",
+    "DareTies",
     "DropoutSchedule",
     "EMAWeights",
     "EverySteps",
     "ExactResume",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FisherWeighted",
     "Freeze",
     "GradientCentralization",
     "GradientClip",
@@ -80,12 +101,16 @@ __all__ = [
     "Interpolate",
     "InverseDecay",
     "LastEpochs",
+    "Layerwise",
     "LearningRate",
     "Lookahead",
+    "Median",
+    "ModelStock",
     "MonteCarloDropout",
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
+    "OverDepth",
     "PCGrad",
     "Percentile",
     "Plateau",
@@ -94,15 +119,21 @@ __all__ = [
     "PowerDecay",
     "PreciseBatchNorm",
     "ProgressiveUnfreeze",
+    "Pruned",
     "ReplaceNorm",
     "SWAWeights",
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
+    "SimilarityWeighted",
+    "Slerp",
     "SpectralNorm",
     "Spread",
     "Sum",
+    "TaskArithmetic",
+    "Ties",
     "TorchJD",
+    "TrimmedMean",
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",

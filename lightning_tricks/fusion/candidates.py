@@ -7,14 +7,29 @@ from dataclasses import dataclass
 from functools import partial
 
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.methods import FusionMethod, check_finite
+from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod, check_finite, floating
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
 from lightning_tricks.lifecycle.notice import say
 from lightning_tricks.lifecycle.snapshots import Shelf
 from lightning_tricks.lifecycle.weights import Weights
 
-__all__ = ["Candidates"]
+__all__ = ["Candidates", "check_method"]
+
+
+def check_method(method: FusionMethod, weights: Weights) -> None:
+    """Accept a method that can fuse what the processes hold of the weights.
+
+    Raises:
+        ValueError: If its base is a file, it needs whole tensors where these are parts, or it does not know
+            what to do with one.
+    """
+    if method.base is not None:
+        raise ValueError(f"base must be None, for the oldest snapshot to be it, got {method!r}")
+    if weights.sharded and not method.entrywise:
+        raise ValueError(f"method must be entrywise where weights are sharded, got {method!r}")
+    if isinstance(method, TensorwiseMethod):
+        method.resolved(floating(weights.tensors()))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from lightning_tricks.core import checks
 from lightning_tricks.core.collect import LastEpochs, SnapshotPolicy
 from lightning_tricks.fusion.average import Average
-from lightning_tricks.fusion.candidates import Candidates
+from lightning_tricks.fusion.candidates import Candidates, check_method
 from lightning_tricks.fusion.former import Former
 from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.fusion.source import Source
@@ -82,8 +82,8 @@ class WeightFusion(Technique):
       that all snapshots are nearly the same.
 
     Args:
-        method: How to fuse: ``Average()``, ``Interpolate(alpha)``, ``GreedySoup()``. Gets the snapshots
-            oldest first.
+        method: How to fuse: ``Average()``, ``GreedySoup()``, ``TrimmedMean()`` and others. Gets the snapshots
+            oldest first; the oldest is the base of methods that have one.
         collect: Which to fuse: ``LastEpochs(k)``, ``EverySteps(n, k)`` or ``BestK(k)`` by ``monitor``.
         source: ``"live"`` weights, or the ``"average"`` that averaging techniques keep. For ``BestK``, which
             of them validation sees.
@@ -127,8 +127,9 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         ):
             if not isinstance(value := getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__} such as {such}, got {value!r}")
-        if (count := self.method.count) not in (None, self.collect.k):
-            raise ValueError(f"collect must keep {count} snapshots for {self.method!r}, got {self.collect!r}")
+        if not self.method.accepts(self.collect.k):
+            needed = f"collect must keep {self.method.needed} snapshots for {self.method!r}"
+            raise ValueError(f"{needed}, got {self.collect!r}")
         checks.one_of("source", self.source, ("live", "average"))
         checks.objective(self.monitor, self.mode)
         checks.flag("update_batchnorm", self.update_batchnorm)
@@ -144,8 +145,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         if self._trial:
             return
         self._weights.check_numbers()
-        if self._weights.sharded and not self.method.entrywise:
-            raise ValueError(f"method must be entrywise where weights are sharded, got {self.method!r}")
+        check_method(self.method, self._weights)
         resolve = partial(objective_of, trainer, otherwise=_OTHERWISE)
         if self.keep == "better" or self.collect.monitored or self.monitor is not None:
             self._objective = resolve(self.monitor, self.mode)
@@ -201,10 +201,10 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._shelf is None:
             return
-        count, wanted = len(self._shelf.kept), self.method.count
+        count = len(self._shelf.kept)
         self._outcome = {"snapshots": count, "kept": False}
-        if count == 0 or wanted not in (None, count):
-            needed = f"{self.method!r} needs {wanted or 'at least 1'}"
+        if not self.method.accepts(count):
+            needed = f"{self.method!r} needs {self.method.needed}"
             got = f"{self.collect!r} collected {count} snapshots"
             warn(trainer, f"{self.state_key} left the weights as they are: {got}, but {needed}")
             return

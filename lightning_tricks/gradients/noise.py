@@ -10,7 +10,6 @@ Reference: Neelakantan et al., "Adding Gradient Noise Improves Learning for Very
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from lightning_tricks.core.chosen import chosen_parameters
 from lightning_tricks.core.gradients import Groups, gradients_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.seeds import seed_of
 from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = ["GradientNoise", "add_noise_", "noise_seed", "noise_std"]
+__all__ = ["GradientNoise", "add_noise_", "noise_std"]
 
 
 def noise_std(step: int, *, variance: float, decay: float) -> float:
@@ -46,11 +46,6 @@ def noise_std(step: int, *, variance: float, decay: float) -> float:
         0.01
     """
     return math.sqrt(variance) * math.pow(1 + step, -decay / 2)
-
-
-def noise_seed(*key: object) -> int:
-    """Return a seed for each ``key`` of plain values, the same in every process and every run."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest())
 
 
 @torch.no_grad()
@@ -133,7 +128,7 @@ class GradientNoise(Technique):
         std = noise_std(position, variance=self._course(position), decay=self.decay)
         for number, (grads, groups) in enumerate(gradients_of(optimizer, self._members, self._spread)):
             place = [dist.get_rank(group) for group in groups]
-            add_noise_(grads, std=std, seed=noise_seed(self.seed, self.label, self._drawn, number, place))
+            add_noise_(grads, std=std, seed=seed_of(self.seed, self.label, self._drawn, number, place))
         self._drawn += 1
         self.report(trainer, pl_module, optimizer, std=std)
 

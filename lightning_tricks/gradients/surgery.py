@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.chosen import chosen_parameters
+from lightning_tricks.core.seeds import seed_of
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.gradients.noise import noise_seed
 from lightning_tricks.gradients.surgery_methods import PCGrad, Sum, SurgeryMethod
 from lightning_tricks.lifecycle.closures import Closures, Pass, averaged, check_automatic
 from lightning_tricks.lifecycle.technique import Technique
@@ -241,7 +241,7 @@ class GradientSurgery(Technique):
         if not any(grad is not None for task in tasks for grad in task):
             return
         products = gramian(tasks)
-        generator = torch.Generator().manual_seed(noise_seed(self.seed, self.label, self._drawn))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.label, self._drawn))
         self._drawn += 1
         weights = self.method.weights(products, generator)
         for parameter, grad in zip(shared, combine(tasks, weights), strict=True):

@@ -65,6 +65,8 @@ def as_plain(value: Any, name: str) -> Any:
         return {"class_path": _path(type(value), name), "init_args": settings}
     if isinstance(value, list | tuple):
         return [as_plain(each, f"{name}[{index}]") for index, each in enumerate(value)]
+    if isinstance(value, dict):
+        return {key: as_plain(each, f"{name}[{key!r}]") for key, each in value.items()}
     if value is None or isinstance(value, str | int | float):
         return value
     raise ValueError(f"{name} must be text, a number, a type or a policy to be written down, got {value!r}")

@@ -116,4 +116,5 @@ def shown(value: Any, message: str) -> bool:
     """Return whether ``message`` shows ``value``, or an entry of it, or as much of it as fits."""
     if repr(value)[:20] in message or "every value of" in message:  # that one of a schedule
         return True
-    return isinstance(value, list | tuple) and any(shown(entry, message) for entry in value)
+    entries = value.values() if isinstance(value, dict) else value
+    return isinstance(value, list | tuple | dict) and any(shown(entry, message) for entry in entries)

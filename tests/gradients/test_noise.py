@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_tricks import ConflictError, GradientClip, GradientNoise
-from lightning_tricks.gradients.noise import add_noise_, noise_seed, noise_std
+from lightning_tricks.core.seeds import seed_of
+from lightning_tricks.gradients.noise import add_noise_, noise_std
 from tests.contract import test_laws
 from tests.contract.cases import CASES
 from tests.contract.regimes import REGIMES
@@ -70,9 +71,9 @@ def test_seeds() -> None:
         for draw in range(3)
         for rank in range(3)
     ]
-    assert len({noise_seed(*key) for key in keys}) == len(keys)
+    assert len({seed_of(*key) for key in keys}) == len(keys)
     # What `printf "(0, None, 0, 0, [])" | b2sum -l 56` prints; another, and no run could go on as it began.
-    assert noise_seed(0, None, 0, 0, []) == 0xFF1E5D0C493FD4
+    assert seed_of(0, None, 0, 0, []) == 0xFF1E5D0C493FD4
 
 
 class Added(Callback):

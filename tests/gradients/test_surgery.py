@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_tricks import CAGrad, GradientClip, GradientSurgery, PCGrad, Sum, TorchJD
 from lightning_tricks.core.conflicts import ConflictError
-from lightning_tricks.gradients.noise import noise_seed
+from lightning_tricks.core.seeds import seed_of
 from lightning_tricks.gradients.surgery import combine, gramian
 from lightning_tricks.gradients.surgery_methods import SurgeryMethod
 from tests.contract.from_yaml import from_yaml
@@ -91,7 +91,7 @@ def twin(epochs: int, method: SurgeryMethod, accumulate: int) -> tuple[Three, li
             totals = [sum(part[name] for part in parts) / accumulate for name in parts[0]]
             found = [torch.autograd.grad(total, trunk, retain_graph=True) for total in totals]
             g = torch.stack([torch.cat([x.flatten() for x in own]) for own in found])
-            seed = noise_seed(0, None, step)
+            seed = seed_of(0, None, step)
             if isinstance(method, PCGrad):
                 joined = projected(g, seed)
             else:

@@ -1,0 +1,122 @@
+"""Arithmetic on large tensors, piece by piece in double precision: little memory, and rounded once.
+
+Pieces stay in the processor's cache, and their sums are taken by one thread in one order, so that results do
+not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["combination", "difference", "inner_products", "pieces", "piecewise", "reals", "weighted", "wide"]
+
+PIECE = 32_000
+"""Entries of a piece: fewer than torch sums with several threads."""
+
+
+def reals(tensor: Tensor) -> Tensor:
+    """Return the entries of ``tensor`` in a row; complex ones as real and imaginary part."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def difference(tensor: Tensor, base: Tensor) -> Tensor:
+    """Return the entries (:func:`reals`) of ``tensor`` less those of ``base``, in at least float32."""
+    return wide(reals(tensor)) - wide(reals(base))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a real ``tensor`` in at least float32; types of 8 bits, which torch promotes to none, too."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
+def pieces(
+    tensors: Sequence[Tensor], dtype: torch.dtype = torch.float64
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield the entries (:func:`reals`) of ``tensors``, piece by piece, with where a piece starts.
+
+    Args:
+        tensors: At least one; of one shape.
+        dtype: Of the pieces, which share no memory with the tensors.
+    """
+    rows = [reals(tensor) for tensor in tensors]
+    for start in range(0, rows[0].numel(), PIECE):
+        yield start, [row[start : start + PIECE].to(dtype, copy=True) for row in rows]
+
+
+@torch.no_grad()
+def piecewise(tensors: Sequence[Tensor], combine: Callable[[int, list[Tensor]], Tensor]) -> Tensor:
+    """Return what ``combine`` makes of the pieces of ``tensors``, with their shape and type.
+
+    Args:
+        tensors: At least one; floating or complex, of one shape and type.
+        combine: Gets where a piece starts and the piece of each tensor, in double precision, which it may
+            change; returns as many entries.
+    """
+    result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    row = reals(result)
+    for start, parts in pieces(tensors):
+        row[start : start + PIECE] = combine(start, parts)
+    return result
+
+
+@torch.no_grad()
+def combination(tensors: Sequence[Tensor], coefficients: Sequence[float], divisor: float = 1.0) -> Tensor:
+    """Return the sum of ``coefficients[i] * tensors[i]`` over ``divisor``, with their shape and type.
+
+    Example:
+        >>> combination([torch.ones(2), torch.tensor([0.0, 1.0])], [2.0, -1.0])
+        tensor([2., 1.])
+    """
+    result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    row, rows = reals(result), [reals(tensor) for tensor in tensors]
+    first, *rest = map(float, coefficients)  # torch takes no whole number above 64 bits
+    for start in range(0, row.numel(), PIECE):
+        part = slice(start, start + PIECE)
+        total = rows[0][part].to(torch.float64, copy=True)
+        if first != 1.0:
+            total.mul_(first)
+        for other, coefficient in zip(rows[1:], rest, strict=True):
+            # One after the other, because wide pieces of all would not stay in the cache.
+            total.add_(other[part].to(torch.float64), alpha=coefficient)
+        row[part] = total if divisor == 1.0 else total.div_(divisor)
+    return result
+
+
+def weighted(parts: list[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the sum of ``weights[i] * parts[i]``; changes the first of ``parts``."""
+    total = parts[0].mul_(float(weights[0]))
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(part, alpha=float(weight))
+    return total
+
+
+@torch.no_grad()
+def inner_products(tensors: Sequence[Tensor], *, origin: Tensor | None = None) -> Tensor:
+    """Return the inner product of each of ``tensors`` with each.
+
+    Args:
+        tensors: At least one; of one shape.
+        origin: Taken from each of them before, if given.
+
+    Returns:
+        Shape (len(tensors), len(tensors)), in double precision, on the CPU.
+
+    Example:
+        >>> inner_products([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])])
+        tensor([[25.,  3.],
+                [ 3.,  1.]], dtype=torch.float64)
+    """
+    count = len(tensors)
+    sums = [[0.0] * count for _ in range(count)]
+    for _, parts in pieces([*tensors, *([] if origin is None else [origin])]):
+        if origin is not None:
+            last = parts.pop()
+            parts = [part.sub_(last) for part in parts]
+        for i in range(count):
+            for j in range(i + 1):
+                sums[i][j] += float((parts[i] * parts[j]).sum())
+    lower = torch.tensor(sums, dtype=torch.float64)
+    return lower + lower.tril(-1).T
