@@ -14,6 +14,7 @@ from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.fuse import fuse
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
@@ -109,6 +110,7 @@ __all__ = [
     "exponential",
     "exponential_decay",
     "export_average",
+    "fuse",
     "initialize_",
     "inverse_sqrt",
     "inverse_time",
