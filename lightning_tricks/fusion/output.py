@@ -128,7 +128,7 @@ def checkpoint(
     Raises:
         OSError: If it cannot be written; then ``path`` is as it was.
     """
-    around = {"pytorch-lightning_version": version("lightning"), **without_training(first.around())}
+    around = {"pytorch-lightning_version": version("lightning"), **without_training(first.around)}
     empty = torch_files.empty_like(
         _shapes([Step(step.names[:1], step.tensors, step.action) for step in steps])
     )
@@ -150,7 +150,7 @@ def _filling(path: Path, offsets: Mapping[str, int]) -> Iterator[Write]:
 
     def write(names: tuple[str, ...], start: int, flat: Tensor) -> None:
         view = as_bytes(flat.contiguous())
-        for offset in {offsets[name] for name in names}:
+        for offset in {offsets[name] for name in names if name in offsets}:
             done = 0
             while done < len(view):
                 done += os.pwrite(descriptor, view[done:], offset + start * flat.dtype.itemsize + done)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -83,24 +82,19 @@ class Reading:
         rest = path / "meta.pt"
         if not rest.exists():
             return self._model(str(path), tensors, distributed_folders.files_of(path))
-        around = partial(torch_files.load_content, rest, allow_pickle=self.allow_pickle)
-        chosen = self._chosen({**around(), "state_dict": tensors}, path)
+        around = torch_files.TorchFile.load(rest, allow_pickle=self.allow_pickle).content
+        chosen = self._chosen({**around, "state_dict": tensors}, path)
         return self._model(str(path), chosen, distributed_folders.files_of(path), around)
 
     def _torch(self, path: Path, stack: ExitStack) -> StoredModel:
-        layout = torch_files.load_layout(path, allow_pickle=self.allow_pickle)
-        if not isinstance(layout, Mapping):
+        read = torch_files.TorchFile.load(path, allow_pickle=self.allow_pickle)
+        if not isinstance(read.content, Mapping):
             raise ValueError(f"{path} must hold a checkpoint or a state dict, but holds no dict")
-        content = partial(torch_files.load_content, path, allow_pickle=self.allow_pickle)
-        entries = self._chosen(layout, path)
-        if not all(isinstance(value, Tensor) for value in entries.values()):
-            # What is no tensor may hold some, and is taken with their content.
-            real = self._chosen(content(), path)
-            entries = {
-                key: value if isinstance(value, Tensor) else real[key] for key, value in entries.items()
-            }
-        around = dict if entries is layout else content
-        return self._model(str(path), entries, (path,), around, stack.enter_context(OpenFile(path)))
+        entries = self._chosen(read.content, path)
+        file = stack.enter_context(OpenFile(path))
+        around: dict[str, Any] = {} if entries is read.content else dict(read.content)
+        placed = {name: _placed(read, file, value) for name, value in entries.items()}
+        return self._model(str(path), placed, (path,), around)
 
     def _chosen(self, content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         if not isinstance(content.get("state_dict"), Mapping):
@@ -116,11 +110,10 @@ class Reading:
         label: str,
         entries: Mapping[str, Any],
         files: tuple[Path, ...],
-        around: Callable[[], dict[str, Any]] = dict,
-        file: OpenFile | None = None,
+        around: Mapping[str, Any] | None = None,
     ) -> StoredModel:
         tensors = {
-            name: _stored(label, name, value, file)
+            name: _stored(label, name, value)
             for name, value in entries.items()
             if isinstance(value, Tensor | Stored)
         }
@@ -128,15 +121,18 @@ class Reading:
         if not tensors:
             holds = checks.listed([str(name) for name in entries]) or "nothing"
             raise ValueError(f"{label} must hold a checkpoint or a state dict, got a dict of {holds}")
-        return StoredModel(label, tensors, others, files, around)
+        return StoredModel(label, tensors, others, files, around or {})
 
 
-def _stored(label: str, name: str, value: Tensor | Stored, file: OpenFile | None) -> Stored:
+def _placed(read: torch_files.TorchFile, file: OpenFile, value: Any) -> Any:
+    """Return a tensor of a file as one to be read by its place there, if that is known."""
+    offset = read.offset(value) if type(value) is Tensor else None
+    return value if offset is None else in_file(file, offset, value)
+
+
+def _stored(label: str, name: str, value: Tensor | Stored) -> Stored:
     if isinstance(value, Stored):
         return value
     if value.layout != torch.strided or value.is_quantized:
         raise ValueError(f"{name} of {label} must be a dense tensor, got {value.layout}, {value.dtype}")
-    offset = torch_files.offset_of(value) if file is not None else None
-    if file is None or offset is None:
-        return in_memory(value)
-    return in_file(file, offset, value)
+    return in_memory(value)

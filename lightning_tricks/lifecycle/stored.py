@@ -62,15 +62,15 @@ class StoredModel:
         tensors: Its tensors by their names.
         others: What its state dict holds beside tensors.
         files: Those that it is read from; none for one in memory.
-        around: Reads the checkpoint that the state dict stands in, with tensors mapped from the file; what
-            it returns is empty where there is none.
+        around: The checkpoint that the state dict stands in, with tensors mapped from the file; empty where
+            there is none.
     """
 
     label: str
     tensors: Mapping[str, Stored]
     others: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
-    around: Callable[[], dict[str, Any]] = field(default=dict, repr=False)
+    around: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def entries(self) -> list[str]:
