@@ -1,9 +1,9 @@
 """What it costs to fuse checkpoints that lie in the page cache, against the least that system calls cost.
 
 That is reading the inputs into one buffer and writing one output, without arithmetic and without knowing
-where tensors begin. All variants run in one process, in turns and in a new random order every round; the ratio to
-the system calls is taken within a round, and its median over rounds is reported with the middle half. The
-output goes to memory (``/dev/shm``), the inputs lie in ``--folder``.
+where tensors begin. All variants run in one process, in turns and in a new random order every round; the
+ratio to the system calls is taken within a round, and its median over rounds is reported with the middle
+half. The output goes to memory (``/dev/shm``), the inputs lie in ``--folder``.
 
 Memory is the anonymous memory of a process of its own (``RssAnon``, sampled every 2 ms) above that after the
 imports, for several numbers of models, and for models four times as large.

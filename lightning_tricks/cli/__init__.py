@@ -16,6 +16,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from lightning_tricks import __version__
+from lightning_tricks.cli.refusal import RefusedError
 from lightning_tricks.core import checks
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ examples:
   lightning-tricks demo --optimizer AdamW --schedule "warmup('10%') >> stable_decay('30%')"
   lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000
   lightning-tricks recipe transformer --yaml
+  lightning-tricks fuse a.ckpt b.ckpt -o fused.ckpt
 """
 _SCHEDULE_EXAMPLES = """\
 examples:
@@ -72,13 +74,13 @@ def _main(argv: list[str]) -> int:
         run = _command(argv)
     except SystemExit:  # --help and --version have printed what they were asked for
         return 0
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OSError) as error:
         return _refuse(error)
     try:
         run()
     except BrokenPipeError:
         raise
-    except (ModuleNotFoundError, OSError) as error:
+    except (ModuleNotFoundError, OSError, RefusedError) as error:
         return _refuse(error)
     return 0
 
@@ -91,12 +93,18 @@ def _refuse(error: Exception) -> int:
 def _command(argv: list[str]) -> Callable[[], None]:
     """Return what ``argv`` asks for, with its settings checked."""
     parser = _parser("Training techniques for PyTorch Lightning.", epilog=_EXAMPLES, version=__version__)
-    known = {"demo": _demo_parser(), "schedule": _schedule_parser(), "recipe": _recipe_parser()}
+    known = {
+        "demo": _demo_parser(),
+        "schedule": _schedule_parser(),
+        "recipe": _recipe_parser(),
+        "fuse": _fuse_parser(argv),
+    }
     # Not required, because the error below says more.
     commands = parser.add_subcommands(dest="command", required=False, metavar="COMMAND", title="commands")
     commands.add_subcommand("demo", known["demo"], help="train a small model with and without techniques")
     commands.add_subcommand("schedule", known["schedule"], help="show a schedule over a run")
     commands.add_subcommand("recipe", known["recipe"], help="show a ready list of techniques, also as YAML")
+    commands.add_subcommand("fuse", known["fuse"], help="fuse checkpoints into one, or compare them")
     called = argv[0] if argv and argv[0] in known else ""
     see = f"see lightning-tricks {called + ' ' if called else ''}--help"
     try:
@@ -106,7 +114,7 @@ def _command(argv: list[str]) -> Callable[[], None]:
         raise ValueError(f"{_explained(str(error), options)} {see}") from None
     if config.command is None:
         raise ValueError(f"a command must be given, such as demo; {see}")
-    build = {"demo": _demo, "schedule": _schedule, "recipe": _recipe}[config.command]
+    build = {"demo": _demo, "schedule": _schedule, "recipe": _recipe, "fuse": _fuse}[config.command]
     return build(config[config.command].as_dict())
 
 
@@ -245,3 +253,24 @@ def _recipe(settings: dict[str, Any]) -> Callable[[], None]:
     as_yaml = settings.pop("yaml")
     recipe = chosen(settings.pop("name"), settings)
     return partial(print, recipe.yaml() if as_yaml else recipe)
+
+
+def _fuse_parser(argv: list[str]) -> ArgumentParser:
+    from lightning_tricks.cli.fuse_settings import EXAMPLES, METHODS, add_options, method_in
+
+    names = fill(", ".join(METHODS), 96, initial_indent="  ", subsequent_indent="  ")
+    parser = _parser(
+        "Fuse models into one, tensor by tensor, so that memory stays small whatever their size.",
+        usage="lightning-tricks fuse MODEL... -o OUTPUT [options], or fuse RECIPE.yaml",
+        epilog=f"{EXAMPLES}{names}\n",
+    )
+    add_options(parser, method_in(argv) if argv[:1] == ["fuse"] else None)
+    return parser
+
+
+def _fuse(settings: dict[str, Any]) -> Callable[[], None]:
+    from lightning_tricks.cli.fuse import fusion_of, run_fuse
+    from lightning_tricks.cli.fuse_settings import asked
+
+    task = asked(settings)
+    return partial(run_fuse, task, fusion_of(task))

@@ -146,12 +146,17 @@ class Fusion:
             models = [
                 self.reading.open(model, stack, label=f"model {index}") for index, model in enumerate(paths)
             ]
-            if models and self.method.count not in (None, len(models)):
-                raise ValueError(f"models must be {self.method.count} for {self.method!r}, got {len(models)}")
+            if models:  # none at all has an error of its own
+                self.method.check_count(len(models))
             steps = planned(models, self.matching)
-            found = Opened(self, models, steps, others_of(models, self.matching))
+            found = Opened(self, self._resolved(steps), models, steps, others_of(models, self.matching))
             found.slicing.memory(steps)  # says now if that is more than is allowed
             yield found
+
+    def _resolved(self, steps: Sequence[Step]) -> FusionMethod:
+        if not isinstance(self.method, TensorwiseMethod):
+            return self.method
+        return self.method.resolved([name for step in steps if step.action == "fuse" for name in step.names])
 
 
 @dataclass(frozen=True)
@@ -160,12 +165,14 @@ class Opened:
 
     Attributes:
         fusion: How.
+        method: By which method, which knows all names.
         models: The models; a base comes first.
         steps: What becomes of each tensor.
         others: What the result's state dict holds beside tensors.
     """
 
     fusion: Fusion
+    method: FusionMethod
     models: Sequence[StoredModel]
     steps: Sequence[Step]
     others: dict[str, Any]
@@ -173,12 +180,12 @@ class Opened:
     @property
     def slicing(self) -> Slicing:
         """How tensors are cut."""
-        return Slicing(self.fusion.method.entrywise, self.fusion.effort)
+        return Slicing(self.method.entrywise, self.fusion.effort)
 
     @property
     def memory(self) -> int:
         """Bytes of memory that the tensors which are worked on take at most."""
-        if isinstance(self.fusion.method, TensorwiseMethod):
+        if isinstance(self.method, TensorwiseMethod):
             return self.slicing.memory(self.steps)
         return sum(tensor.nbytes for step in self.steps for tensor in step.tensors)
 
@@ -218,7 +225,7 @@ class Opened:
         )
 
     def _run(self, write: Write, evaluate: Evaluate | None, progress: Progress | None) -> None:
-        method = self.fusion.method
+        method = self.method
         total, done = self.bytes_read, 0
 
         def told(count: int) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "check_names",
     "check_numbers",
     "check_same",
+    "floating",
     "fuse_tensors",
     "mixes",
 ]
@@ -50,8 +51,13 @@ class FusionMethod(ABC):
 
     @property
     def count(self) -> int | None:
-        """How many models it needs; ``None`` for any number."""
+        """How many models :meth:`fuse` needs, the base included; ``None`` for any number from ``least``."""
         return None
+
+    @property
+    def least(self) -> int:
+        """How few models :meth:`fuse` makes do with, the base included, where :attr:`count` is ``None``."""
+        return 1
 
     @property
     def base(self) -> str | None:
@@ -76,6 +82,24 @@ class FusionMethod(ABC):
         Then processes that hold parts of the weights each fuse their own.
         """
         return True
+
+    @property
+    def needed(self) -> str:
+        """How many models it needs, in words."""
+        return f"at least {self.least}" if self.count is None else str(self.count)
+
+    def accepts(self, count: int) -> bool:
+        """Return whether :meth:`fuse` can fuse so many models."""
+        return self.count in (None, count) and count >= self.least
+
+    def check_count(self, count: int) -> None:
+        """Accept only as many models as :meth:`fuse` can fuse.
+
+        Raises:
+            ValueError: Says how many it needs.
+        """
+        if not self.accepts(count):
+            raise ValueError(f"models must be {self.needed} for {self!r}, got {count}")
 
     @abstractmethod
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
@@ -107,10 +131,24 @@ class TensorwiseMethod(FusionMethod):
             A tensor of that shape and type, computed in at least float32 and rounded once.
         """
 
+    def resolved(self, names: Sequence[str]) -> TensorwiseMethod:
+        """Return the method whose :meth:`combine` knows the names of all tensors that it may get.
+
+        To be called once, before the first :meth:`combine`, with the names of floating and complex tensors.
+
+        Raises:
+            ValueError: If the method says nothing of one of them; names it.
+        """
+        return self
+
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
-        if self.count not in (None, len(models)):
-            raise ValueError(f"models must be {self.count} for {self!r}, got {len(models)}")
-        return fuse_tensors(models, self.combine)
+        self.check_count(len(models))
+        return fuse_tensors(models, self.resolved(floating(models[0])).combine)
+
+
+def floating(model: Model) -> list[str]:
+    """Return the names of the tensors that are combined, if they differ: floating and complex ones."""
+    return [name for name, value in model.items() if value.is_floating_point() or value.is_complex()]
 
 
 @torch.no_grad()
