@@ -16,9 +16,6 @@ from tests.fusion.stored import lightnings, plain, state
 from tests.toys import assert_equal
 
 
-_TAKEN = "taken from the last model"
-
-
 @pytest.fixture
 def paths(tmp_path: Path) -> list[str]:
     """Two checkpoints."""
