@@ -223,6 +223,8 @@ def built(name: object, parameters: object) -> FusionMethod:
 def _value(value: Any) -> Any:
     if isinstance(value, dict) and "method" in value:
         return built(value["method"], value.get("parameters", {}))
+    if isinstance(value, dict) and "class_path" in value:  # as LightningCLI writes it
+        return built(_snake(value["class_path"].rpartition(".")[2]), value.get("init_args", {}))
     if isinstance(value, dict):
         return {key: _value(each) for key, each in value.items()}
     return tuple(map(_value, value)) if isinstance(value, list) else value

@@ -153,6 +153,8 @@ def test_help_shows_methods_examples_and_the_options_of_a_method(capsys: Any) ->
     assert "\n  lightning-tricks fuse --compare a.ckpt b.ckpt" in shown
     assert all(name in shown for name in METHODS) and "--alpha" not in shown.partition("examples:")[0]
     assert "--alpha" in printed(capsys, "--method", "interpolate", "--help")
+    for name in METHODS:
+        assert main(["fuse", "--method", name, "--help"]) == 0
     assert "function" not in shown and "null" not in shown
 
 

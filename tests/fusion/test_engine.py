@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,30 @@ def test_memory_that_does_not_do_is_refused_with_how_much_would() -> None:
     fuse(models, max_memory=49152)
     with pytest.raises(ValueError, match=r"max_memory must be at least 1008144 bytes for embedding.weight"):
         fuse(models, Whole(), max_memory=49152)
+
+
+def test_tensors_are_worked_on_at_a_time_as_memory_allows() -> None:
+    models = [{name: torch.full((100, 100), float(seed)) for name in "abcd"} for seed in range(2)]
+    active: list[int] = [0]
+    most: list[int] = []
+    meeting = threading.Barrier(2)
+
+    class Watched(Whole):
+        def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
+            active[0] += 1
+            most.append(active[0])
+            if meet:
+                meeting.wait(20)  # breaks if it stays alone
+            time.sleep(0.01)
+            active[0] -= 1
+            return tensors[0]
+
+    meet = True
+    fuse(models, Watched(), threads=2)
+    meet, one = False, 100 * 100 * (2 * 4 + 5 * 8)
+    most.clear()
+    fuse(models, Watched(), threads=3, max_memory=2 * one - 1)
+    assert most == [1, 1, 1, 1]
 
 
 def test_progress_counts_all_that_is_read() -> None:
