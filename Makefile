@@ -33,6 +33,7 @@ bench: .venv/.stamp ## measure what the techniques cost
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/pip install --quiet --no-deps ema-pytorch==0.8.3 diffusers==0.42.0 # to compare with
 	$(BIN)/python -m benchmarks.averaging
+	$(BIN)/python -m benchmarks.fusing
 
 matrix: export OMP_NUM_THREADS ?= 1
 matrix: .venv/.stamp ## write the table of techniques and regimes into the README, from the tests

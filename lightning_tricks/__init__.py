@@ -24,6 +24,7 @@ from lightning_tricks.fusion.dare import Dare, DareTies
 from lightning_tricks.fusion.fed_avg import FedAvg
 from lightning_tricks.fusion.fed_opt import FedAdam, FedAvgM
 from lightning_tricks.fusion.fisher import FisherWeighted
+from lightning_tricks.fusion.fuse import fuse
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
@@ -149,6 +150,7 @@ __all__ = [
     "exponential",
     "exponential_decay",
     "export_average",
+    "fuse",
     "initialize_",
     "inverse_sqrt",
     "inverse_time",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.tensors import Model, weighted_sum
+from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import TensorwiseMethod
 
 __all__ = ["Average", "average", "check_weights"]
@@ -43,12 +43,16 @@ def average(models: Sequence[Model], *, weights: Sequence[float] | None = None) 
 
 
 def _mean(tensors: list[Tensor], shares: Sequence[float] | None) -> Tensor:
-    wide = [tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in tensors]
+    wide = torch.complex128 if tensors[0].is_complex() else torch.float64
+    total = tensors[0].to(wide, copy=True)
+    if shares is not None:
+        total.mul_(shares[0])
+    for tensor, share in zip(tensors[1:], (shares or [1.0] * len(tensors))[1:], strict=True):
+        # One after the other, because wide copies of all would not stay in the cache.
+        total.add_(tensor.to(wide), alpha=share)
     if shares is None:
         # Not thirds of each: their sum in double precision is exact, so half-way cases round as they should.
-        total = weighted_sum(wide, [1.0] * len(wide)) / len(wide)
-    else:
-        total = weighted_sum(wide, [*shares])
+        total.div_(len(tensors))
     return total.to(tensors[0].dtype)
 
 

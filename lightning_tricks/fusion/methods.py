@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,14 +19,30 @@ __all__ = [
     "check_alike",
     "check_base",
     "check_finite",
+    "check_names",
+    "check_numbers",
+    "check_same",
     "floating",
     "fuse_tensors",
+    "mixes",
 ]
 
 Evaluate = Callable[[Model], float]
 """How good a model is; higher is better, NaN is worst."""
 Combine = Callable[[str, list[Tensor]], Tensor]
 """What becomes of the tensors of one name."""
+
+
+class Shaped(Protocol):
+    """A tensor, or what stands for one that has not been read."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
 
 
 class FusionMethod(ABC):
@@ -177,23 +194,49 @@ def fuse_tensors(
 
 
 def _fuse(name: str, tensors: list[Tensor], combine: Combine) -> Tensor:
-    if not _mixes(tensors):
+    if not mixes(tensors):
         return tensors[-1].clone()
-    _check_finite(name, tensors)
-    return combine(name, tensors)
+    check_numbers(name, tensors)
+    # As they are in files, lest a sum over a transposed tensor be rounded otherwise than there.
+    return combine(name, [tensor.contiguous() for tensor in tensors])
 
 
-def _mixes(tensors: list[Tensor]) -> bool:
+def mixes(tensors: list[Tensor]) -> bool:
+    """Return whether tensors of one name, one of each model, are to be combined: numbers that differ."""
     last = tensors[-1]
     if not (last.is_floating_point() or last.is_complex()):
         return False
-    return not all(torch.equal(tensor, last) for tensor in tensors)
+    if last.dtype.itemsize == 1:
+        tensors = [_at_least_float32(tensor) for tensor in tensors]
+    return not all(torch.equal(tensor, tensors[-1]) for tensor in tensors)
 
 
-def _check_finite(name: str, tensors: list[Tensor]) -> None:
+def check_numbers(name: str, tensors: list[Tensor], labels: Sequence[str] = ()) -> None:
+    """Accept only finite tensors of one name, one of each model; ``labels`` are what to call the models.
+
+    Raises:
+        ValueError: Names the tensor and the model.
+    """
     for index, tensor in enumerate(tensors):
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} must be finite in every model, but is not in model {index}")
+        if not _is_finite(tensor):
+            label = _label(labels, index)
+            raise ValueError(f"{name} must be finite in every model, but is not in {label}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    wide = _at_least_float32(tensor)
+    # The sum of all takes one pass; it is not finite either where finite numbers add up to too much.
+    return bool(wide.sum().isfinite()) or bool(wide.isfinite().all())
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    # Types of 8 bits have no arithmetic, and are promoted to nothing.
+    narrow = tensor.dtype.itemsize == 1
+    return tensor.to(torch.float32 if narrow else torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _label(labels: Sequence[str], index: int) -> str:
+    return labels[index] if labels else f"model {index}"
 
 
 def check_finite(models: Sequence[Model]) -> None:
@@ -206,8 +249,8 @@ def check_finite(models: Sequence[Model]) -> None:
     check_alike(models)
     for name in models[0]:
         tensors = [model[name] for model in models]
-        if _mixes(tensors):
-            _check_finite(name, tensors)
+        if mixes(tensors):
+            check_numbers(name, tensors)
 
 
 def check_alike(models: Sequence[Model]) -> None:
@@ -216,20 +259,42 @@ def check_alike(models: Sequence[Model]) -> None:
     Raises:
         ValueError: Names the first tensor that differs, and how.
     """
+    check_names(models)
+    for name in models[0]:
+        check_same(name, [model[name] for model in models])
+
+
+def check_names(models: Sequence[Collection[str]], labels: Sequence[str] = ()) -> None:
+    """Accept at least one model, and only models of equal names; ``labels`` as in :func:`check_numbers`.
+
+    Raises:
+        ValueError: Names the first tensor that is not in all.
+    """
     if not models:
         raise ValueError("models must hold at least one model, got none")
-    first = models[0]
     for index, model in enumerate(models[1:], start=1):
-        for name in sorted(first.keys() ^ model.keys()):
-            there, absent = (0, index) if name in first else (index, 0)
-            raise ValueError(f"{name} must be in every model; model {there} has it, model {absent} has not")
-        for name, tensor in model.items():
-            for what, got, wanted in (
-                ("shape", tuple(tensor.shape), tuple(first[name].shape)),
-                ("type", tensor.dtype, first[name].dtype),
-            ):
-                if got != wanted:
-                    raise ValueError(
-                        f"{name} must have one {what} in all models, got {wanted} in model 0 "
-                        f"and {got} in model {index}"
-                    )
+        for name in sorted(set(models[0]) ^ set(model)):
+            there, absent = (0, index) if name in models[0] else (index, 0)
+            raise ValueError(
+                f"{name} must be in every model; {_label(labels, there)} has it, "
+                f"{_label(labels, absent)} has not"
+            )
+
+
+def check_same(name: str, tensors: Sequence[Shaped], labels: Sequence[str] = ()) -> None:
+    """Accept only tensors of one shape and type; ``labels`` as in :func:`check_numbers`.
+
+    Raises:
+        ValueError: Names the tensor, and how it differs.
+    """
+    first = tensors[0]
+    for index, tensor in enumerate(tensors):
+        for what, got, wanted in (
+            ("shape", tuple(tensor.shape), tuple(first.shape)),
+            ("type", tensor.dtype, first.dtype),
+        ):
+            if got != wanted:
+                raise ValueError(
+                    f"{name} must have one {what} in all models, got {wanted} in {_label(labels, 0)} "
+                    f"and {got} in {_label(labels, index)}"
+                )

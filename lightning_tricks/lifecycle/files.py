@@ -18,7 +18,16 @@ from torch import Tensor
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.processes import in_first
 
-__all__ = ["checkpoint_folder", "free_path", "is_tuners", "load", "save", "save_weights", "written_whole"]
+__all__ = [
+    "checkpoint_folder",
+    "free_path",
+    "is_tuners",
+    "load",
+    "save",
+    "save_weights",
+    "saving",
+    "written_whole",
+]
 
 
 def save(content: Any, path: Path) -> int:
@@ -35,10 +44,16 @@ def save(content: Any, path: Path) -> int:
         OSError: If it cannot be written, on a full disk for example; then ``path`` is as it was, and
             nothing is left beside it.
     """
+    with saving(path), written_whole(path) as part, part.open("wb") as stream:
+        torch.save(content, stream)
+        return stream.tell()
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Surround ``torch.save`` to ``path``; what the disk says is raised as an OSError."""
     try:
-        with written_whole(path) as part, part.open("wb") as stream:
-            torch.save(content, stream)
-            return stream.tell()
+        yield
     except RuntimeError as error:
         if isinstance(cause := error.__context__, OSError):
             # torch closes its archive all the same, fails at that, and hides what the disk said.

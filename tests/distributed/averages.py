@@ -112,6 +112,8 @@ def check(name: str, save: str, folder: Path) -> None:
         runner.save_checkpoint(path, weights_only=weights_only)
         near(weights_of(lt.live_state(path)), hand.live)
         near(weights_of(lt.average_state(path)), hand.average)
+        near(weights_of(lt.fuse([path, path], which="live")), hand.live)
+        near(weights_of(lt.fuse([path, path], which="average")), hand.average)
         if not weights_only:
             near(weights_of(lt.average_state(path, label="side")), other_hand.average)
             slow = lt.average_state(path, label="side")

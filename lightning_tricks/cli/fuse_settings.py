@@ -1,0 +1,230 @@
+"""``lightning-tricks fuse``: what is asked for, by options and by a recipe in YAML."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning_tricks
+from lightning_tricks.core import checks
+from lightning_tricks.fusion.methods import FusionMethod
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["EXAMPLES", "METHODS", "Asked", "add_options", "asked", "bytes_of", "method_in"]
+
+EXAMPLES = """\
+examples:
+  lightning-tricks fuse a.ckpt b.ckpt c.ckpt -o fused.ckpt
+  lightning-tricks fuse a.ckpt b.ckpt --method interpolate --alpha 0.3 -o fused.safetensors
+  lightning-tricks fuse recipe.yaml --dry-run
+  lightning-tricks fuse --compare a.ckpt b.ckpt --png alike.png
+
+a recipe has the options as its entries, and a method with its parameters:
+  models: [a.ckpt, b.ckpt]
+  method: average
+  parameters: {weights: [0.7, 0.3]}
+  output: fused.ckpt
+
+--method NAME --help shows the options of a method. Methods:
+"""
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+METHODS: dict[str, type[FusionMethod]] = {
+    _snake(name): kind
+    for name in lightning_tricks.__all__
+    if isinstance(kind := getattr(lightning_tricks, name), type) and issubclass(kind, FusionMethod)
+}
+"""The methods by the names that the command line has for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked for.
+
+    Args:
+        models: Paths.
+        method: How to fuse.
+        output: Where to; ``None`` where nothing is written.
+        which: See :func:`~lightning_tricks.fuse`, as for all to ``threads``.
+        prefix: Of names.
+        allow_missing: Whether tensors may be missing.
+        allow_pickle: Whether files may hold more than tensors and plain values.
+        force: Whether ``output`` may be there.
+        sha256: Whether to write the SHA-256 of inputs down.
+        max_memory: Bytes; ``None`` for the usual.
+        threads: How many at a time.
+        compare: Whether to compare, not to fuse.
+        png: Where a picture of the comparison is written; ``None`` for none.
+        dry_run: Whether only to show what would be done.
+        json: Whether to print JSON.
+    """
+
+    models: tuple[str, ...]
+    method: FusionMethod
+    output: str | None = None
+    which: str = "state_dict"
+    prefix: str = ""
+    allow_missing: bool = False
+    allow_pickle: bool = False
+    force: bool = False
+    sha256: bool = False
+    max_memory: int | None = None
+    threads: int = 2
+    compare: bool = False
+    png: str | None = None
+    dry_run: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.compare and len(self.models) < 2:
+            raise ValueError(f"--compare needs at least 2 models, got {len(self.models)}")
+        if self.png is not None and not self.compare:
+            raise ValueError(f"--png must go with --compare, got {self.png}")
+        if self.output is None and not (self.compare or self.dry_run):
+            raise ValueError("--output must be given, such as -o fused.ckpt")
+
+
+def method_in(argv: Sequence[str]) -> str | None:
+    """Return the method that ``argv`` names; ``None`` if it names none."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--method" or word.startswith("--method="):
+            return checks.one_of("--method", word.partition("=")[2] or after, tuple(METHODS))
+    return None
+
+
+def add_options(parser: ArgumentParser, method: str | None) -> None:
+    """Add the options, with those of the settings of ``method``."""
+    parser.add_argument(
+        "models", nargs="*", type=str, help="checkpoints, state dicts, safetensors, their index"
+    )
+    parser.add_argument(
+        "--method", type=str, default=argparse.SUPPRESS, help="how to fuse (default: average)"
+    )
+    for names, kind, text in (
+        (("-o", "--output"), str, "*.ckpt or *.safetensors"),
+        (("--which",), str, "set of a checkpoint with averages: state_dict (default), live, average"),
+        (("--prefix",), str, "names are compared without it, such as model."),
+        (("--max-memory",), str, "such as 500MB, for the tensors that are worked on"),
+        (("--threads",), int, "how many tensors or slices at a time (default: 2)"),
+        (("--png",), str, "with --compare: file for a heat map; needs matplotlib"),
+    ):
+        parser.add_argument(*names, type=kind, default=argparse.SUPPRESS, help=text)
+    for name, text in (
+        ("--allow-missing", "take tensors that some models lack from the last that has them"),
+        ("--allow-pickle", "read files that may run any code: only those of people you trust"),
+        ("--force", "replace the output if it is there"),
+        ("--sha256", "write the SHA-256 of each input down"),
+        ("--compare", "show how alike the models are to the first, and fuse nothing"),
+        ("--dry-run", "show what would be done to which tensor, and the memory needed"),
+        ("--json", "print JSON"),
+    ):
+        parser.add_argument(name, action="store_true", default=argparse.SUPPRESS, help=text)
+    if method is not None:
+        parser.add_class_arguments(METHODS[method], None, as_group=False)
+
+
+def bytes_of(text: str | int) -> int:
+    """Return a number of bytes that is written with or without a unit of powers of 1000.
+
+    Raises:
+        ValueError: If it is not written so.
+
+    Example:
+        >>> bytes_of("1.5GB"), bytes_of("64")
+        (1500000000, 64)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kKMGT]?)B?", str(text).strip())
+    if found is None:
+        raise ValueError(f"max_memory must be a number of bytes, such as 500MB, got {text}")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
+def asked(settings: Mapping[str, Any]) -> Asked:
+    """Return what the options ``settings`` ask for; those that are not given are absent.
+
+    Raises:
+        OSError: If a recipe cannot be read.
+        ValueError: If something is not as it must be.
+    """
+    given = dict(settings)
+    models = list(given.pop("models"))
+    name = given.pop("method", None)
+    known = {each.name for each in dataclasses.fields(Asked)}
+    parameters = {key: given.pop(key) for key in [*given] if key not in known}
+    recipe: dict[str, Any] = {}
+    if models and Path(models[0]).suffix in {".yaml", ".yml"}:
+        if len(models) > 1:
+            raise ValueError(f"a recipe must stand alone, got {models[1]} after {models[0]}")
+        recipe = _recipe(models[0])
+        models = recipe.pop("models")
+    inner = {"parameters": recipe.pop("parameters", {}), "method": recipe.pop("method", "average")}
+    method = built(name, parameters) if name else built(inner["method"], inner["parameters"])
+    chosen = {**recipe, **given}
+    if "max_memory" in chosen:
+        chosen["max_memory"] = bytes_of(chosen["max_memory"])
+    return Asked(**{**chosen, "models": tuple(models), "method": method})
+
+
+def _recipe(path: str) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped]  # jsonargparse brings it, without types
+
+    try:
+        found = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML; {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold models, method, parameters and output, got {found!r:.80}")
+    recipe = {str(key).replace("-", "_"): value for key, value in found.items()}
+    known = ("models", "method", "parameters", *(each.name for each in dataclasses.fields(Asked)))
+    for key in recipe:
+        checks.one_of(f"every entry of {path}", key, tuple(dict.fromkeys(known)))
+    models = recipe.get("models")
+    if not isinstance(models, list) or not all(isinstance(each, str) for each in models):
+        raise ValueError(f"models in {path} must be a list of paths, got {models!r:.80}")
+    return recipe
+
+
+def built(name: object, parameters: object) -> FusionMethod:
+    """Return a method by its name and parameters, among which may be methods with theirs.
+
+    Raises:
+        TypeError: If a parameter is of another type.
+        ValueError: If there is no such method or parameter, or one is missing.
+
+    Example:
+        >>> built("average", {"weights": [0.25, 0.75]})
+        Average(weights=(0.25, 0.75))
+    """
+    kind = METHODS[checks.one_of("method", name, tuple(METHODS))]
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters of {name} must be a mapping, got {parameters!r:.80}")
+    fields = {each.name: each for each in dataclasses.fields(kind) if each.init}  # type: ignore[arg-type]
+    for key in parameters:
+        checks.one_of(f"every parameter of {name}", key, tuple(fields))
+    for key, each in fields.items():
+        needed = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        if needed and key not in parameters:
+            raise ValueError(f"{key} must be given for {name}: --{key}, or under parameters in a recipe")
+    return kind(**{key: _value(value) for key, value in parameters.items()})
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict) and "method" in value:
+        return built(value["method"], value.get("parameters", {}))
+    if isinstance(value, dict) and "class_path" in value:  # as LightningCLI writes it
+        return built(_snake(value["class_path"].rpartition(".")[2]), value.get("init_args", {}))
+    if isinstance(value, dict):
+        return {key: _value(each) for key, each in value.items()}
+    return tuple(map(_value, value)) if isinstance(value, list) else value

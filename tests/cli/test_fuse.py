@@ -1,0 +1,216 @@
+"""``lightning-tricks fuse``: what it does, shows and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_tricks import Average, Interpolate
+from lightning_tricks.cli import main
+from lightning_tricks.cli.fuse_settings import METHODS, bytes_of
+from tests.fusion.stored import lightnings, plain, state
+from tests.toys import assert_equal
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Two checkpoints."""
+    return [str(lightnings(state(seed), tmp_path / f"{'ab'[seed]}.ckpt")) for seed in range(2)]
+
+
+def printed(capsys: Any, *argv: str) -> str:
+    assert main(["fuse", *argv]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert shown.out.isascii()
+    out: str = shown.out
+    return out
+
+
+def refused(capsys: Any, *argv: str) -> str:
+    assert main(["fuse", *argv]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("lightning-tricks: error: ")
+    assert shown.err.count("\n") == 1
+    err: str = shown.err
+    return err
+
+
+def loaded(path: Path | str) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(path, weights_only=True)["state_dict"]
+    return dict(found)
+
+
+def test_settings_of_a_method_are_options(paths: list[str], tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "fused.ckpt"
+    shown = printed(capsys, *paths, "--method", "interpolate", "--alpha", "0.3", "-o", str(output))
+    assert shown.startswith(f"written: {output}, 0.1 MB, from 2 models by Interpolate(alpha=0.3); ")
+    assert_equal(loaded(output), Interpolate(0.3).fuse([state(0), state(1)]))
+    text = printed(
+        capsys,
+        *paths,
+        "--weights",
+        "[0.25, 0.75]",
+        "--method=average",
+        "-o",
+        str(output),
+        "--force",
+        "--json",
+    )
+    told = json.loads(text)
+    assert told["models"] == 2 and told["size"] == output.stat().st_size
+    assert_equal(loaded(output), Average((0.25, 0.75)).fuse([state(0), state(1)]))
+
+
+def test_a_recipe_says_the_same_and_options_go_before_it(
+    paths: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    recipe, output = tmp_path / "recipe.yaml", tmp_path / "fused.ckpt"
+    recipe.write_text(
+        f"models: [{paths[0]}, {paths[1]}]\nmethod: interpolate\nparameters: {{alpha: 0.3}}\n"
+        f"output: {tmp_path / 'other.ckpt'}\nmax-memory: 1MB\nsha256: true\n"
+    )
+    printed(capsys, str(recipe), "-o", str(output))
+    assert_equal(loaded(output), Interpolate(0.3).fuse([state(0), state(1)]))
+    assert not (tmp_path / "other.ckpt").exists()
+    about = torch.load(output, weights_only=True)["fusion"]
+    assert about["method"] == "Interpolate" and set(about["models"][0]["sha256"]) == {"a.ckpt"}
+    printed(capsys, str(recipe), "--method", "average")
+    assert_equal(loaded(tmp_path / "other.ckpt"), Average().fuse([state(0), state(1)]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [a", "must be YAML"),
+        ("- a", "must hold models, method, parameters and output, got ['a']"),
+        ("models: a.ckpt", "models in {path} must be a list of paths, got 'a.ckpt'"),
+        ("{models: [a.ckpt], metod: average}", "every entry of {path} must be one of"),
+        ("{models: [a.ckpt], method: avrage}", "got 'avrage'; did you mean 'average'?"),
+        (
+            "{models: [a.ckpt], parameters: {weigths: [1]}}",
+            "parameter of average must be one of 'weights'",
+        ),
+        ("{models: [a.ckpt], parameters: 3}", "parameters of average must be a mapping, got 3"),
+        ("{models: [a.ckpt], method: interpolate}", "alpha must be given for interpolate: --alpha, or under"),
+        ("{models: [a.ckpt], parameters: {weights: [2.0]}}", "weights must make 1 together"),
+        ("models: [a.ckpt]", "--output must be given, such as -o fused.ckpt"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line(text: str, message: str, tmp_path: Path, capsys: Any) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    assert message.format(path=recipe) in refused(capsys, str(recipe))
+
+
+def test_dry_run_shows_what_would_be_done_and_writes_nothing(
+    paths: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    shown = printed(capsys, *paths, "--dry-run", "-o", str(tmp_path / "fused.ckpt"))
+    assert "| embedding.weight = head.weight | 7001 x 3" in shown
+    assert (
+        "| norm.num_batches_tracked       | -             | int64   | 0.000 | taken from the last model"
+        in shown
+    )
+    assert shown.endswith("of memory for the tensors that are worked on; nothing has been written\n")
+    plan = json.loads(printed(capsys, *paths, "--dry-run", "--json", "--max-memory", "100kB"))
+    rows = {row["names"][0]: row for row in plan["tensors"]}
+    assert rows["embedding.weight"]["action"] == "fused, unless equal, 21 slices"
+    assert rows["columns"]["action"] == "fused, unless equal, whole"
+    assert plan["memory"] <= 100_000
+    assert plan["bytes_written"] == sum(row["bytes"] for row in plan["tensors"])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_comparing_shows_each_layer_and_draws(tmp_path: Path, capsys: Any) -> None:
+    first = {"body.weight": torch.tensor([3.0, 4.0]), "body.bias": torch.zeros(2), "n": torch.tensor(1)}
+    second = {"body.weight": torch.tensor([4.0, 3.0]), "body.bias": torch.zeros(2), "n": torch.tensor(2)}
+    paths = [str(plain(model, tmp_path / f"{i}.pt")) for i, model in enumerate((first, second, first))]
+    picture = tmp_path / "alike.png"
+    shown = printed(capsys, "--compare", *paths, "--png", str(picture))
+    assert "| body  | 0.9600 |   0.2828 |    5.0000 |    5.0000 |" in shown
+    assert "| body  | 1.0000 |   0.0000 |    5.0000 |    5.0000 |" in shown
+    assert shown.count("| all ") == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    told = json.loads(printed(capsys, "--compare", *paths, "--json"))
+    assert told[paths[1]]["body.weight"] == {
+        "cosine": pytest.approx(0.96),
+        "distance": pytest.approx(2**0.5 / 5),
+        "norms": [5.0, 5.0],
+    }
+    assert told[paths[1]]["body.bias"] == {"cosine": None, "distance": None, "norms": [0.0, 0.0]}
+
+
+def test_help_shows_methods_examples_and_the_options_of_a_method(capsys: Any) -> None:
+    shown = printed(capsys, "--help")
+    assert shown.startswith("usage: lightning-tricks fuse MODEL... -o OUTPUT [options]")
+    assert "\n  lightning-tricks fuse --compare a.ckpt b.ckpt" in shown
+    assert all(name in shown for name in METHODS) and "--alpha" not in shown.partition("examples:")[0]
+    assert "--alpha" in printed(capsys, "--method", "interpolate", "--help")
+    for name in METHODS:
+        assert main(["fuse", "--method", name, "--help"]) == 0
+    assert "function" not in shown and "null" not in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--output must be given"),
+        (["-o", "x.ckpt"], "models must hold at least one model, got none"),
+        (["a.ckpt", "-o", "x.ckpt", "--method", "averge"], "--method must be one of 'average', "),
+        (["a.ckpt", "-o", "x.ckpt", "--alhpa", "1", "--method", "interpolate"], "did you mean --alpha?"),
+        (
+            ["a.ckpt", "-o", "x.ckpt", "--method", "interpolate", "--alpha", "2"],
+            "alpha must lie in",
+        ),
+        (["a.ckpt", "-o", "x.ckpt", "--method", "interpolate"], "alpha"),
+        (["a.ckpt", "-o", "x.ckpt", "--threads", "0"], "threads must be at least 1, got 0"),
+        (
+            ["a.ckpt", "-o", "x.ckpt", "--max-memory", "much"],
+            "max_memory must be a number of bytes",
+        ),
+        (
+            ["a.ckpt", "-o", "x.ckpt", "--which", "best"],
+            "which must be one of 'state_dict', ",
+        ),
+        (["no/such.ckpt", "-o", "x.ckpt"], "no/such.ckpt"),
+        (["--compare", "a.ckpt"], "--compare needs at least 2 models, got 1"),
+        (["a.ckpt", "-o", "x.ckpt", "--png", "x.png"], "--png must go with --compare, got x.png"),
+        (["a.yaml", "b.ckpt"], "a recipe must stand alone, got b.ckpt after a.yaml"),
+        (["no/such.yaml"], "no/such.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    argv: list[str], message: str, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain(state(0), Path("a.ckpt"))
+    assert message in refused(capsys, *argv)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_what_the_models_hold_is_refused_in_one_line_too(
+    paths: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    output = tmp_path / "fused.ckpt"
+    bad = state(1)
+    bad["one"][0] = torch.nan
+    path = str(plain(bad, tmp_path / "bad.pt"))
+    message = refused(capsys, paths[0], path, "-o", str(output))
+    assert f"one must be finite in every model, but is not in {path}" in message
+    assert not output.exists()
+    output.write_text("before")
+    assert "--force" in refused(capsys, *paths, "-o", str(output))
+    assert "output must be none of the inputs" in refused(capsys, *paths, "-o", paths[0], "--force")
+    assert output.read_text() == "before"
+
+
+@pytest.mark.parametrize(("text", "count"), [("1000", 1000), ("2kB", 2000), ("1.5 GB", 15 * 10**8), (7, 7)])
+def test_bytes_are_written_with_units(text: str | int, count: int) -> None:
+    assert bytes_of(text) == count
