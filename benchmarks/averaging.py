@@ -13,14 +13,11 @@ average does not move. The last row is what ours takes for 320 weights of one en
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +26,10 @@ from rich.progress import track
 
 import lightning_tricks as lt
 from benchmarks.averaging_peers import DECAY, PEERS, PEERS_IN_AND_OUT, Network, Update
-from benchmarks.machine import machine
-from benchmarks.readme import replace_table
+from benchmarks.record import record, rounds_asked
 from benchmarks.shapes import SETS, Weights
 from benchmarks.steps import quiet
 
-HERE = Path(__file__).parent
 FLAT, OURS, THREE, NARROW = "flat lerp_", "EMAWeights", "three EMAWeights", "EMAWeights of bf16 in fp32"
 IDLE = "EMAWeights(every=10), another step"
 SWAP, COPY = "EMAWeights, in and out", "EMAWeights, in and out by values"
@@ -179,16 +174,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, write the figures as JSON, and put the table into the README."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="turns of every variant (default: 30)")
-    rounds = parser.parse_args().rounds
+    rounds = rounds_asked(__doc__)
     torch.set_num_threads(2)
     with quiet():
         rows = [*(row for set_name in SETS for row in measure(set_name, rounds)), overhead(rounds)]
-    path = HERE / "results" / "averaging.json"
-    path.write_text(json.dumps({"machine": machine(), "rounds": rounds, "rows": rows}, indent=1) + "\n")
-    replace_table(HERE.parent / "README.md", "averaging", table(rows))
-    print(table(rows), f"\nwritten to {path} and the README")
+    record("averaging", {"rounds": rounds, "rows": rows}, table(rows))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ imports, for several numbers of models, and for models four times as large.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -33,11 +32,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks.machine import machine
-from benchmarks.readme import replace_table
+from benchmarks.record import ROOT, record
 from lightning_tricks import Average, fuse
 
-HERE = Path(__file__).parent
 MODELS = 4
 CHUNK = 4 << 20
 LIMIT, LIMIT_2 = "system calls", "system calls, two threads"
@@ -180,7 +177,7 @@ def peak(paths: list[str], output: str) -> int:
 def memory(paths: list[Path], output: Path, note: str) -> dict[str, Any]:
     """Return a row with the memory that fusing ``paths`` takes in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.fusing", "--peak", str(output), *map(str, paths)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     size = paths[0].stat().st_size
     return {"models": note, "size": size, "peak": int(said), "share": int(said) / size, "goal": MEMORY_GOAL}
 
@@ -245,14 +242,11 @@ def main() -> None:
     torch.set_num_threads(2)
     with scratch(chosen.folder) as folder, scratch(chosen.output) as target:
         rows, memories = figures(Path(folder), Path(target), chosen.megabytes * 10**6, chosen.rounds)
-    print(table(rows, memories))
     if chosen.trial:
+        print(table(rows, memories))
         return
-    path = HERE / "results" / "fusing.json"
-    about = {"machine": machine(), "rounds": chosen.rounds, "megabytes": chosen.megabytes}
-    path.write_text(json.dumps({**about, "rows": rows, "memory": memories}, indent=1) + "\n")
-    replace_table(HERE.parent / "README.md", "fusing", table(rows, memories))
-    print(f"written to {path} and the README")
+    about = {"rounds": chosen.rounds, "megabytes": chosen.megabytes}
+    record("fusing", {**about, "rows": rows, "memory": memories}, table(rows, memories))
 
 
 if __name__ == "__main__":

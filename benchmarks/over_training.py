@@ -12,7 +12,6 @@ and estimated anew for the means. Curves are means over seeds, bands go from the
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import statistics
@@ -26,15 +25,13 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 import lightning_tricks as lt
-from benchmarks.machine import machine
-from benchmarks.readme import replace_table
+from benchmarks.record import ROOT, record
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.recipes.character_net import CharacterNet
 from lightning_tricks.recipes.characters import ALPHABET, CharacterData, CharacterModel
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from lightning_tricks.recipes.residual import ResidualNet
 
-HERE = Path(__file__).parent
 LIVE = "live weights"
 COLOURS = ("#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
 Curves = dict[str, list[list[float]]]
@@ -169,13 +166,8 @@ def main() -> None:
         result = found.setdefault(task, {"steps": steps, "val_loss": {name: [] for name in curves}})
         for name, values in curves.items():
             result["val_loss"][name].append(values)
-    results = {"machine": machine(), "seeds": len(seeds), "tasks": found}
-    (HERE / "results" / "over_training.json").write_text(
-        json.dumps(results, indent=1).replace("NaN", "null") + "\n"
-    )
-    draw(found, HERE.parent / "docs" / "averages.png")
-    replace_table(HERE.parent / "README.md", "over_training", table(found))
-    print(table(found))
+    draw(found, ROOT / "docs" / "averages.png")
+    record("over_training", {"seeds": len(seeds), "tasks": found}, table(found))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ taken within a round, and its median over rounds is reported with the middle hal
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import logging
 import random
 import statistics
@@ -21,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,14 +26,13 @@ from lightning.pytorch import Callback, Trainer
 from rich.progress import track
 
 import lightning_tricks as lt
-from benchmarks.machine import machine
-from benchmarks.readme import replace_table
+from benchmarks.record import record, rounds_asked
 from lightning_tricks.cli.demo_settings import Demo
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from tests.host_reads import HostReads
 
 STEPS, SKIPPED, FEW = 24, 6, 8  # twice FEW stays within an epoch
-HERE, DEMO, SCRATCH = Path(__file__).parent, Demo(), tempfile.TemporaryDirectory()
+DEMO, SCRATCH = Demo(), tempfile.TemporaryDirectory()
 VARIANTS: dict[str, Callable[[], list[Callback]]] = {
     "plain": list,
     "GradientClip": lambda: [lt.GradientClip()],
@@ -139,18 +135,12 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, write the figures as JSON, and put the table into the README."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="turns of every variant (default: 30)")
-    rounds = parser.parse_args().rounds
+    rounds = rounds_asked(__doc__)
     torch.set_num_threads(2)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    result = {"machine": machine(), "rounds": rounds, "variants": measure(rounds)}
-    path = HERE / "results" / "overhead.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    replace_table(HERE.parent / "README.md", "overhead", table(result))
-    print(table(result), f"\nwritten to {path} and the README")
+    result = {"rounds": rounds, "variants": measure(rounds)}
+    record("overhead", result, table(result))
 
 
 if __name__ == "__main__":

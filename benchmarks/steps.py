@@ -10,9 +10,7 @@ ratio is taken within a round; its median over rounds is reported with the middl
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import logging
 import math
 import random
@@ -22,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,12 +28,10 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 import lightning_tricks as lt
-from benchmarks.machine import machine
-from benchmarks.readme import replace_table
+from benchmarks.record import record, rounds_asked
 from benchmarks.shapes import SETS, Weights
 
 STEPS, SKIPPED = 5, 2
-HERE = Path(__file__).parent
 
 
 class Timed(torch.optim.SGD):
@@ -247,9 +242,7 @@ def quiet() -> Iterator[None]:
 
 def main() -> None:
     """Measure, write the figures as JSON, and put the table into the README."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="turns of every variant (default: 30)")
-    rounds = parser.parse_args().rounds
+    rounds = rounds_asked(__doc__)
     torch.set_num_threads(2)
     try:
         distribution("timm")
@@ -258,10 +251,7 @@ def main() -> None:
         print("timm is left out: pip install --no-deps timm")
     with quiet():
         rows = [*beside_peers(rounds), beside_lambda(rounds)]
-    path = HERE / "results" / "steps.json"
-    path.write_text(json.dumps({"machine": machine(), "rounds": rounds, "rows": rows}, indent=1) + "\n")
-    replace_table(HERE.parent / "README.md", "steps", table(rows))
-    print(table(rows), f"\nwritten to {path} and the README")
+    record("steps", {"rounds": rounds, "rows": rows}, table(rows))
 
 
 if __name__ == "__main__":
