@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_tricks.core.exempt import exempt_from_decay
+from lightning_tricks.core.exempt import EMBEDDINGS, exempt_from_decay
 from lightning_tricks.core.select import clean_name
 
 __all__ = ["own_layers"]
@@ -68,5 +68,5 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _only_scales(module: nn.Module) -> bool:
-    embeds = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules())
+    embeds = any(isinstance(part, EMBEDDINGS) for part in module.modules())
     return not embeds and exempt_from_decay(module).issuperset(module.parameters())
