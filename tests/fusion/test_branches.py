@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from lightning_tricks.core.collect import LastEpochs
 from tests.fusion.runs import Epochs, always, fit, mean
-from tests.fusion.test_snapshots import epochs, names, on_disk, restored, shelf, values
+from tests.lifecycle.test_snapshots import epochs, names, on_disk, restored, shelf, values
 from tests.toys import StopAfter, StopError, assert_equal, weights
 
 
