@@ -88,7 +88,7 @@ def _ratio(products: Tensor, lengths: Tensor) -> Tensor:
 
 def _of_pairs(distances: Tensor, to: To) -> Tensor:
     distances.fill_diagonal_(0.0)
-    return distances[0] if to == "first" else distances.sum(1) / (len(distances) - 1)
+    return distances[0] if to == "first" else distances.sum(1)  # only their ratios count
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ def test_the_nearer_the_changes_the_nearer_the_mean(degrees, share):
 def test_a_model_that_changed_nothing_agrees_with_none():
     fused = model_stock({"w": torch.zeros(2)}, [{"w": torch.tensor(v)} for v in ([0.0, 0.0], [1.0, 0.0])])
     assert fused["w"].tolist() == [0.0, 0.0]
+    changes = ([0.0, 0.0], [3.0, 0.0], [3.0, 0.0])  # cosines of 0, 0 and 1: t is 3/5
+    fused = model_stock({"w": torch.zeros(2)}, [{"w": torch.tensor(change)} for change in changes])
+    torch.testing.assert_close(fused["w"], torch.tensor([1.2, 0.0]))
 
 
 def test_there_must_be_two_beside_the_base():
