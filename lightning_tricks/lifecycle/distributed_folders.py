@@ -20,12 +20,9 @@ __all__ = ["files_of", "is_distributed", "open_folder"]
 
 _METADATA, _REST = ".metadata", "meta.pt"
 # What torch writes its description of tensors with; nothing of it runs code.
-_TRUSTED = (
-    "torch.distributed.checkpoint.metadata",
-    "torch.distributed._shard.sharded_tensor.metadata",
-    "torch.distributed.checkpoint.filesystem",
-)
+_TRUSTED = ("torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata")
 _PLAIN = {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     *(("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")),
     *(("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ def old(model: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
+def packed(model: dict[str, Tensor], path: Path) -> Path:
+    """Write what a zip tool makes of a checkpoint."""
+    torch.save(model, path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
+
+
 def safetensors(model: dict[str, Tensor], path: Path) -> Path:
     """Write a file of the format; that ours is the format's is tested beside."""
     shapes = {name: (value.shape, value.dtype) for name, value in model.items()}
@@ -98,6 +110,7 @@ KINDS = {
     "a.ckpt": lightnings,
     "a.pt": plain,
     "old.pt": old,
+    "packed.pt": packed,
     "a.safetensors": safetensors,
     "index": index,
     "folder": folder,

@@ -150,6 +150,15 @@ def test_tensors_are_worked_on_at_a_time_as_memory_allows() -> None:
     assert most == [1, 1, 1, 1]
 
 
+def test_tensors_tied_in_one_model_only_are_fused_apart(tmp_path: Path) -> None:
+    shared = torch.ones(2)
+    tied = {"a": shared, "b": shared.view(2)}
+    apart = {"a": torch.zeros(2), "b": torch.full((2,), 4.0)}
+    for models in ([tied, apart], [plain(tied, tmp_path / "a.pt"), plain(apart, tmp_path / "b.pt")]):
+        fused = fuse(models)
+        assert fused["a"].tolist() == [0.5, 0.5] and fused["b"].tolist() == [2.5, 2.5]  # type: ignore[index]
+
+
 def test_progress_counts_all_that_is_read() -> None:
     models, told = [state(seed) for seed in range(2)], []
     fuse(models, progress=lambda *now: told.append(now), max_memory=49152)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,20 @@ def test_tensors_beside_the_weights_keep_their_content(tmp_path: Path) -> None:
     content = torch.load(fuse(paths, output=tmp_path / "fused.ckpt"), weights_only=True)  # type: ignore[arg-type]
     assert torch.equal(content["beside"]["codebook"], beside["codebook"])
     assert content["beside"]["list"][0] == 7 and content["epoch"] == 3
+
+
+def test_a_file_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    path = plain({"w": torch.tensor([1.0, 2.0])}, tmp_path / "a.pt")
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    other = {"little": b"big", "big": b"little"}[sys.byteorder]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            swapped = b"".join(data[at : at + 4][::-1] for at in range(0, len(data), 4))
+            archive.writestr(
+                name, other if name.endswith("byteorder") else swapped if "/data/" in name else data
+            )
+    assert fuse([path])["w"].tolist() == [1.0, 2.0]  # type: ignore[index]
 
 
 def test_tensors_that_are_not_dense_are_refused() -> None:

@@ -86,6 +86,11 @@ def test_a_mask_of_infinities_that_all_models_share_is_kept():
     check_finite(models)
 
 
+def test_numbers_whose_sum_is_too_large_are_finite() -> None:
+    models = [{"w": torch.full((3,), value)} for value in (3e38, 2e38)]
+    assert average(models)["w"].tolist() == torch.full((3,), 2.5e38).tolist()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_entry_that_is_not_finite_is_an_error_that_names_the_tensor(bad, count):
