@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
@@ -226,7 +227,7 @@ def check_numbers(name: str, tensors: list[Tensor], labels: Sequence[str] = ()) 
 def _is_finite(tensor: Tensor) -> bool:
     wide = _at_least_float32(tensor)
     # The sum of all takes one pass; it is not finite either where finite numbers add up to too much.
-    return bool(wide.sum().isfinite()) or bool(wide.isfinite().all())
+    return cmath.isfinite(wide.sum().item()) or bool(wide.isfinite().all())
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
