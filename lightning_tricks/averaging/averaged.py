@@ -101,10 +101,14 @@ class AveragedWeights(Technique):
         )
 
     def claims(self) -> Iterable[Claim]:
-        return [self.claim("eval_weights", self._held())] if self.evaluate else []
+        if not self.evaluate:
+            return []
+        remedy = f"keep {self.state_key} apart, by evaluate=False and a label, or remove it"
+        ids = frozenset(map(id, self._held().values()))
+        return [Claim("eval_weights", self.state_key, ids, remedy)]
 
     def _held(self) -> dict[str, Tensor]:
-        return {name: slot.held for name, slot in self._second.slots.items()}
+        return {name: slot.held for name, slot in self._second.slots.items() if not slot.estimated}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._state = state

@@ -46,8 +46,9 @@ class LAWA(SnapshotMean):
       ``average_state`` read either), the mean with the statistics last estimated for it; its counts. On disk
       also the names and sizes of the snapshots, which are files in ``lawa``, in the folder of
       ModelCheckpoint (else ``checkpoints`` under ``default_root_dir``), and stay as long as the run or its
-      latest checkpoint needs them; in memory the snapshots themselves, so that each full checkpoint is
-      larger by ``k`` sets of weights. Before the first snapshot a checkpoint stays as it is.
+      latest checkpoint needs them, or any, where callbacks keep several; in memory the snapshots themselves,
+      so that each full checkpoint is larger by ``k`` sets of weights. Before the first snapshot a checkpoint
+      stays as it is.
     * **Cost** one copy of the weights in memory and two numbers of 64 bits for each of them. Per snapshot a
       file written and one read, by the first of several processes, which collects and sends the weights; or
       a copy. Besides some passes over the weights, and one wait for the device. In memory ``k`` copies of
@@ -93,13 +94,6 @@ params='*', buffers='copy', device=None, dtype=None, evaluate=True, validate=Fal
         checks.one_of("store", self.store, ("disk", "memory"))
         checks.whole("max_bytes", self.max_bytes, 1)
         super().__post_init__()
-
-    def read_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        super().read_checkpoint(trainer, pl_module, checkpoint)
-        if self.state_key not in checkpoint["callbacks"]:
-            self._second.values, self._state = None, {}  # of an average of others there are no snapshots
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().prepare(trainer, pl_module)
@@ -168,9 +162,6 @@ params='*', buffers='copy', device=None, dtype=None, evaluate=True, validate=Fal
         self._snapshots = len(self._window)
         for slot, shadow in pairs:
             shadow.copy_(self._sums[slot.names[0]].high / self._snapshots)
-
-    def foreign_counts(self, moves: int) -> dict[str, Any]:
-        return {}
 
     def edit_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
@@ -99,7 +100,7 @@ class PostHocEMA(Technique):
       weights that are evaluated while training.
 
     Args:
-        gammas: Powers of the averages, at least 0, no two alike; those of the paper have relative widths
+        gammas: Powers of the averages, at least 0, no two within 5 %; those of the paper have relative widths
             (standard deviation over length of the run) of 0.05 and 0.10, from which 0.03 to 0.25 can be had.
         every: Move the averages each so many real steps, at least 1, by shares corrected for it; what they
             span stays the same.
@@ -136,8 +137,9 @@ device=None, file_dtype='float32')
         if not isinstance(self.gammas, tuple | list):
             raise TypeError(f"gammas must be a list of numbers, got {self.gammas!r}")
         gammas = tuple(checks.in_range("gammas", each, 0.0, open_high=True) for each in self.gammas)
-        if not gammas or len({*gammas}) < len(gammas):
-            raise ValueError(f"gammas must be at least one, and no two alike, got {self.gammas!r}")
+        apart = all(b - a >= 0.05 * b for a, b in pairwise(sorted(gammas)))
+        if not gammas or not apart:
+            raise ValueError(f"gammas must be at least one, no two within 5 %, got {self.gammas!r}")
         self.gammas = gammas
         checks.whole("every", self.every, 1)
         as_unit("snapshot_every", self.snapshot_every)

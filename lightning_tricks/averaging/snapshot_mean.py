@@ -54,13 +54,22 @@ class SnapshotMean(AveragedWeights):
 
     # What all do.
 
+    def read_checkpoint(
+        self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        super().read_checkpoint(trainer, pl_module, checkpoint)
+        if self.state_key not in checkpoint["callbacks"]:
+            self._second.values, self._state = None, {}  # of an average of others there are no snapshots
+
+    def foreign_counts(self, moves: int) -> dict[str, Any]:
+        return {}
+
     def claims(self) -> Iterable[Claim]:
         ours = []
         if self.evaluate and self._estimates:
-            # Before the others: two of them would find the same buffers in both sets of weights.
             remedy = f"set update_batchnorm=False in {self.state_key}"
             ours = [Claim("batchnorm", self.state_key, None, remedy)]
-        return [*ours, *super().claims()]
+        return [*super().claims(), *ours]
 
     @property
     def _estimates(self) -> bool:

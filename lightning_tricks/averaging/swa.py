@@ -182,8 +182,5 @@ params='*', buffers='copy', device=None, dtype=None, evaluate=True, validate=Fal
         self._snapshots += 1
         self._second.lerp_(1 / self._snapshots)
 
-    def foreign_counts(self, moves: int) -> dict[str, Any]:
-        return {"snapshots": max(1, moves)}  # one that does not tell counts as one snapshot
-
     def saved(self) -> dict[str, Any]:
         return {**super().saved(), "way": self._way}

@@ -33,8 +33,9 @@ def synthesize_ema(
 ) -> dict[str, Tensor]:
     """Return the exponential average of relative width ``sigma_rel`` of a run with ``PostHocEMA``.
 
-    Its tensors are summed up one after the other in 32 bits (in 64 where the weights have them), which adds a
-    relative error of about 1e-6 to that of the fit. BatchNorm statistics are those of the live weights.
+    Its tensors are summed up one after the other in 32 bits (in 64 where the weights have them). What
+    rounding has taken from the snapshots counts by their coefficients, and stands in the error. BatchNorm
+    statistics are those of the live weights.
 
     Args:
         path: The folder ``post_hoc_ema``, or that of the checkpoints in which it lies.
@@ -63,7 +64,8 @@ class Synthesis:
         sigma_rel: Its relative width.
         gamma: The power of its profile.
         step: The real steps until its end.
-        error: How far its profile is from the one that is asked for, as a share of the norm of this.
+        error: How far its profile is from the one that is asked for, as a share of the norm of this, and how
+            far rounded snapshots may put it off, as a share of the weights.
         moments: The snapshots, oldest first, at least one.
         coefficients: By how much each average enters, for each snapshot and gamma.
     """
@@ -89,10 +91,12 @@ class Synthesis:
         pairs = [(moment.updates, power) for moment in moments for power in moment.gammas]
         ends, gammas = torch.tensor(pairs, dtype=torch.float64).T
         found, error = profile_fit(ends, gammas, end=end, gamma=gamma)
+        # Each average is off by what its file has rounded away, and counts by the size of its coefficient.
+        error += float(found.abs().sum()) * max(moment.precision for moment in moments)
         if error > LARGEST_ERROR:
             raise ValueError(
                 f"sigma_rel must be a width that the {len(moments)} snapshots until step {end} can give to "
-                f"{LARGEST_ERROR:.0%} of the profile, got {sigma_rel!r} with an error of {error:.0%}: take "
+                f"{LARGEST_ERROR:.0%}, got {sigma_rel!r} with an error of {error:.0%}: take "
                 "one nearer to those of the gammas, or more snapshots in the next run"
             )
         rest = iter(found.tolist())

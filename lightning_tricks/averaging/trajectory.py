@@ -82,6 +82,12 @@ class Moment:
     averages: Sequence[Mapping[str, Tensor]]
     live: Mapping[str, Tensor]
 
+    @property
+    def precision(self) -> float:
+        """How far rounding may have put an entry of the averages off, as a share of it."""
+        kinds = {value.dtype for average in self.averages for value in average.values()}
+        return max((torch.finfo(kind).eps / 2 for kind in kinds), default=0.0)
+
     def as_tensors(self) -> dict[str, Tensor]:
         """Return what its file holds."""
         averaged = {

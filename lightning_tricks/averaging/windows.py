@@ -167,7 +167,8 @@ class InFiles(Window):
         super().__init__(k)
         base, first = files.checkpoint_folder(weights.trainer), partial(in_first, weights.trainer)
         # Each moment is a step of its own to the shelf, for which they are counted elsewhere.
-        self._shelf = Shelf(EverySteps(1, k), base, first, folder=folder)
+        several = files.keeps_several(weights.trainer)
+        self._shelf = Shelf(EverySteps(1, k), base, first, folder=folder, several=several)
 
     def __len__(self) -> int:
         return len(self._shelf.kept)

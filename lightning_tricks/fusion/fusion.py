@@ -70,8 +70,8 @@ class WeightFusion(Technique):
       ``/kept`` (1 or 0).
     * **Saves** names, sizes and metrics of the snapshots; after fit also the weights before fusion. The
       snapshots are files in ``snapshots``, in the folder of ModelCheckpoint (else ``checkpoints`` under
-      ``default_root_dir``), and stay as long as the run or its latest checkpoint needs them; those that it
-      was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
+      ``default_root_dir``), and stay as long as the run or a checkpoint that is kept needs them; those that
+      it was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
       will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt``
       (``fused-v1.ckpt`` if there is one), with settings and metrics under ``weight_fusion``.
     * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on
@@ -164,8 +164,9 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             return
         now = {"position": self.clock.position, "epoch": self.clock.epoch}
         if self._shelf is None or state is not None:
-            folder = files.checkpoint_folder(trainer)
-            self._shelf = Shelf(self.collect, folder, partial(in_first, trainer), folder="snapshots")
+            base, several = files.checkpoint_folder(trainer), files.keeps_several(trainer)
+            first = partial(in_first, trainer)
+            self._shelf = Shelf(self.collect, base, first, folder="snapshots", several=several)
             self._shelf.skip(**now)  # added on a resume, it begins with what is to come
         if state is not None:
             at = getattr(trainer, "ckpt_path", None)

@@ -28,8 +28,7 @@ __all__ = [
     "mixes",
 ]
 
-Evaluate = Callable[[Model], float]
-"""How good a model is; higher is better, NaN is worst."""
+Evaluate = Callable[[Model], float]  # how good a model is; higher is better, NaN is worst
 Combine = Callable[[str, list[Tensor]], Tensor]
 """What becomes of the tensors of one name."""
 
@@ -47,7 +46,7 @@ class Shaped(Protocol):
 
 
 class FusionMethod(ABC):
-    """Base of the policies that fuse; frozen dataclasses, for a technique or for use by themselves.
+    """Base of the policies that fuse; frozen dataclasses, for a technique or by themselves.
 
     They are not marked as final: jsonargparse takes no final class for the default of a setting.
     """

@@ -22,6 +22,7 @@ __all__ = [
     "checkpoint_folder",
     "free_path",
     "is_tuners",
+    "keeps_several",
     "load",
     "save",
     "save_weights",
@@ -130,6 +131,13 @@ def checkpoint_folder(trainer: Trainer) -> Path:
     if "://" in folder:
         raise ValueError(f"the folder of checkpoints must be a local one to write beside them, got {folder}")
     return Path(folder)
+
+
+def keeps_several(trainer: Trainer) -> bool:
+    """Return whether callbacks that save checkpoints leave more than the latest of them."""
+    kept = [getattr(saver, "save_top_k", 1) for saver in trainer.checkpoint_callbacks]
+    last = [bool(getattr(saver, "save_last", False)) for saver in trainer.checkpoint_callbacks]
+    return -1 in kept or sum(kept) + sum(last) > 1
 
 
 def save_weights(

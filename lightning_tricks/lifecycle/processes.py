@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -28,8 +29,17 @@ def in_first(trainer: Trainer, work: Callable[[], T]) -> T:
         try:
             result = work()
         except Exception as caught:
-            error = caught
+            error = _sendable(caught)
     answer: tuple[T, Exception | None] = trainer.strategy.broadcast((result, error))  # type: ignore[assignment]
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return ``error``, or what it says if it cannot be sent to other processes."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of any kind, from classes that know nothing of this
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

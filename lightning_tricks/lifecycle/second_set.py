@@ -126,7 +126,7 @@ class SecondSet:
         values = None if found is None else {**found, **parts_of(wide or {}, self._layouts)}
         fresh = self.hold(values, dtype=dtype, device=device).fresh
         if loaded and found is None and not known:
-            say(trainer, f"{who}: the checkpoint holds no average, so it begins with the weights as they are")
+            say(trainer, f"{who}: the checkpoint holds no average of it, which begins as the weights are")
         elif found is not None and fresh:
             say(trainer, f"{who}: the checkpoint lacks the average of {', '.join(fresh)}, begun as they are")
         elif found is not None and not known:

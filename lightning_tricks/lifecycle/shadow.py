@@ -175,11 +175,6 @@ class Shadows:
         """Give the module its live values back, if it does not hold them."""
         if not self.shown:
             return
-        # Backwards, because tensors that share memory were shown one after the other.
-        while self._exchanged:
-            index, number = self._exchanged[-1]
-            pair = pieces(self._slots[index].tensor, self._shadows[index])[number]
-            swap_(*pair, self._exchanged.pop)
         for index, left in self._left.items():
             slot, shadow = self._slots[index], self._shadows[index]
             held = slot.owner[slot.key]
@@ -187,13 +182,19 @@ class Shadows:
             if place == shadow.data_ptr() and holders(held) == 2:
                 held.data = left
             elif place == shadow.data_ptr():
-                # Somebody has taken a view of it, and will look for the live weight there: the shadow goes.
-                for pair in pieces(slot.tensor, left):
-                    swap_(*pair)
-                shadow.data, self._left[index] = left, held.data
-            elif place != left.data_ptr():  # somebody gave it other memory
+                # Somebody has taken a view of it, and will look for the live weight there: the shadow goes to
+                # the memory of this, and then both are as after an exchange of values.
+                count = len(list(pieces(slot.tensor, left)))
+                self._exchanged += [(index, number) for number in range(count)]
+                shadow.data = left
+            elif shadow.data_ptr() != left.data_ptr() != place:  # somebody gave it other memory
                 copy_([shadow, slot.tensor], [slot.tensor, left])
         self._left.clear()
+        # Backwards, because tensors that share memory were shown one after the other.
+        while self._exchanged:
+            index, number = self._exchanged[-1]
+            pair = pieces(self._slots[index].tensor, self._shadows[index])[number]
+            swap_(*pair, self._exchanged.pop)
         self._fill(self._stash)
         self._stash, self.shown = {}, False
 

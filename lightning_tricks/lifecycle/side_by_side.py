@@ -41,7 +41,7 @@ def check_side_by_side(trainer: Trainer, member: Member, name: str) -> None:
     if evaluated:
         raise ValueError(
             f"validate of {name} needs the average that is evaluated to be listed before it, got it after: "
-            f"put {type(evaluated[0]).__name__} first"
+            f"put {evaluated[0].state_key} first"
         )
 
 

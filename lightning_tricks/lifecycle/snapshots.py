@@ -4,8 +4,8 @@ A file is named by its number and the checksum of its content: runs that go on f
 folder, one after the other, overwrite nothing.
 
 A run deletes only files that it wrote itself, once neither its collection nor its latest checkpoint names
-them: whoever resumes from that checkpoint, or again from the one that this run was resumed from, finds every
-snapshot that there was then. So the kept ones outlive the run too.
+them (any of its checkpoints, where several are kept): whoever resumes from that, or again from the one that
+this run was resumed from, finds every snapshot that there was then. So the kept ones outlive the run too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Shelf:
         folder: Where they lie; made when the first is written.
     """
 
-    def __init__(self, policy: SnapshotPolicy, base: Path, first: First, *, folder: str) -> None:
+    def __init__(
+        self, policy: SnapshotPolicy, base: Path, first: First, *, folder: str, several: bool = False
+    ) -> None:
         """Start without any, in a folder of ``base`` that no other run has used.
 
         Args:
@@ -63,12 +65,14 @@ class Shelf:
             first: Calls a function in the one process that touches files, and returns its result in all.
             folder: What to call the folder, unless it is there already; no two collections of a run may
                 share a name.
+            several: Whether more than the latest checkpoint is kept, so that what one names stays.
         """
         self.kept: list[Snapshot] = []
         self.folder: Path = first(partial(files.free_path, base / folder))
         self._policy = policy
         self._base = base
         self._first = first
+        self._several = several
         self._written = self._taken = self._validations = 0
         self._score: float | None = None
         self._own: set[str] = set()
@@ -132,7 +136,8 @@ class Shelf:
 
     def remember(self) -> None:
         """Take note that a checkpoint is being written, which names the snapshots kept now."""
-        self._named = frozenset(snapshot.name for snapshot in self.kept)
+        now = frozenset(snapshot.name for snapshot in self.kept)
+        self._named = self._named | now if self._several else now
 
     def load(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """Return the tensors of ``snapshot``, mapped from its file.

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
-from lightning_tricks.averaging.ema import EMAWeights
+from lightning_tricks import EMAWeights, SWAWeights
 from tests.averaging.watching import Watch, differ, parameters, slow_twin
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
 
@@ -30,7 +30,7 @@ def test_added_on_a_resume_it_begins_with_the_loaded_weights_and_says_so(
     expected = slow_twin(resumed.steps, lambda _: 0.9, warmup=True, every=1, start=0)
     torch.testing.assert_close(module.head.weight.detach(), expected["head.weight"])
     assert (
-        "EMAWeights: the checkpoint holds no average, so it begins with the weights"
+        "EMAWeights: the checkpoint holds no average of it, which begins as the weights are"
         in capsys.readouterr().out
     )
 
@@ -129,3 +129,18 @@ def test_names_that_the_module_migrates_are_migrated_in_both_sets(save: str, tmp
     assert_equal(second.starts[0], steps[-1])
     expected = slow_twin(steps + second.steps[1:], lambda _: 0.9, warmup=True, every=1, start=0)
     torch.testing.assert_close(module.classifier.weight.detach(), expected["classifier.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using")
+def test_a_mean_of_late_snapshots_takes_no_average_of_others_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(StopError):
+        trainer(EMAWeights(decay=0.9), StopAfter(7, path)).fit(Toy(), Loader(), VALIDATION)
+    watch, swa = Watch(), SWAWeights(start=12, every=2)
+    module = Toy()
+    runner = trainer(swa, watch)
+    runner.fit(module, Loader(), VALIDATION, ckpt_path=path)
+    last = runner.global_step
+    due = [watch.steps[step - 7]["head.weight"] for step in range(12, last + 1, 2)]
+    assert swa.outcome() == {"snapshots": len(due)}
+    torch.testing.assert_close(module.head.weight.detach(), torch.stack(due).mean(0))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lightning_tricks as lt
 from tests.averaging.watching import Watch, live_of, parameters
@@ -138,7 +139,7 @@ def test_added_beside_the_average_of_another_it_begins_anew(
     mean = {name: (watch.steps[1][name] + watch.steps[5][name]) / 2 for name in parameters(watch.steps[0])}
     for name, value in mean.items():
         torch.testing.assert_close(weights(module)[name], value)
-    assert "LAWA: the checkpoint holds no average, so it begins with the weights" in capsys.readouterr().out
+    assert "LAWA: the checkpoint holds no average of it" in capsys.readouterr().out
 
 
 def test_a_finished_run_still_ends_with_the_mean(tmp_path: Path) -> None:
@@ -149,3 +150,14 @@ def test_a_finished_run_still_ends_with_the_mean(tmp_path: Path) -> None:
     again, resumed = run(lt.LAWA(k=2, every=3), tmp_path, path=tmp_path / "checkpoints" / "a.ckpt")
     assert_equal(weights(resumed), weights(module))
     assert_equal(live_of(again, resumed), live_of(lawa, module))
+
+
+def test_each_checkpoint_that_is_kept_finds_its_snapshots(tmp_path: Path) -> None:
+    keeps = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=3, save_top_k=-1)
+    trainer(lt.LAWA(k=2, every=3), keeps, default_root_dir=tmp_path).fit(Toy(), Loader())
+    paths = sorted((tmp_path / "checkpoints").glob("*.ckpt"))
+    assert len(paths) > 3
+    for path in paths[:2]:
+        lawa = lt.LAWA(k=2, every=3)
+        trainer(lawa, default_root_dir=tmp_path).fit(Toy(), Loader(), ckpt_path=path)
+        assert lawa.outcome() == {"snapshots": 2}

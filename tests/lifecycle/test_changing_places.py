@@ -224,3 +224,30 @@ def test_the_average_follows_a_weight_that_was_replaced(dtype: torch.dtype) -> N
     module.weight = nn.Parameter(torch.full((6,), 8.5, dtype=dtype))
     module.shadows.lerp_(0.5)
     assert module.average() == [4.5] * 6
+
+
+def test_an_interruption_while_a_weight_that_was_looked_at_goes_back_is_taken_up_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = nn.Linear(1024, 1024, bias=False)  # four pieces
+    shadows = Shadows(find_slots(module, "*", buffers=False), dtype=None, device=None)
+    live, average = module.weight.detach().clone(), torch.full((1024, 1024), 3.0)
+    shadows.named()["weight"].copy_(average)
+    swapped, calls = tensors.swap_, 0
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        swapped(*arguments)
+
+    shadows.show()
+    view = module.weight.detach()
+    monkeypatch.setattr("lightning_tricks.lifecycle.shadow.swap_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shadows.hide()
+    shadows.hide()
+    assert torch.equal(module.weight, live)
+    assert torch.equal(view, live)
+    assert torch.equal(shadows.named()["weight"], average)
