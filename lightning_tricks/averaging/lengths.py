@@ -67,7 +67,7 @@ def evaluate_lengths(
     """
     if png is not None:
         with extra("plots"):
-            import matplotlib.figure  # noqa: F401
+            import matplotlib.figure  # noqa: F401  # missing, it is told before anything is measured
     trajectory = Trajectory.read(path)
     plans = [Synthesis.of(trajectory, sigma_rel=sigma_rel, step=step) for sigma_rel in sigma_rels]
     if not plans:
@@ -75,9 +75,9 @@ def evaluate_lengths(
     from rich.console import Console
     from rich.progress import track
 
-    bar = {"console": Console(stderr=True), "disable": not sys.stderr.isatty(), "transient": True}
     rows = []
-    for plan in track(plans, "lengths", **bar):  # type: ignore[arg-type]
+    console = Console(stderr=True)
+    for plan in track(plans, "lengths", console=console, disable=not sys.stderr.isatty(), transient=True):
         metrics = measured(evaluate, dict(plan.tensors()))
         rows.append(Length(plan.sigma_rel, plan.gamma, plan.error, metrics))
     if png is not None:

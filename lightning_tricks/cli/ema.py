@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning
 from rich.console import Console
@@ -112,7 +112,7 @@ class Order:
             if self.evaluate is None:
                 raise ValueError(f"png must be left out without --evaluate, got {self.png!r}")
             with extra("plots"):
-                import matplotlib.figure  # noqa: F401
+                import matplotlib.figure  # noqa: F401  # found missing now, and not when all is measured
         if self.evaluate is not None:
             set_("function", _function(self.evaluate))
 
@@ -231,9 +231,12 @@ def _as_text(order: Order, rows: list[Length]) -> str:
         )
         for row, path in zip(rows, order.paths, strict=True)
     ]
-    columns = {"sigma_rel": "right", "gamma": "right", "error of the profile": "right"}
-    columns |= dict.fromkeys(names, "right") | ({"file": "left"} if written else {})
-    parts.append(text_table(title, columns, table))  # type: ignore[arg-type]
+    columns: dict[str, Literal["left", "right"]] = dict.fromkeys(
+        ("sigma_rel", "gamma", "error", *names), "right"
+    )
+    if written:
+        columns["file"] = "left"
+    parts.append(text_table(title, columns, table))
     if order.png is not None and not order.dry_run:
         parts.append(f"written: {order.png}")
     return "\n\n".join(parts)

@@ -210,7 +210,8 @@ def built(name: object, parameters: object) -> FusionMethod:
     kind = METHODS[checks.one_of("method", name, tuple(METHODS))]
     if not isinstance(parameters, dict):
         raise ValueError(f"parameters of {name} must be a mapping, got {parameters!r:.80}")
-    fields = {each.name: each for each in dataclasses.fields(kind) if each.init}  # type: ignore[arg-type]
+    known = dataclasses.fields(kind)  # type: ignore[arg-type]  # methods are dataclasses
+    fields = {each.name: each for each in known if each.init}
     for key in parameters:
         checks.one_of(f"every parameter of {name}", key, tuple(fields))
     for key, each in fields.items():

@@ -84,6 +84,7 @@ def draw(tensors: Sequence[Mapping[str, Likeness]], labels: Sequence[str], path:
         for name, alike in each.items():
             layer, part = _split(name)
             cells[layers.index(layer)][parts.index(part)] = alike.cosine
+        panel.set_facecolor("#dddddd")  # where there is no tensor, or no direction; white is a cosine of 0
         image = panel.imshow(cells, vmin=-1, vmax=1, cmap="RdBu", aspect="auto", interpolation="nearest")
         panel.set_xticks(range(len(parts)), parts, rotation=90, fontsize=7)
         step = -(-len(layers) // _TALLEST)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Model", "alone", "copy_", "holders", "lerp_", "local", "pieces", "swap_", "weighted_sum"]
+__all__ = ["Model", "alone", "copy_", "holders", "lerp_", "local", "pieces", "swap_"]
 
 Model = Mapping[str, Tensor]
 """Tensors by name, such as a state dict."""
@@ -113,18 +113,3 @@ def swap_(first: Tensor, second: Tensor, note: Callable[[], object] = lambda: No
         first.copy_(second)
     finally:
         second.copy_(scratch)
-
-
-@torch.no_grad()
-def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
-    """Return the sum of ``weights[i] * tensors[i]``, computed in at least float32 and rounded once.
-
-    Args:
-        tensors: At least one; floating or complex, all of one shape and type.
-        weights: One number for each.
-    """
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    total = torch.zeros_like(tensors[0], dtype=wide)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total.add_(tensor.to(total), alpha=weight)
-    return total.to(tensors[0].dtype)

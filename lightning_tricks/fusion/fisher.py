@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.by_names import ByNames
 from lightning_tricks.fusion.methods import TensorwiseMethod, floating
 from lightning_tricks.fusion.pieces import pieces, piecewise, weighted
 from lightning_tricks.fusion.ties import check_weights
@@ -132,7 +133,7 @@ class WithFishers(TensorwiseMethod):
 
 
 @dataclass(frozen=True)
-class FisherWeighted(TensorwiseMethod):
+class FisherWeighted(ByNames):
     """Fuse by the mean weighted by Fisher information in files (:func:`fisher_weighted`).
 
     Args:
@@ -172,9 +173,6 @@ class FisherWeighted(TensorwiseMethod):
         found = [_opened(path) for path in self.fishers]
         shares = [1.0] * len(found) if self.weights is None else [*self.weights]
         return WithFishers([*self.fishers], found, shares).checked(names)
-
-    def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
-        raise NotImplementedError("only the method that `resolved` returns combines")
 
 
 def _opened(path: str) -> Model:

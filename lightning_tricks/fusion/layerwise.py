@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import clean_name, matches
 from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.by_names import ByNames
 from lightning_tricks.fusion.methods import TensorwiseMethod
 
 __all__ = ["Assigned", "Layerwise", "layerwise"]
@@ -40,7 +41,7 @@ def layerwise(models: Sequence[Model], recipe: Mapping[str, TensorwiseMethod]) -
 
 
 @dataclass(frozen=True)
-class Layerwise(TensorwiseMethod):
+class Layerwise(ByNames):
     """Fuse different tensors by different methods, the first match of a recipe (:func:`layerwise`).
 
     Methods over a base file get it before the other models, methods without one get the other models alone.
@@ -125,9 +126,6 @@ class Layerwise(TensorwiseMethod):
             for name in found[pattern]
         }
         return Assigned(self, methods)
-
-    def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
-        raise NotImplementedError("only the method that `resolved` returns combines")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import clean_name, matches
+from lightning_tricks.fusion.by_names import ByNames
 from lightning_tricks.fusion.layerwise import Assigned
 from lightning_tricks.fusion.methods import TensorwiseMethod
 
@@ -112,7 +111,7 @@ def _patterns(layers: object) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class OverDepth(TensorwiseMethod):
+class OverDepth(ByNames):
     """Fuse each layer by a method whose numbers are interpolated over the depth (:func:`at_depth`).
 
     Tensors outside of all layers are refused: ``Layerwise`` gives them a method of their own.
@@ -172,6 +171,3 @@ class OverDepth(TensorwiseMethod):
                 raise ValueError(f"layers must match modules, got {pattern!r}, which matches none")
         own = {name: (at_depth(self.methods, depth).resolved([name]), 0) for name, depth in found.items()}
         return Assigned(self, own)
-
-    def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
-        raise NotImplementedError("only the method that `resolved` returns combines")

@@ -30,6 +30,7 @@ def in_first(trainer: Trainer, work: Callable[[], T]) -> T:
             result = work()
         except Exception as caught:
             error = _sendable(caught)
+    # Where there is an error there is no result, which the types do not say.
     answer: tuple[T, Exception | None] = trainer.strategy.broadcast((result, error))  # type: ignore[assignment]
     if answer[1] is not None:
         raise answer[1]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_tricks.core.tensors import copy_, lerp_, swap_, weighted_sum
+from lightning_tricks.core.tensors import copy_, lerp_, swap_
 
 
 def test_lerp_promotes_a_narrower_source() -> None:
@@ -27,10 +27,3 @@ def test_swap_exchanges_to_the_bit_and_keeps_the_tensors() -> None:
 def test_empty_lists_are_fine() -> None:
     lerp_([], [], 0.5)
     copy_([], [])
-
-
-def test_weighted_sum_of_halves_is_computed_wide() -> None:
-    # In bfloat16, 256 + 1 is 256 again: eight additions of 1 would be lost.
-    tensors = [torch.tensor([256.0], dtype=torch.bfloat16)]
-    tensors += [torch.tensor([1.0], dtype=torch.bfloat16)] * 8
-    assert weighted_sum(tensors, [1.0] * 9).item() == 264.0
