@@ -189,26 +189,36 @@ class StopError(RuntimeError):
     """Raised by :class:`StopAfter`."""
 
 
-class StopAfter(Checkpoint):
-    """Saves a checkpoint at the ``count``-th call of ``hook`` and breaks off by an exception."""
+class SaveAfter(Checkpoint):
+    """Saves a checkpoint at the ``count``-th call of ``hook``."""
 
     def __init__(self, count: int, path: Path, hook: str = "on_train_batch_end") -> None:
         self.count, self.path, self.hook, self.seen = count, path, hook, 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop("on_train_batch_end", trainer)
+        self._called("on_train_batch_end", trainer)
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop("on_validation_end", trainer)
+        self._called("on_validation_end", trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop("on_train_epoch_end", trainer)
+        self._called("on_train_epoch_end", trainer)
 
-    def _stop(self, hook: str, trainer: Trainer) -> None:
+    def _called(self, hook: str, trainer: Trainer) -> None:
         self.seen += hook == self.hook
         if self.seen == self.count and hook == self.hook:
-            trainer.save_checkpoint(self.path)
-            raise StopError
+            self._reached(trainer)
+
+    def _reached(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class StopAfter(SaveAfter):
+    """And then breaks off by an exception."""
+
+    def _reached(self, trainer: Trainer) -> None:
+        super()._reached(trainer)
+        raise StopError
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

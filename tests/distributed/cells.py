@@ -8,6 +8,7 @@ runs all cases in turn and writes ``results.json`` and each case's final weights
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,9 +26,9 @@ from lightning_tricks.core.select import clean_name
 from tests.contract.adapting import as_it_is
 from tests.contract.cases import CASES, Case
 from tests.distributed.worlds import WORLDS, Part, World
-from tests.toys import StopAfter, StopError, Toy, assert_equal, trainer
+from tests.toys import SaveAfter, Toy, assert_equal, trainer
 
-STOP = ("on_train_batch_end", 9)  # within an epoch, and not within an accumulation
+MIDDLE = 9  # batches: within an epoch, and not within an accumulation
 
 
 class Watch(Callback):
@@ -102,6 +103,26 @@ def state_of(runner: Trainer, path: Path) -> dict[str, Any]:
 Run = tuple[Toy, Trainer, dict[str, Tensor]]
 
 
+class Leave(SaveAfter):
+    """Leaves in a folder of its own all that a run that was broken off at a batch would have left."""
+
+    def __init__(self, count: int, path: Path, folder: Path) -> None:
+        super().__init__(count, path)
+        self.folder = folder
+
+    def _reached(self, trainer: Trainer) -> None:
+        super()._reached(trainer)
+        if trainer.is_global_zero:
+            shutil.copytree(self.path.parent, self.folder)
+        trainer.strategy.barrier()
+
+
+def active_run(case: Case, world: World, folder: Path, watch: Watch) -> Run:
+    """Return a run with the active setting in ``folder / "whole"``, of which ``folder / "parts"`` is left."""
+    leave = Leave(MIDDLE, folder / "whole" / "middle.ckpt", folder / "parts")
+    return fit(world, folder / "whole", case.active(), watch, leave, adapt=case.adapt)
+
+
 def check(
     case: Case, world: World, plain: dict[str, Tensor], folder: Path, active: Run | None = None
 ) -> dict[str, Tensor]:
@@ -112,25 +133,18 @@ def check(
         world: The way to train.
         plain: The final weights of a run without it.
         folder: Where to write.
-        active: A run with the active setting, if there was one.
+        active: The :func:`active_run`, if there was one.
     """
     if "neutral" not in case.exempt:
         _, _, neutral = fit(world, folder / "neutral", case.neutral(), Watch(world), adapt=case.adapt)
         assert_equal(plain, neutral)
     if active is None:
-        active = fit(world, folder / "whole", case.active(), Watch(world), adapt=case.adapt)
+        active = active_run(case, world, folder, Watch(world))
     _, whole_runner, final = active
     changed = plain.keys() != final.keys() or any(not torch.equal(plain[k], final[k]) for k in plain)
     assert changed or "active" in case.exempt, "the active setting did nothing"
-    saved = folder / "parts" / "stopped.ckpt"
-    try:
-        stopper = StopAfter(STOP[1], saved, STOP[0])
-        fit(world, folder / "parts", case.active(), Watch(world), stopper, adapt=case.adapt)
-    except StopError:
-        dist.barrier()
-    _, runner, parts = fit(
-        world, folder / "parts", case.active(), Watch(world), adapt=case.adapt, ckpt_path=saved
-    )
+    resumed = {"adapt": case.adapt, "ckpt_path": folder / "parts" / "middle.ckpt"}
+    _, runner, parts = fit(world, folder / "parts", case.active(), Watch(world), **resumed)
     assert_equal(final, parts)
     assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
     return final
@@ -140,7 +154,7 @@ def run_or_refusal(case: Case, world: World, folder: Path) -> Run | str:
     """Return a run with the active setting, or why it is refused before the first batch."""
     watch = Watch(world)
     try:
-        return fit(world, folder / "whole", case.active(), watch, adapt=case.adapt)
+        return active_run(case, world, folder, watch)
     except ValueError as error:
         if watch.batches:
             raise
