@@ -58,7 +58,7 @@ class DropoutSchedule(Technique):
     Example:
         Two layers with dropout between them, in plain PyTorch, and 256 handwritten digits.
         ``DigitsClassifier`` trains any network on them by cross entropy and SGD; with ``QUIET`` the Trainer
-        prints nothing of its own.
+        shows no bars and writes no files.
 
         >>> import torch
         >>> from lightning.pytorch import Trainer

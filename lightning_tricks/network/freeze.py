@@ -132,7 +132,7 @@ class Freeze(Technique):
     Example:
         A small residual network learns the digits 0 to 4, of which there are many: that is our pretrained
         network. ``DigitsClassifier`` trains any network by cross entropy and SGD; with ``QUIET`` the Trainer
-        prints nothing of its own.
+        shows no bars and writes no files.
 
         >>> from copy import deepcopy
         >>> import torch

@@ -135,7 +135,7 @@ class MonteCarloDropout(Technique):
     Example:
         Two layers with dropout between them, in plain PyTorch, learn 1,000 handwritten digits.
         ``DigitsClassifier`` trains any network by cross entropy and SGD, and predicts probabilities; with
-        ``QUIET`` the Trainer prints nothing of its own.
+        ``QUIET`` the Trainer shows no bars and writes no files.
 
         >>> import torch
         >>> from lightning.pytorch import Trainer

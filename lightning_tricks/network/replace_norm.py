@@ -159,7 +159,8 @@ class ReplaceNorm(Technique):
 
     Example:
         A small residual network with BatchNorm learns 1,500 handwritten digits. ``DigitsClassifier`` trains
-        any network on them by cross entropy and SGD; with ``QUIET`` the Trainer prints nothing of its own.
+        any network on them by cross entropy and SGD; with ``QUIET`` the Trainer shows no bars and writes no
+        files.
 
         >>> from copy import deepcopy
         >>> import torch
@@ -200,10 +201,10 @@ class ReplaceNorm(Technique):
         >>> round((after - before).abs().max().item(), 1)
         0.9
         >>> labels = data.val_set.tensors[1]
-        >>> [bool((each.argmax(dim=1) == labels).float().mean() > 0.5) for each in (before, after)]
+        >>> [bool((each.argmax(dim=1) == labels).float().mean() > 0.4) for each in (before, after)]
         [True, False]
         >>> trainer.fit(model, data)
-        >>> bool(trainer.callback_metrics["val_accuracy"] > 0.5)
+        >>> bool(trainer.callback_metrics["val_accuracy"] > 0.4)
         True
 
         The same for LightningCLI, with all settings there are:

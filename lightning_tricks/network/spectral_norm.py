@@ -135,7 +135,7 @@ class SpectralNorm(Technique):
 
     Example:
         Two layers in plain PyTorch learn 512 handwritten digits. ``DigitsClassifier`` trains any network on
-        them by cross entropy and SGD; with ``QUIET`` the Trainer prints nothing of its own.
+        them by cross entropy and SGD; with ``QUIET`` the Trainer shows no bars and writes no files.
 
         >>> import torch
         >>> from lightning.pytorch import Trainer
@@ -148,7 +148,7 @@ class SpectralNorm(Technique):
         ...     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
         ...     trainer = Trainer(max_epochs=3, callbacks=list(techniques), **QUIET)
         ...     trainer.fit(DigitsClassifier(network), data)
-        ...     print(f"accuracy {trainer.callback_metrics['val_accuracy']:.1f}")
+        ...     print("learned" if trainer.callback_metrics["val_accuracy"] > 0.7 else "still guesses")
         ...     return network.eval()
 
         How much longer a layer can make a vector is the largest singular value of its weight. Nothing holds
@@ -157,7 +157,7 @@ class SpectralNorm(Technique):
         >>> def largest(network):
         ...     return [round(torch.linalg.matrix_norm(network[i].weight, 2).item(), 1) for i in (1, 3)]
         >>> free = trained()
-        accuracy 0.9
+        learned
         >>> largest(free)
         [2.4, 2.4]
 
@@ -167,7 +167,7 @@ class SpectralNorm(Technique):
         >>> spectral = SpectralNorm(n_power_iterations=1)
         >>> held = trained(spectral)
         SpectralNorm normalises the weights of 'network.1', 'network.3'
-        accuracy 0.9
+        learned
         >>> largest(held)
         [1.1, 1.1]
 

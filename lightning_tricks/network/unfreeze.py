@@ -79,7 +79,7 @@ class ProgressiveUnfreeze(Technique):
 
     Example:
         A small residual network learns the digits 0 to 4: that is our pretrained network. It gets a new head.
-        ``DigitsClassifier`` trains any network by SGD; with ``QUIET`` the Trainer prints nothing of its own.
+        ``DigitsClassifier`` trains any network; with ``QUIET`` the Trainer shows no bars and writes no files.
 
         >>> import torch, yaml
         >>> from lightning.pytorch import Trainer

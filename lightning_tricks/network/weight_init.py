@@ -118,7 +118,7 @@ class WeightInit(Technique):
 
     Example:
         Six layers in plain PyTorch, and 512 handwritten digits. ``DigitsClassifier`` trains any network on
-        them by cross entropy and SGD; with ``QUIET`` the Trainer prints nothing of its own.
+        them by cross entropy and SGD; with ``QUIET`` the Trainer shows no bars and writes no files.
 
         >>> import torch
         >>> from lightning.pytorch import Trainer
@@ -136,14 +136,14 @@ class WeightInit(Technique):
 
         torch draws each weight with a variance of 1 / (3 n_in), and each ReLU halves what comes out. So a
         layer hands on a sixth, and six of them next to nothing: all images get the same logits, and after
-        three epochs the network still guesses.
+        four epochs the network still guesses.
 
         >>> def spread(model):
         ...     return round(model(images).std(dim=0).mean().item(), 1)
-        >>> plain = DigitsClassifier(network())
+        >>> plain = DigitsClassifier(network(), lr=0.01)
         >>> spread(plain)
         0.0
-        >>> trainer = Trainer(max_epochs=3, **QUIET)
+        >>> trainer = Trainer(max_epochs=4, **QUIET)
         >>> trainer.fit(plain, data)
         >>> bool(trainer.callback_metrics["val_accuracy"] > 0.5)
         False
@@ -154,8 +154,8 @@ class WeightInit(Technique):
 
         >>> kaiming = WeightInit(scheme="kaiming_normal", nonlinearity="relu", seed=1)
         >>> look = LambdaCallback(on_train_start=lambda trainer, model: print(spread(model)))
-        >>> model = DigitsClassifier(network())
-        >>> trainer = Trainer(max_epochs=3, callbacks=[kaiming, look], **QUIET)
+        >>> model = DigitsClassifier(network(), lr=0.01)
+        >>> trainer = Trainer(max_epochs=4, callbacks=[kaiming, look], **QUIET)
         >>> trainer.fit(model, data)
         WeightInit: kaiming_normal, 12 tensors
         | weight            | layer  | fans in, out | gain              | std expected | measured |
@@ -174,7 +174,7 @@ class WeightInit(Technique):
         batch, unless ``overwrite`` names them:
 
         >>> try:
-        ...     Trainer(max_epochs=3, callbacks=[kaiming], **QUIET).fit(model, data)
+        ...     Trainer(max_epochs=4, callbacks=[kaiming], **QUIET).fit(model, data)
         ... except ValueError as error:
         ...     print(error)
         params must choose weights as torch first draws them, got 'network.1.weight', ...

@@ -146,7 +146,7 @@ class ZeroInitResidual(Technique):
 
     Example:
         A small residual network and 256 handwritten digits. ``DigitsClassifier`` trains any network on them
-        by cross entropy and SGD; with ``QUIET`` the Trainer prints nothing of its own.
+        by cross entropy and SGD; with ``QUIET`` the Trainer shows no bars and writes no files.
 
         >>> from copy import deepcopy
         >>> import torch

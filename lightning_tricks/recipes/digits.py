@@ -32,7 +32,7 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "num_sanity_val_steps": 0,
 }
-"""Settings of a Trainer for short runs on the CPU, as in cards: it prints and writes nothing of its own."""
+"""Settings of a Trainer for short runs on the CPU, as in cards: no bars, no summaries, no files."""
 
 Batch = list[Tensor]
 """Images, shape (n, 1, 8, 8), and labels, shape (n,)."""
