@@ -174,17 +174,23 @@ class ReplaceNorm(Technique):
         >>> Trainer(max_epochs=1, **QUIET).fit(model, data)
         >>> before = torch.cat(Trainer(**QUIET).predict(model, data))
 
-        To fine-tune it at a small batch, statistics had better stay as they are. The table tells for each
-        layer what it became, and what of its weights went on; predictions are the same to the bit:
+        At small batches statistics had better stay as they are, or be those of all devices. The table tells
+        for each layer what it became, and what of its weights went on; predictions are the same to the bit:
 
-        >>> frozen = ReplaceNorm(to="frozen_batch")
-        >>> after = torch.cat(Trainer(callbacks=[frozen], **QUIET).predict(deepcopy(model), data))
+        >>> for to in ("frozen_batch", "sync_batch"):
+        ...     exact = ReplaceNorm(to=to)
+        ...     after = torch.cat(Trainer(callbacks=[exact], **QUIET).predict(deepcopy(model), data))
+        ...     print(torch.equal(after, before))
         ReplaceNorm: layers replaced: 5
         | layer                       | was         | is              | handed on ...
         ...
         | network.groups.0.0.first.1  | BatchNorm2d | FrozenBatchNorm | weight, bias, running_mean, ...
         ...
-        >>> torch.equal(after, before)
+        True
+        ReplaceNorm: layers replaced: 5
+        ...
+        | network.groups.0.0.first.1  | BatchNorm2d | SyncBatchNorm | weight, bias, running_mean, ...
+        ...
         True
 
         A GroupNorm takes weight and bias over, but normalises by each image's own statistics. That is another
