@@ -56,11 +56,56 @@ class DropoutSchedule(Technique):
         params: Patterns of the layers, by their names or types, or the names of what holds them.
 
     Example:
+        Two layers with dropout between them, in plain PyTorch, and 256 handwritten digits.
+        ``DigitsClassifier`` trains any network on them by cross entropy and SGD; with ``QUIET`` the Trainer
+        shows no bars and writes no files.
+
+        >>> import torch
         >>> from lightning.pytorch import Trainer
-        >>> early = DropoutSchedule(schedule="constant(0.1, over='20%') >> constant(0.0)", params="encoder")
-        >>> trainer = Trainer(callbacks=[early], logger=False)
-        >>> DropoutSchedule(schedule="linear(to=0.25, start=0.0)")
-        DropoutSchedule(schedule='linear(to=0.25, start=0.0)', params='*')
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from torch import nn
+        >>> from lightning_tricks import DropoutSchedule, to_yaml
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> data = DigitsData(training=256)
+        >>> _ = torch.manual_seed(0)
+        >>> dropout = nn.Dropout(0.5)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), dropout, nn.Linear(32, 10))
+
+        Late dropout: none while the network still fits too little, 0.4 in the second half, where it would fit
+        too much. A percentage is one of the run, however long that is. We write the probability down after
+        each epoch:
+
+        >>> def probabilities(technique):
+        ...     found = []
+        ...     look = LambdaCallback(on_train_epoch_end=lambda *_: found.append(round(dropout.p, 2)))
+        ...     trainer = Trainer(max_epochs=6, callbacks=[technique, look], **QUIET)
+        ...     trainer.fit(DigitsClassifier(network), data)
+        ...     return found
+        >>> late = DropoutSchedule(schedule="constant(0.0, over='50%') >> constant(0.4)")
+        >>> probabilities(late)
+        DropoutSchedule drives the dropout of 'network.3'
+        [0.0, 0.0, 0.0, 0.4, 0.4, 0.4]
+
+        A curriculum rises from step to step:
+
+        >>> probabilities(DropoutSchedule(schedule="linear(to=0.25, start=0.0)"))
+        DropoutSchedule drives the dropout of 'network.3'
+        [0.03, 0.07, 0.11, 0.16, 0.2, 0.24]
+
+        After each run the layer has its own probability again:
+
+        >>> dropout.p
+        0.5
+
+        The same for LightningCLI, with all settings there are:
+
+        >>> print(to_yaml(late), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.DropoutSchedule
+            init_args:
+              schedule: constant(0.0, over='50%') >> constant(0.4)
+              params: '*'
     """
 
     schedule: float | str | Schedule

@@ -130,13 +130,64 @@ class Freeze(Technique):
         dropout: ``"on"``, or ``"off"`` to run layers whose parameters are all frozen in evaluation mode.
 
     Example:
-        >>> Freeze(params="body[:-3]", dropout="off")
-        Freeze(params='body[:-3]', at=0, norm_stats='frozen', dropout='off')
+        A small residual network learns the digits 0 to 4, of which there are many: that is our pretrained
+        network. ``DigitsClassifier`` trains any network by cross entropy and SGD; with ``QUIET`` the Trainer
+        shows no bars and writes no files.
 
-        A linear probe of a pretrained network: only its head learns, on features without any noise.
+        >>> from copy import deepcopy
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from torch import nn
+        >>> from lightning_tricks import Freeze, to_yaml
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> from lightning_tricks.recipes.residual import ResidualNet
+        >>> _ = torch.manual_seed(0)
+        >>> network = ResidualNet(widths=(8, 16), classes=5)
+        >>> many = DigitsData(classes=range(5), training=1500, batch_size=16)
+        >>> Trainer(max_epochs=1, **QUIET).fit(DigitsClassifier(network, classes=5), many)
 
-        >>> probe = Freeze(params="backbone", dropout="off")
-        >>> # Trainer(max_epochs=10, callbacks=[probe, WarmupCosine()]).fit(module, data)
+        Of 5 to 9 there are few. A linear probe keeps all that was learned and trains a new head alone, on
+        features without the noise of dropout. What is frozen and what learns is printed as training begins:
+
+        >>> network.head = nn.Linear(16, 5)
+        >>> before = deepcopy(network.state_dict())
+        >>> few = DigitsData(classes=range(5, 10), training=100, batch_size=16)
+        >>> probe = Freeze(params=("network.stem", "network.groups"), dropout="off")
+        >>> trainer = Trainer(max_epochs=10, check_val_every_n_epoch=10, callbacks=[probe], **QUIET)
+        >>> trainer.fit(DigitsClassifier(network, classes=5, lr=0.2), few)
+        Freeze
+        | part                         | learns | tensors | parameters |
+        |------------------------------|--------|---------|------------|
+        | network.stem, network.groups | no     |      16 |      4,920 |
+        | all else                     | yes    |       2 |         85 |
+        >>> bool(trainer.callback_metrics["val_accuracy"] > 0.5)
+        True
+
+        The frozen part is as it was, to the bit and with the running statistics of BatchNorm; only the head
+        has moved. The optimizer kept momentum for the head's two tensors alone, and after the run all is free
+        again:
+
+        >>> [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])]
+        ['head.weight', 'head.bias']
+        >>> len(trainer.optimizers[0].state)
+        2
+        >>> all(parameter.requires_grad for parameter in network.parameters())
+        True
+
+        Parts are also told by position, and may stop later: here all groups but the last, at half of the run.
+        For LightningCLI that is:
+
+        >>> print(to_yaml(Freeze(params=("network.stem", "network.groups[:-1]"), at="50%")), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.Freeze
+            init_args:
+              params:
+              - network.stem
+              - network.groups[:-1]
+              at: 50%
+              norm_stats: frozen
+              dropout: 'on'
     """
 
     params: Patterns

@@ -93,10 +93,54 @@ class PreciseBatchNorm(Technique):
         batches: How many training batches to look at, at least 1; at most an epoch.
 
     Example:
+        Two layers with BatchNorm between them, in plain PyTorch, and 256 handwritten digits.
+        ``DigitsClassifier`` trains any network on them by cross entropy and SGD; with ``QUIET`` the Trainer
+        shows no bars and writes no files.
+
+        >>> import torch
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[PreciseBatchNorm(batches=50)], logger=False)
-        >>> PreciseBatchNorm()
-        PreciseBatchNorm(batches=200)
+        >>> from torch import nn
+        >>> from lightning_tricks import PreciseBatchNorm, to_yaml
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> data = DigitsData(training=256)
+
+        A running mean is an average over the last steps, whose weights are gone. It should be that of all
+        training images behind the first layer as it is now. How far is it from that after two epochs?
+
+        >>> def trained(*techniques):
+        ...     torch.manual_seed(0)
+        ...     first, norm = nn.Linear(64, 32), nn.BatchNorm1d(32)
+        ...     network = nn.Sequential(nn.Flatten(), first, norm, nn.ReLU(), nn.Linear(32, 10))
+        ...     trainer = Trainer(max_epochs=2, callbacks=list(techniques), **QUIET)
+        ...     trainer.fit(DigitsClassifier(network), data)
+        ...     features = first(data.train_set.tensors[0].flatten(1))
+        ...     print(f"mean is off by {(norm.running_mean - features.mean(dim=0)).abs().mean():.2f}")
+        ...     variance = features.var(dim=0, correction=0)
+        ...     print(f"variance is off by {(norm.running_var - variance).abs().mean():.2f}")
+        ...     return trainer.callback_metrics["val_loss"]
+        >>> loss = trained()
+        mean is off by 0.17
+        variance is off by 0.26
+
+        The technique sends the training images through the network once more, before each validation and when
+        training ends. Both are then what they should be, and the same weights are validated with a lower
+        loss:
+
+        >>> precise = PreciseBatchNorm(batches=200)
+        >>> precise_loss = trained(precise)
+        mean is off by 0.00
+        variance is off by 0.00
+        >>> bool(precise_loss < loss)
+        True
+
+        The same for LightningCLI:
+
+        >>> print(to_yaml(precise), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.PreciseBatchNorm
+            init_args:
+              batches: 200
     """
 
     batches: int = 200

@@ -20,29 +20,17 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from torch import nn
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.duration import as_duration
-from lightning_tricks.core.groups import group_sizes
-from lightning_tricks.core.partition import check_covered, disjoint, written
+from lightning_tricks.core.partition import check_covered, written
 from lightning_tricks.core.select import Patterns
 from lightning_tricks.lifecycle.notice import say, warn
-from lightning_tricks.lifecycle.seal import unsealed
-from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.agenda import Agenda
+from lightning_tricks.network.division import Division, division_table
 from lightning_tricks.network.first_gradients import FirstGradients
 from lightning_tricks.network.openings import Trigger
-from lightning_tricks.network.proposal import propose_stages
 from lightning_tricks.network.rewarming import Rewarming
-from lightning_tricks.network.stage_table import STAGE_COLUMNS, stage_rows
-from lightning_tricks.network.stages import (
-    as_stages,
-    check_factor,
-    check_optimizers,
-    check_same,
-    open_stages_,
-    split_by_stage_,
-)
+from lightning_tricks.network.stages import as_stages, check_factor, check_optimizers, open_stages_
 from lightning_tricks.network.statistics import DROPOUT, NORM_STATS, frozen_layers
 from lightning_tricks.network.trainable import Trainable
 
@@ -78,9 +66,9 @@ class ProgressiveUnfreeze(Technique):
     * **Use** to fine-tune a pretrained network with few examples; **not** to train from scratch.
 
     Args:
-        stages: For each stage its name patterns or module types, from the first opened to the last; or how
-            many there are, for stages by depth (:func:`propose_stages`). Each parameter that requires a
-            gradient is in exactly one.
+        stages: For each stage its name patterns or module types, from the first opened to the last, such as
+            ``["head", "encoder[-4:]", "encoder[:-4]"]``; or how many there are, for stages by depth
+            (:func:`propose_stages`). Each parameter that requires a gradient is in exactly one.
         at: Distance between two openings in optimizer steps, epochs or percent of the run; or a list with
             a moment for each stage but the first; or a policy such as ``Plateau("val_loss")``.
         lr_factor: Ratio of the rates of a stage and the one opened before it, above 0. With 1 and no
@@ -90,16 +78,71 @@ class ProgressiveUnfreeze(Technique):
         dropout: ``"on"``, or ``"off"`` to run layers whose parameters are all frozen in evaluation mode.
 
     Example:
-        >>> ProgressiveUnfreeze(stages=["head", ("body.*", "embed")], at="20%", lr_factor=0.5)
-        ProgressiveUnfreeze(stages=['head', ('body.*', 'embed')], at='20%', lr_factor=0.5, warmup=0, \
-norm_stats='frozen', dropout='on')
+        A small residual network learns the digits 0 to 4: that is our pretrained network. It gets a new head.
+        ``DigitsClassifier`` trains any network; with ``QUIET`` the Trainer shows no bars and writes no files.
 
-        Of a network with an encoder of twelve layers, first the head, then four layers at a time:
+        >>> import torch, yaml
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from torch import nn
+        >>> from lightning_tricks import ProgressiveUnfreeze, propose_stages, to_yaml
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> from lightning_tricks.recipes.residual import ResidualNet
+        >>> _ = torch.manual_seed(0)
+        >>> network = ResidualNet(widths=(8, 16), classes=5)
+        >>> model = DigitsClassifier(network, classes=5)
+        >>> Trainer(max_epochs=1, **QUIET).fit(model, DigitsData(classes=range(5), batch_size=16))
+        >>> network.head = nn.Linear(16, 5)
 
-        >>> unfreeze = ProgressiveUnfreeze(
-        ...     stages=["head", "encoder[-4:]", "encoder[4:8]", "encoder[:4]"], at="1 epoch", warmup="2%"
-        ... )
-        >>> # Trainer(max_epochs=10, callbacks=[unfreeze, WarmupCosine()]).fit(module, data)
+        The network proposes its stages, from the head down. A plan of them is written as YAML for
+        LightningCLI, edited, here to let each stage learn for two epochs, and read back. Its table needs no
+        run:
+
+        >>> plan = to_yaml(ProgressiveUnfreeze(stages=propose_stages(model), at="1 epoch"))
+        >>> print(plan, end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.ProgressiveUnfreeze
+            init_args:
+              stages:
+              - network.head
+              - network.groups
+              - network.stem
+              at: 1 epoch
+              lr_factor: 0.3846153846153846
+              warmup: 0
+              norm_stats: frozen
+              dropout: 'on'
+        >>> edited = yaml.safe_load(plan.replace("1 epoch", "2 epochs"))
+        >>> unfreeze = ProgressiveUnfreeze(**edited["trainer"]["callbacks"][0]["init_args"])
+        >>> print(unfreeze.table(model))
+        ProgressiveUnfreeze: 1 of 3 stages open
+        | stage | patterns       | opens at | tensors | parameters | rate factor | trainable so far |
+        |-------|----------------|----------|---------|------------|-------------|------------------|
+        | 1     | network.head   | start    |       2 |         85 | 1           |               85 |
+        | 2     | network.groups | 2 epochs |      13 |      4,832 | 0.3846      |            4,917 |
+        | 3     | network.stem   | 4 epochs |       3 |         88 | 0.1479      |            5,005 |
+
+        The digits 5 to 9 are new, and few. The run prints the table as it begins; after each epoch we look
+        which parts learn. What opens later has a lower rate:
+
+        >>> def look(trainer, model):
+        ...     free = {name.split(".")[0]: None for name, p in network.named_parameters() if p.requires_grad}
+        ...     print(trainer.current_epoch, *free)
+        >>> callbacks = [unfreeze, LambdaCallback(on_train_epoch_end=look)]
+        >>> trainer = Trainer(max_epochs=5, check_val_every_n_epoch=5, callbacks=callbacks, **QUIET)
+        >>> trainer.fit(model, DigitsData(classes=range(5, 10), training=200, batch_size=16))
+        ProgressiveUnfreeze: 1 of 3 stages open
+        ...
+        0 head
+        1 head
+        2 groups head
+        3 groups head
+        4 stem groups head
+        >>> [round(group["lr"], 3) for group in trainer.optimizers[0].param_groups]
+        [0.05, 0.019, 0.007]
+        >>> bool(trainer.callback_metrics["val_accuracy"] > 0.5)
+        True
     """
 
     stages: int | Sequence[Patterns]
@@ -109,12 +152,9 @@ norm_stats='frozen', dropout='on')
     norm_stats: Literal["frozen", "train"] = "frozen"
     dropout: Literal["on", "off"] = "on"
     _agenda: Agenda = field(default_factory=lambda: Agenda([], 1), init=False, repr=False)
-    _patterns: list[Patterns] = field(default_factory=list, init=False, repr=False)
+    _division: Division = field(default_factory=Division, init=False, repr=False)
     _chosen: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
-    _members: list[dict[str, nn.Parameter]] = field(default_factory=list, init=False, repr=False)
     _mine: set[nn.Parameter] = field(default_factory=set, init=False, repr=False)
-    _found: dict[str, Any] | None = field(default=None, init=False, repr=False)
-    _found_sizes: list[list[int]] = field(default_factory=list, init=False, repr=False)
     _trainable: Trainable = field(default_factory=Trainable, init=False, repr=False)
     _first: FirstGradients = field(default_factory=FirstGradients, init=False, repr=False)
     _rewarming: Rewarming = field(default_factory=Rewarming, init=False, repr=False)
@@ -139,55 +179,30 @@ norm_stats='frozen', dropout='on')
         return self.lr_factor != 1 or bool(self._rewarming)
 
     def table(self, module: nn.Module) -> str:
-        """Return the stages that ``module`` would have in a run, as a table.
-
-        Raises:
-            ValueError: If a pattern matches nothing, a parameter is in two stages, or there are not so many.
-        """
-        patterns = self._patterns_of(module)
-        members = disjoint(module, patterns, name="stages", part="stage")
-        rows = stage_rows(module, patterns, members, self._agenda.written(), self.lr_factor)
+        """Return the stages that ``module`` would have in a run (:func:`division_table`)."""
         title = f"{self.state_key}: {self._opened} of {self._count} stages open"
-        return text_table(title, STAGE_COLUMNS, rows)
-
-    def _patterns_of(self, module: nn.Module) -> list[Patterns]:
-        stages = self.stages
-        return [*(propose_stages(module, stages) if isinstance(stages, int) else stages)]
+        return division_table(title, module, self.stages, self._agenda.written(), self.lr_factor)
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._found, self._found_sizes = None, []
+        self._division.forget()
 
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        entry = unsealed(checkpoint, self.state_key)
-        self._found = None if entry is None else entry["state"]
-        self._found_sizes = group_sizes(
-            each["param_groups"] for each in checkpoint.get("optimizer_states", [])
-        )
+        self._division.read(checkpoint, self.state_key)
         if self._trainable.taken:  # sharding strategies load after ``prepare``
             self._accept_found()
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._patterns = self._patterns_of(pl_module)
-        self._members = disjoint(pl_module, self._patterns, name="stages", part="stage")
-        self._chosen = {name: p for stage in self._members for name, p in stage.items()}
+        self._division.take(trainer, pl_module, self.stages, self.lr_factor, split=self._splits)
+        self._chosen = {name: p for stage in self._division.members for name, p in stage.items()}
         self._mine = {*self._chosen.values(), *(p for p in pl_module.parameters() if not p.requires_grad)}
-        if self.lr_factor != 1 and trainer.strategy.lr_scheduler_configs:
-            raise ConflictError(
-                f"lr_factor must be 1 with a scheduler of {type(pl_module).__name__}.configure_optimizers, "
-                f"which was built before parameter groups are split, got {self.lr_factor!r}: "
-                "set lr_factor=1, or return no scheduler"
-            )
         self._accept_found()
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        check_optimizers(trainer.optimizers, self._members, self._agenda.due, scaled=scaled)
+        check_optimizers(trainer.optimizers, self._division.members, self._agenda.due, scaled=scaled)
 
     def _accept_found(self) -> None:
-        # Before Lightning loads the optimizers: torch would find other groups and not say why.
-        if self._found is not None:
-            check_same(self._found, self._members, self.lr_factor, split=self._splits)
-            self._agenda.due = self._found["opened"]
+        self._agenda.due = self._division.accept() or self._agenda.due
 
     def claims(self) -> Iterable[Claim]:
         slots = ["requires_grad", *["param_groups"] * self._splits, *["lr_warmup"] * bool(self._rewarming)]
@@ -195,29 +210,17 @@ norm_stats='frozen', dropout='on')
 
     def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._splits:
-            self._split(trainer)
+            self._division.split(trainer, self.state_key, self.warmup)
         self._trainable.take(self, trainer, pl_module, self._chosen.values(), self._as_found)
-        open_stages_(self._members, self._agenda.due)
+        open_stages_(self._division.members, self._agenda.due)
 
     def _as_found(self) -> None:
-        if self._found is not None:
-            open_stages_(self._members, self._found["applied"])
-
-    def _split(self, trainer: Trainer) -> None:
-        depths = {p: depth for depth, stage in enumerate(self._members) for p in stage.values()}
-        for optimizer in trainer.optimizers:
-            split_by_stage_(optimizer, depths, self.lr_factor)
-        sizes = group_sizes(optimizer.param_groups for optimizer in trainer.optimizers)
-        if self._found is None and self._found_sizes not in ([], sizes):
-            raise ValueError(
-                "lr_factor must be 1, and warmup 0, to go on from a checkpoint written without "
-                f"{self.state_key}, got {self.lr_factor!r} and {self.warmup!r}: its optimizers "
-                f"have parameter groups of {self._found_sizes} tensors, those of this run {sizes}"
-            )
+        if self._division.found is not None:
+            open_stages_(self._division.members, self._division.found["applied"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After all other techniques have frozen what is theirs.
-        check_covered(pl_module, self._members, name="stages", part="stage")
+        check_covered(pl_module, self._division.members, name="stages", part="stage")
         if self._rewarming:
             self.conductor.rates.show(trainer)
 
@@ -233,9 +236,10 @@ norm_stats='frozen', dropout='on')
         self._between_steps = True
         if self.clock.position == 0:
             self._opened = self._agenda.due  # what is open from the start needs no warm-up of its own
-        self._rewarming.begin(self, trainer, self._members, self._agenda.due)
+        self._rewarming.begin(self, trainer, self._division.members, self._agenda.due)
         self._apply(trainer)
-        self._first.await_({name: p for stage in self._members[: self._opened] for name, p in stage.items()})
+        begun = self._division.members[: self._opened]
+        self._first.await_({name: p for stage in begun for name, p in stage.items()})
         say(trainer, self.table(pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -250,10 +254,10 @@ norm_stats='frozen', dropout='on')
     def _apply(self, trainer: Trainer) -> None:
         """Open what is due, and bring gradients, rates and the modes of layers in line."""
         due = self._agenda.due
-        self._first.await_(open_stages_(self._members, due))
+        self._first.await_(open_stages_(self._division.members, due))
         self._rewarming.open(self, trainer, range(self._opened, due))
         self._opened = due
-        self._learning = sum(p.numel() for stage in self._members[:due] for p in stage.values())
+        self._learning = sum(p.numel() for stage in self._division.members[:due] for p in stage.values())
         self._trainable.follow(self, trainer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -274,7 +278,7 @@ norm_stats='frozen', dropout='on')
         self._agenda.observe(self, trainer, self._opened)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if closed := [written(patterns) for patterns in self._patterns[self._opened :]]:
+        if closed := [written(patterns) for patterns in self._division.patterns[self._opened :]]:
             never = f"{len(closed)} never did: {'; '.join(closed)}"
             warn(trainer, f"each stage should open in the run, but {never}")
 
@@ -289,7 +293,7 @@ norm_stats='frozen', dropout='on')
         return {
             **self._agenda.saved(),
             "applied": self._opened,
-            "stages": [list(stage) for stage in self._members],
+            "stages": [list(stage) for stage in self._division.members],
             "lr_factor": self.lr_factor,
             "split": self._splits,
             "rising": self._rewarming.saved(),

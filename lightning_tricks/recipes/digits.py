@@ -9,6 +9,7 @@ Repository, 1998, https://doi.org/10.24432/C50P49.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,18 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 
-__all__ = ["DigitsClassifier", "DigitsData", "with_label_noise"]
+__all__ = ["QUIET", "DigitsClassifier", "DigitsData", "with_label_noise"]
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "num_sanity_val_steps": 0,
+}
+"""Settings of a Trainer for short runs on the CPU, as in cards: no bars, no summaries, no files."""
 
 Batch = list[Tensor]
 """Images, shape (n, 1, 8, 8), and labels, shape (n,)."""
