@@ -211,9 +211,9 @@ device=None, file_dtype='float32')
         wide = {name: value.element_size() for name, value in self._weights.tensors().items()}
         size = 0
         averaged = {name for slot in self._seconds[0].slots.values() if slot.moves for name in slot.names}
-        for name, count in self._weights.sizes().items():
+        for name, whole in self._weights.wholes().items():
             each = 2 if self.file_dtype == "float16" else max(4, wide[name])
-            size += count * (each * len(self.gammas) if clean_name(name) in averaged else wide[name])
+            size += whole.numel() * (each * len(self.gammas) if clean_name(name) in averaged else wide[name])
         horizon, unit = run_horizon(trainer, self.clock), as_unit("snapshot_every", self.snapshot_every)
         if horizon.total is None:
             return f"a snapshot of {_written(size)} each {unit}"

@@ -1,0 +1,64 @@
+"""The curve from snapshot to snapshot of a run: measured by its validation, shown by its loggers."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from lightning_tricks.fusion.curve import Curve, along, draw_curve
+from lightning_tricks.fusion.interpolate import Interpolate
+from lightning_tricks.lifecycle import files
+from lightning_tricks.lifecycle.line_plot import log_line
+from lightning_tricks.lifecycle.processes import in_first
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning.pytorch import Trainer
+
+    from lightning_tricks.fusion.candidates import Candidates
+    from lightning_tricks.lifecycle.evaluation import Objective
+
+__all__ = ["curve_of", "show_curve"]
+
+
+def curve_of(tried: Candidates, objective: Objective, points: int) -> Curve:
+    """Return the metric along the lines between snapshots; the module holds the last of them afterwards."""
+    models = tried.snapshots()
+
+    def measure(index: int, share: float) -> float:
+        model = Interpolate(1.0 - share).fuse(models[index : index + 2]) if share else models[index]
+        return objective.metric(tried.score(objective, model))
+
+    return along(len(models), points, measure, mode="max" if objective.sign > 0 else "min")
+
+
+def show_curve(trainer: Trainer, curve: Curve, prefix: str, *, metric: str, step: int) -> Path | None:
+    """Log ``curve`` as a plot, and draw it in the folder of checkpoints if matplotlib is installed.
+
+    Args:
+        trainer: The Trainer of the run.
+        curve: What is shown.
+        prefix: What the names of metrics begin with.
+        metric: What the values are.
+        step: For which it is logged.
+
+    Returns:
+        The path of the picture; ``None`` if there is none.
+
+    Raises:
+        OSError: If the picture cannot be written.
+    """
+    axes = ("snapshot", metric)
+    log_line(trainer, f"{prefix}/curve", curve.positions, curve.values, axes=axes, step=step)
+
+    def draw() -> Path | None:
+        if find_spec("matplotlib") is None:
+            return None
+        path = files.free_path(files.checkpoint_folder(trainer) / "curve.png")
+        names = [str(index + 1) for index in range(len(curve.barriers) + 1)]
+        with files.written_whole(path) as part:
+            draw_curve(curve, part, metric=metric, names=names)
+        return path
+
+    return in_first(trainer, draw)
