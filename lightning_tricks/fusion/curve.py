@@ -173,14 +173,16 @@ def _number(value: object) -> float:
     raise TypeError(f"evaluate must return a number for a curve, got {value!r:.80}")
 
 
-def draw_curve(curve: Curve, path: str | PathLike[str], *, metric: str, names: Sequence[str]) -> None:
-    """Draw ``curve`` with the straight lines that barriers are measured from, as a PNG at ``path``.
+def draw_curve(
+    curve: Curve, path: str | PathLike[str], *, names: Sequence[str], axes: tuple[str, str]
+) -> None:
+    """Draw ``curve``, with the straight lines above which barriers rise, as a PNG at ``path``.
 
     Args:
         curve: What is drawn.
         path: Where to.
-        metric: What the values are.
         names: Of the models.
+        axes: What the models are, and the values.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
@@ -190,19 +192,15 @@ def draw_curve(curve: Curve, path: str | PathLike[str], *, metric: str, names: S
         from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(6.0, 1.3 * len(names)), 3.8), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    panel = figure.subplots()
     steps = (len(curve.values) - 1) // (len(names) - 1)
-    axes.plot(
-        curve.positions[::steps],
-        curve.values[::steps],
-        "--",
-        color="#777777",
-        label="straight between models",
-    )
-    axes.plot(curve.positions, curve.values, "o-", color="#0072B2", markersize=4, label="on the line")
-    axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.set_ylabel(metric)
-    axes.set_title(f"barrier {curve.barrier:.4g}", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    ends = curve.positions[::steps], curve.values[::steps]
+    panel.plot(*ends, "--", color="#777777", label="without a barrier")
+    panel.plot(curve.positions, curve.values, "o-", color="#0072B2", markersize=4, label="measured")
+    panel.set_xticks(range(len(names)), names, fontsize=8)
+    panel.set_xlabel(axes[0])
+    panel.set_ylabel(axes[1])
+    panel.set_title(f"barrier {curve.barrier:.4g}", fontsize=10)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
     figure.savefig(path, format="png")

@@ -11,7 +11,7 @@ from lightning_tricks.fusion.provenance import KEY, provenance
 from lightning_tricks.fusion.run_curve import curve_of, show_curve
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.batchnorm import learning_batchnorms
-from lightning_tricks.lifecycle.notice import say
+from lightning_tricks.lifecycle.notice import say, warn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,9 +55,13 @@ class Ending:
         """Put the fused weights into the module; return how good they are and whether to keep them."""
         before = None if self.objective is None else self.tried.measure(self.objective)
         found: Outcome = {}
-        if self.objective is not None and self.points is not None and len(self.tried.shelf.kept) > 1:
-            self.curve = curve_of(self.tried, self.objective, self.points)
-            found["barrier"] = self.curve.barrier
+        if self.objective is not None and self.points is not None:
+            if (count := len(self.tried.shelf.kept)) > 1:
+                self.curve = curve_of(self.tried, self.objective, self.points)
+                found["barrier"] = self.curve.barrier
+            else:
+                text = f"{self.tried.name}: there is no curve: it needs 2 snapshots, got {count}"
+                warn(self.tried.weights.trainer, text)
         settled, score = self._settled(self.tried.fused())
         if self.objective is None or before is None:
             return {**settled, "kept": True}

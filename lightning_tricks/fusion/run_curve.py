@@ -56,9 +56,9 @@ def show_curve(trainer: Trainer, curve: Curve, prefix: str, *, metric: str, step
         if find_spec("matplotlib") is None:
             return None
         path = files.free_path(files.checkpoint_folder(trainer) / "curve.png")
-        names = [str(index + 1) for index in range(len(curve.barriers) + 1)]
+        names = [str(index) for index in range(len(curve.barriers) + 1)]
         with files.written_whole(path) as part:
-            draw_curve(curve, part, metric=metric, names=names)
+            draw_curve(curve, part, names=names, axes=axes)
         return path
 
     return in_first(trainer, draw)
