@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -58,17 +58,20 @@ class Candidates:
 
     def snapshots(self) -> list[Model]:
         """Return the snapshots, oldest first, or this process's parts of them."""
-        return [self.weights.spread(partial(self.shelf.load, snapshot)) for snapshot in self.shelf.kept]
+        spread = self.weights.spread
+        return self._checked([spread(partial(self.shelf.load, snapshot)) for snapshot in self.shelf.kept])
 
     def fused(self) -> dict[str, Tensor]:
         """Return what the method makes of them; on all processes the same."""
-        models = self.snapshots() if self.base is None else [self.base.tensors(), *self.snapshots()]
-        if self.weights.sharded:
-            self._check_finite(models)
+        models = self.snapshots()
+        if self.base is not None:
+            models = self._checked([self.base.tensors(), *models])
         return self.method.fuse(models, None if self.target is None else partial(self._tell, self.target))
 
-    def _check_finite(self, models: Sequence[Model]) -> None:
+    def _checked(self, models: list[Model]) -> list[Model]:
         """Refuse what is not finite in any part, before the process that has it goes its own way."""
+        if not self.weights.sharded:
+            return models
         error: ValueError | None = None
         try:
             check_finite(models)
@@ -76,6 +79,7 @@ class Candidates:
             error = caught
         if not self.weights.trainer.strategy.reduce_boolean_decision(error is None):
             raise error or ValueError("every model must be finite, but is not in a part of another process")
+        return models
 
     def settle(self, model: Model) -> None:
         """Put ``model`` into the module, with the statistics that belong to it."""

@@ -25,9 +25,10 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.fusion.average import Average
-from lightning_tricks.fusion.fuse import fuse
+from lightning_tricks.fusion.fuse import Fusion
 from lightning_tricks.fusion.interpolate import Interpolate
-from lightning_tricks.lifecycle.opening import Readable
+from lightning_tricks.fusion.plan import Matching
+from lightning_tricks.lifecycle.opening import Readable, Reading
 
 __all__ = ["Curve", "along", "barrier", "check_points", "draw_curve", "interpolation_curve"]
 
@@ -149,6 +150,9 @@ def interpolation_curve(  # noqa: PLR0913  # settings
     checks.one_of("mode", mode, ("min", "max"))
     if isinstance(models, str | PathLike) or len(models) < 2:
         raise ValueError(f"models must be at least 2 to lie on a line, got {models!r:.80}")
+    reading, matching = Reading(which, checks.flag("allow_pickle", allow_pickle)), Matching(prefix)
+    with Fusion(models=models, method=Average(), reading=reading, matching=matching).opened():
+        pass  # that they fit one another is known before the first is measured
     total, done = (len(models) - 1) * (points - 1) + 1, 0
 
     def measure(index: int, share: float) -> float:
@@ -156,9 +160,8 @@ def interpolation_curve(  # noqa: PLR0913  # settings
         # The model itself where it is met, for integers come from the last of those that are fused.
         chosen = models[index : index + 2] if share else models[index : index + 1]
         method = Interpolate(1.0 - share) if share else Average()
-        model = fuse(chosen, method, which=which, prefix=prefix, allow_pickle=allow_pickle)
-        assert isinstance(model, dict)
-        value = _number(evaluate(model))
+        with Fusion(models=chosen, method=method, reading=reading, matching=matching).opened() as found:
+            value = _number(evaluate(found.returned()))
         done += 1
         if progress is not None:
             progress(done, total)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_tricks.fusion.curve import Curve
 from lightning_tricks.fusion.provenance import KEY, provenance
-from lightning_tricks.fusion.run_curve import curve_of, show_curve
+from lightning_tricks.fusion.run_curve import RunCurve
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.batchnorm import learning_batchnorms
 from lightning_tricks.lifecycle.notice import say, warn
@@ -54,14 +54,7 @@ class Ending:
     def decide(self) -> Outcome:
         """Put the fused weights into the module; return how good they are and whether to keep them."""
         before = None if self.objective is None else self.tried.measure(self.objective)
-        found: Outcome = {}
-        if self.objective is not None and self.points is not None:
-            if (count := len(self.tried.shelf.kept)) > 1:
-                self.curve = curve_of(self.tried, self.objective, self.points)
-                found["barrier"] = self.curve.barrier
-            else:
-                text = f"{self.tried.name}: there is no curve: it needs 2 snapshots, got {count}"
-                warn(self.tried.weights.trainer, text)
+        found = self._barrier()
         settled, score = self._settled(self.tried.fused())
         if self.objective is None or before is None:
             return {**settled, "kept": True}
@@ -73,6 +66,17 @@ class Ending:
             "kept": self.always or not_worse(score, before),
             **found,
         }
+
+    def _barrier(self) -> Outcome:
+        """Measure the curve, if one is wanted, and return its barrier."""
+        if self.objective is None or self.points is None:
+            return {}
+        if (count := len(self.tried.shelf.kept)) < 2:
+            text = f"{self.tried.name}: there is no curve: it needs 2 snapshots, got {count}"
+            warn(self.tried.weights.trainer, text)
+            return {}
+        self.curve = RunCurve(self.tried, self.objective).measured(self.points)
+        return {"barrier": self.curve.barrier}
 
     def _settled(self, model: Model) -> tuple[Outcome, float | None]:
         """Put ``model`` in with the statistics that stay; return what was measured, and its score."""
@@ -111,7 +115,7 @@ class Ending:
         told = [f"{k} {v:.4g}" if type(v) is float else f"{k} {v}" for k, v in outcome.items()]
         paths = [path]
         if self.curve is not None and self.objective is not None:
-            paths.append(show_curve(trainer, self.curve, prefix, metric=self.objective.monitor, step=step))
+            paths.append(RunCurve(self.tried, self.objective).show(self.curve, step=step))
         say(trainer, f"{name}: {', '.join([*told, *(str(each) for each in paths if each is not None)])}")
 
     def write(self, about: dict[str, Any]) -> Path:

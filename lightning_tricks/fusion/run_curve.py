@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -14,51 +15,58 @@ from lightning_tricks.lifecycle.processes import in_first
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lightning.pytorch import Trainer
-
     from lightning_tricks.fusion.candidates import Candidates
     from lightning_tricks.lifecycle.evaluation import Objective
 
-__all__ = ["curve_of", "show_curve"]
+__all__ = ["RunCurve"]
 
 
-def curve_of(tried: Candidates, objective: Objective, points: int) -> Curve:
-    """Return the metric along the lines between snapshots; the module holds the last of them afterwards."""
-    models = tried.snapshots()
+@dataclass(frozen=True)
+class RunCurve:
+    """Measures and shows it.
 
-    def measure(index: int, share: float) -> float:
-        model = Interpolate(1.0 - share).fuse(models[index : index + 2]) if share else models[index]
-        return objective.metric(tried.score(objective, model))
-
-    return along(len(models), points, measure, mode="max" if objective.sign > 0 else "min")
-
-
-def show_curve(trainer: Trainer, curve: Curve, prefix: str, *, metric: str, step: int) -> Path | None:
-    """Log ``curve`` as a plot, and draw it in the folder of checkpoints if matplotlib is installed.
-
-    Args:
-        trainer: The Trainer of the run.
-        curve: What is shown.
-        prefix: What the names of metrics begin with.
-        metric: What the values are.
-        step: For which it is logged.
-
-    Returns:
-        The path of the picture; ``None`` if there is none.
-
-    Raises:
-        OSError: If the picture cannot be written.
+    Attributes:
+        tried: Has the snapshots, and measures what lies between them.
+        objective: The metric.
     """
-    axes = ("snapshot", metric)
-    log_line(trainer, f"{prefix}/curve", curve.positions, curve.values, axes=axes, step=step)
 
-    def draw() -> Path | None:
-        if find_spec("matplotlib") is None:
-            return None
-        path = files.free_path(files.checkpoint_folder(trainer) / "curve.png")
-        names = [str(index) for index in range(len(curve.barriers) + 1)]
-        with files.written_whole(path) as part:
-            draw_curve(curve, part, names=names, axes=axes)
-        return path
+    tried: Candidates
+    objective: Objective
 
-    return in_first(trainer, draw)
+    def measured(self, points: int) -> Curve:
+        """Return the curve with so many points on each line; the module then holds the last snapshot."""
+        models = self.tried.snapshots()
+
+        def measure(index: int, share: float) -> float:
+            model = Interpolate(1.0 - share).fuse(models[index : index + 2]) if share else models[index]
+            return self.objective.metric(self.tried.score(self.objective, model))
+
+        return along(len(models), points, measure, mode="max" if self.objective.sign > 0 else "min")
+
+    def show(self, curve: Curve, *, step: int) -> Path | None:
+        """Log ``curve`` as a plot, and draw it in the folder of checkpoints if matplotlib is installed.
+
+        Args:
+            curve: What is shown.
+            step: For which it is logged.
+
+        Returns:
+            The path of the picture; ``None`` if there is none.
+
+        Raises:
+            OSError: If the picture cannot be written.
+        """
+        trainer, axes = self.tried.weights.trainer, ("snapshot", self.objective.monitor)
+        name = f"{self.tried.name}/curve"
+        log_line(trainer, name, curve.positions, curve.values, axes=axes, step=step)
+
+        def draw() -> Path | None:
+            if find_spec("matplotlib") is None:
+                return None
+            path = files.free_path(files.checkpoint_folder(trainer) / "curve.png")
+            names = [str(index) for index in range(len(curve.barriers) + 1)]
+            with files.written_whole(path) as part:
+                draw_curve(curve, part, names=names, axes=axes)
+            return path
+
+        return in_first(trainer, draw)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 
@@ -74,12 +75,12 @@ def test_without_numbers_there_is_no_barrier(values: list[float]) -> None:
         ("a.ckpt", {}, "models must be at least 2 to lie on a line"),
         ([at(0.0), at(1.0)], {"points": 2}, "points must be at least 3, got 2"),
         ([at(0.0), at(1.0)], {"mode": "low"}, "mode must be one of 'min', 'max'"),
-        ([at(0.0), {"w": torch.ones(2)}], {}, "must"),
+        ([at(0.0), {"w": torch.ones(2)}], {}, "n must be in every model"),
     ],
 )
 def test_what_makes_no_curve_is_refused(models: Any, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        lt.interpolation_curve(models, bump, **settings)
+        lt.interpolation_curve(models, pytest.fail, **settings)
 
 
 def test_an_evaluation_that_returns_no_number_is_named() -> None:
@@ -149,6 +150,7 @@ def test_weights_and_biases_gets_a_plot(tmp_path: Path, monkeypatch: pytest.Monk
     fusion = always(collect=lt.LastEpochs(2), monitor="norm", mode="min", curve=3)
     fit(tmp_path, fusion, module=Normed(), logger=logger)
     logger.experiment.finish()
+    wandb.teardown()  # waits for the process that writes
     (run,) = tmp_path.rglob("*.wandb")
     values = wandb_offline.history(run)
     assert values["weight_fusion/barrier"] == [pytest.approx(fusion.outcome()["barrier"])]
