@@ -141,7 +141,9 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
             raise ValueError(f"collect must keep {needed}, got {self.collect!r}")
         checks.one_of("source", self.source, ("live", "average"))
         checks.objective(self.monitor, self.mode)
-        if self.update_batchnorm != "better":
+        if isinstance(self.update_batchnorm, str):
+            checks.one_of("update_batchnorm", self.update_batchnorm, ("better",))
+        else:
             checks.flag("update_batchnorm, unless 'better',", self.update_batchnorm)
         checks.one_of("keep", self.keep, ("better", "always"))
         if self.every is not None:
