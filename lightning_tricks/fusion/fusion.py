@@ -29,11 +29,9 @@ from lightning_tricks.fusion.measures import Measures
 from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.fusion.preview import Previews
 from lightning_tricks.fusion.source import Source
-from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm, reestimate_for_validation
 from lightning_tricks.lifecycle.evaluation import MissingMetricError
 from lightning_tricks.lifecycle.notice import is_trial, warn
-from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.snapshots import Shelf
 from lightning_tricks.lifecycle.strategies import check_parts
 from lightning_tricks.lifecycle.technique import Technique
@@ -68,13 +66,14 @@ class WeightFusion(Technique):
       it was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
       will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt`` (``fused-v1.ckpt`` if
       there is one), with method and models under ``fusion``, as :func:`~lightning_tricks.fuse` writes them,
-      and settings, metrics and curve under ``weight_fusion``; a picture of that, where matplotlib is
+      and settings, metrics and curve under ``weight_fusion``; a picture of the curve, where matplotlib is
       installed, to ``curve.png``.
     * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on
       its CPU, with buffers as it has them. At the end a copy of the weights in memory, a pass over the
       training data if there is BatchNorm, and two over the validation data, three with both kinds of
       statistics; ``GreedySoup`` of N makes 2 N - 1 more of each, a curve through N snapshots
-      (N - 1) (``curve`` - 1) + 1. Each time of ``every`` costs one more of each, and what the method does.
+      (N - 1) (``curve`` - 1) + 1, and each time of ``every`` one. The file of a base is read before the
+      first batch, and into memory to be fused.
     * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
       that all snapshots are nearly the same.
 
@@ -185,9 +184,7 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
             return
         now = {"position": self.clock.position, "epoch": self.clock.epoch}
         if self._shelf is None or self._previews is None or state is not None:
-            base, several = files.checkpoint_folder(trainer), files.keeps_several(trainer)
-            first = partial(in_first, trainer)
-            self._shelf = Shelf(self.collect, base, first, folder="snapshots", several=several)
+            self._shelf = Shelf.of_run(trainer, self.collect, folder="snapshots")
             self._shelf.skip(**now)  # added on a resume, it begins with what is to come
             self._previews = Previews(self.clock, as_length("every", self.every))
         if state is not None:
