@@ -97,7 +97,7 @@ def test_the_curve_of_a_run_goes_through_its_snapshots(kept: bool, tmp_path: Pat
         monitor="norm",
         mode="min" if kept else "max",
         update_batchnorm=False,
-        curve=3,
+        curve=4,
     )
     module, _ = fit(tmp_path, spy, fusion, module=Normed(), logger=logger)
     assert fusion.outcome()["kept"] is kept
@@ -105,11 +105,16 @@ def test_the_curve_of_a_run_goes_through_its_snapshots(kept: bool, tmp_path: Pat
         assert_equal(weights(module), spy.ends[-1])
     models = spy.ends[-3:]
     names = [name for name, _ in module.named_parameters()]
-    middles = [{name: (a[name] + b[name]) / 2 for name in names} for a, b in pairwise(models)]
-    places = [models[0], middles[0], models[1], middles[1], models[2]]
-    norms = [norm(model) for model in places]
-    sign = 1 if kept else -1
-    rises = [max(0.0, sign * (norms[i + 1] - (norms[i] + norms[i + 2]) / 2)) for i in (0, 2)]
+    places = [
+        {name: ((3 - thirds) * a[name] + thirds * b[name]) / 3 for name in names}
+        for a, b in pairwise(models)
+        for thirds in range(3)
+    ]
+    norms = [norm(model) for model in [*places, models[2]]]
+    # A norm bends downwards between two points, and so rises above the line where more is better.
+    straight = [((3 - i % 3) * norms[i - i % 3] + i % 3 * norms[i - i % 3 + 3]) / 3 for i in range(6)]
+    below = [line - value for line, value in zip(straight, norms, strict=False)]
+    rises = [0.0, 0.0] if kept else [max(below[:3]), max(below[3:])]
     assert fusion.outcome()["barrier"] == pytest.approx(max(rises), abs=1e-6)
     assert (tmp_path / "checkpoints" / "curve.png").read_bytes().startswith(b"\x89PNG")
     rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
@@ -117,7 +122,7 @@ def test_the_curve_of_a_run_goes_through_its_snapshots(kept: bool, tmp_path: Pat
     if kept:
         path = tmp_path / "checkpoints" / "fused.ckpt"
         about = torch.load(path, weights_only=True)["weight_fusion"]["curve"]
-        assert about["positions"] == [0.0, 0.5, 1.0, 1.5, 2.0]
+        assert about["positions"] == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
         assert about["values"] == pytest.approx(norms)
         assert about["barriers"] == pytest.approx(rises, abs=1e-6)
 
