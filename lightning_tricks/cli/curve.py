@@ -35,10 +35,8 @@ def run_curve(task: Asked, evaluate: Callable[..., Any]) -> None:
     curve = _measured(task, evaluate)
     metric = getattr(evaluate, "__name__", "metric")
     if task.png is not None:
-        names = [Path(model).name for model in task.models]
-        draw_curve(
-            curve, task.png, names=names, axes=("share of the next model, from each to the next", metric)
-        )
+        models = "\n".join(f"{index} is {Path(model).name}" for index, model in enumerate(task.models))
+        draw_curve(curve, task.png, axes=(models, metric))
     if task.json:
         print(json.dumps({"models": task.models, **_plain(curve.plain()), "png": task.png}))
         return

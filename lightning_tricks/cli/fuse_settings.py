@@ -103,14 +103,21 @@ class Asked:
             raise ValueError("--compare and --curve must not go together")
         if shows and len(self.models) < 2:
             raise ValueError(f"{shows[0]} needs at least 2 models, got {len(self.models)}")
-        if self.curve == (self.evaluate is None):
-            raise ValueError(
-                f"--curve and --evaluate must go together, got {self.evaluate or 'no --evaluate'}"
-            )
+        self._check_curve()
         if self.png is not None and not shows:
             raise ValueError(f"--png must go with --compare or --curve, got {self.png}")
         if self.output is None and not (shows or self.dry_run):
             raise ValueError("--output must be given, such as -o fused.ckpt")
+
+    def _check_curve(self) -> None:
+        if self.curve == (self.evaluate is None):
+            got = self.evaluate or "no --evaluate"
+            raise ValueError(f"--curve and --evaluate must go together, got {got}")
+        of_fusing = ("output", "dry_run", "allow_missing", "force", "sha256")
+        for name in of_fusing if self.curve else ("points",):
+            if getattr(self, name) != getattr(Asked, name):
+                which = "with" if self.curve else "without"
+                raise ValueError(f"--{name.replace('_', '-')} must be left out {which} --curve")
 
 
 def method_in(argv: Sequence[str]) -> str | None:

@@ -176,16 +176,13 @@ def _number(value: object) -> float:
     raise TypeError(f"evaluate must return a number for a curve, got {value!r:.80}")
 
 
-def draw_curve(
-    curve: Curve, path: str | PathLike[str], *, names: Sequence[str], axes: tuple[str, str]
-) -> None:
+def draw_curve(curve: Curve, path: str | PathLike[str], *, axes: tuple[str, str]) -> None:
     """Draw ``curve``, with the straight lines above which barriers rise, as a PNG at ``path``.
 
     Args:
         curve: What is drawn.
         path: Where to.
-        names: Of the models.
-        axes: What the models are, and the values.
+        axes: What the models are, which stand there by their numbers, and the values.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
@@ -194,13 +191,14 @@ def draw_curve(
     with extra("plots"):
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(6.0, 1.3 * len(names)), 3.8), dpi=150, layout="constrained")
+    lines = len(curve.barriers)
+    figure = Figure(figsize=(max(6.0, 1.3 * (lines + 1)), 3.8), dpi=150, layout="constrained")
     panel = figure.subplots()
-    steps = (len(curve.values) - 1) // (len(names) - 1)
+    steps = (len(curve.values) - 1) // lines
     ends = curve.positions[::steps], curve.values[::steps]
     panel.plot(*ends, "--", color="#777777", label="without a barrier")
     panel.plot(curve.positions, curve.values, "o-", color="#0072B2", markersize=4, label="measured")
-    panel.set_xticks(range(len(names)), names, fontsize=8)
+    panel.set_xticks(range(lines + 1))
     panel.set_xlabel(axes[0])
     panel.set_ylabel(axes[1])
     panel.set_title(f"barrier {curve.barrier:.4g}", fontsize=10)

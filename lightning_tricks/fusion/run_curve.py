@@ -64,9 +64,8 @@ class RunCurve:
             if find_spec("matplotlib") is None:
                 return None
             path = files.free_path(files.checkpoint_folder(trainer) / "curve.png")
-            names = [str(index) for index in range(len(curve.barriers) + 1)]
             with files.written_whole(path) as part:
-                draw_curve(curve, part, names=names, axes=axes)
+                draw_curve(curve, part, axes=axes)
             return path
 
         return in_first(trainer, draw)

@@ -121,12 +121,12 @@ class Weights:
 
         parts: dict[str, Tensor] = {}
         for name, tied in in_first(self.trainer, names).items():
-            if tied != name:
+            layout = self._layouts.get(clean_name(name))
+            if tied != name and layout is self._layouts.get(clean_name(tied)):
                 parts[name] = parts[tied]
                 continue
             tensor = self.trainer.strategy.broadcast(whole.get(name))
             assert tensor is not None
-            layout = self._layouts.get(clean_name(name))
             parts[name] = tensor if layout is None else layout.part(tensor).cpu()
         return parts
 

@@ -204,6 +204,11 @@ def test_help_shows_methods_examples_and_the_options_of_a_method(capsys: Any) ->
         (["--curve", "a.ckpt", "--evaluate", "json:loads"], "--curve needs at least 2 models, got 1"),
         (["--curve", "a.ckpt", "a.ckpt"], "--curve and --evaluate must go together, got no --evaluate"),
         (["a.ckpt", "-o", "x.ckpt", "--evaluate", "json:loads"], "must go together, got json:loads"),
+        (
+            ["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json:loads", "-o", "x.ckpt"],
+            "--output must be left out",
+        ),
+        (["a.ckpt", "-o", "x.ckpt", "--points", "5"], "--points must be left out without --curve"),
         (["--curve", "--compare", "a.ckpt", "a.ckpt"], "--compare and --curve must not go together"),
         (
             ["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json"],
