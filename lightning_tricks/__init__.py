@@ -20,6 +20,7 @@ from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
+from lightning_tricks.fusion.curve import interpolation_curve
 from lightning_tricks.fusion.dare import Dare, DareTies
 from lightning_tricks.fusion.fed_avg import FedAvg
 from lightning_tricks.fusion.fed_opt import FedAdam, FedAvgM
@@ -152,6 +153,7 @@ __all__ = [
     "export_average",
     "fuse",
     "initialize_",
+    "interpolation_curve",
     "inverse_sqrt",
     "inverse_time",
     "linear",

@@ -151,8 +151,9 @@ second = train(
 fusion.outcome()
 
 # %% [markdown]
-# `WeightFusion` collected the last four epochs, fused them, estimated the statistics of BatchNorm anew, and
-# kept the result only if it was not worse by the metric than what the module would have held without it.
+# `WeightFusion` collected the last four epochs, fused them, with statistics of BatchNorm as they are fused or
+# estimated anew, whichever measured better, and kept the result only if it was not worse by the metric than what
+# the module would have held without it.
 
 # %% [markdown]
 # ## What happened

@@ -35,7 +35,7 @@ def config(path: Path) -> dict[str, Any]:
     updates = [
         item for record in records(path) for item in (*record.run.config.update, *record.config.update)
     ]
-    return {item.key: json.loads(item.value_json) for item in updates}
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
 
 
 def history(path: Path) -> dict[str, list[Any]]:

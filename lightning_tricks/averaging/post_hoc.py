@@ -31,7 +31,6 @@ from lightning_tricks.core.collect import EverySteps
 from lightning_tricks.core.duration import as_unit
 from lightning_tricks.core.select import Patterns, as_patterns, clean_name
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.notice import is_trial, say
 from lightning_tricks.lifecycle.processes import in_first
@@ -203,7 +202,7 @@ device=None, file_dtype='float32')
     def _new_shelf(self, trainer: Trainer) -> Shelf:
         folder = FOLDER if self.label is None else f"{FOLDER}-{self.label}"
         everything = EverySteps(1, k=sys.maxsize)
-        return Shelf(everything, files.checkpoint_folder(trainer), partial(in_first, trainer), folder=folder)
+        return Shelf.of_run(trainer, everything, folder=folder)
 
     def _bound(self, trainer: Trainer) -> str:
         """Return how much is written at most."""
@@ -211,9 +210,9 @@ device=None, file_dtype='float32')
         wide = {name: value.element_size() for name, value in self._weights.tensors().items()}
         size = 0
         averaged = {name for slot in self._seconds[0].slots.values() if slot.moves for name in slot.names}
-        for name, count in self._weights.sizes().items():
+        for name, whole in self._weights.wholes().items():
             each = 2 if self.file_dtype == "float16" else max(4, wide[name])
-            size += count * (each * len(self.gammas) if clean_name(name) in averaged else wide[name])
+            size += whole.numel() * (each * len(self.gammas) if clean_name(name) in averaged else wide[name])
         horizon, unit = run_horizon(trainer, self.clock), as_unit("snapshot_every", self.snapshot_every)
         if horizon.total is None:
             return f"a snapshot of {_written(size)} each {unit}"

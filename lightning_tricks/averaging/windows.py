@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,7 @@ from torch import Tensor
 from lightning_tricks.core.collect import EverySteps
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.layouts import layouts_of, parts_of
-from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.snapshots import Shelf, Snapshot
 
 if TYPE_CHECKING:
@@ -165,10 +162,8 @@ class InFiles(Window):
     def __init__(self, k: int, weights: Weights, folder: str) -> None:
         """Start without any, in ``folder`` beside the checkpoints; to be called by all processes together."""
         super().__init__(k)
-        base, first = files.checkpoint_folder(weights.trainer), partial(in_first, weights.trainer)
         # Each moment is a step of its own to the shelf, for which they are counted elsewhere.
-        several = files.keeps_several(weights.trainer)
-        self._shelf = Shelf(EverySteps(1, k), base, first, folder=folder, several=several)
+        self._shelf = Shelf.of_run(weights.trainer, EverySteps(1, k), folder=folder)
 
     def __len__(self) -> int:
         return len(self._shelf.kept)

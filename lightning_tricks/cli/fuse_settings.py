@@ -25,6 +25,10 @@ examples:
   lightning-tricks fuse a.ckpt b.ckpt --method interpolate --alpha 0.3 -o fused.safetensors
   lightning-tricks fuse recipe.yaml --dry-run
   lightning-tricks fuse --compare a.ckpt b.ckpt --png alike.png
+  lightning-tricks fuse --curve a.ckpt b.ckpt --evaluate my_project.scores:loss --png curve.png
+
+what --evaluate names gets a state dict:
+  def loss(state_dict): model.load_state_dict(state_dict); return mean_loss(model)
 
 a recipe has the options as its entries, and a method with its parameters:
   models: [a.ckpt, b.ckpt]
@@ -65,7 +69,10 @@ class Asked:
         max_memory: Bytes; ``None`` for the usual.
         threads: How many at a time.
         compare: Whether to compare, not to fuse.
-        png: Where a picture of the comparison is written; ``None`` for none.
+        curve: Whether to measure the line between the models, not to fuse.
+        evaluate: By what, MODULE:FUNCTION.
+        points: At how many points of each line.
+        png: Where a picture of the comparison or the curve is written; ``None`` for none.
         dry_run: Whether only to show what would be done.
         json: Whether to print JSON.
     """
@@ -82,18 +89,35 @@ class Asked:
     max_memory: int | None = None
     threads: int = 2
     compare: bool = False
+    curve: bool = False
+    evaluate: str | None = None
+    points: int = 11
     png: str | None = None
     dry_run: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
-        if self.compare and len(self.models) < 2:
-            raise ValueError(f"--compare needs at least 2 models, got {len(self.models)}")
-        if self.png is not None and not self.compare:
-            raise ValueError(f"--png must go with --compare, got {self.png}")
-        if self.output is None and not (self.compare or self.dry_run):
+        shows = [f"--{name}" for name in ("compare", "curve") if getattr(self, name)]
+        if len(shows) > 1:
+            raise ValueError("--compare and --curve must not go together")
+        if shows and len(self.models) < 2:
+            raise ValueError(f"{shows[0]} needs at least 2 models, got {len(self.models)}")
+        self._check_curve()
+        if self.png is not None and not shows:
+            raise ValueError(f"--png must go with --compare or --curve, got {self.png}")
+        if self.output is None and not (shows or self.dry_run):
             raise ValueError("--output must be given, such as -o fused.ckpt")
+
+    def _check_curve(self) -> None:
+        if self.curve == (self.evaluate is None):
+            got = self.evaluate or "no --evaluate"
+            raise ValueError(f"--curve and --evaluate must go together, got {got}")
+        of_fusing = ("output", "dry_run", "allow_missing", "force", "sha256")
+        for name in of_fusing if self.curve else ("points",):
+            if getattr(self, name) != getattr(Asked, name):
+                which = "with" if self.curve else "without"
+                raise ValueError(f"--{name.replace('_', '-')} must be left out {which} --curve")
 
 
 def method_in(argv: Sequence[str]) -> str | None:
@@ -118,7 +142,9 @@ def add_options(parser: ArgumentParser, method: str | None) -> None:
         (("--prefix",), str, "names are compared without it, such as model."),
         (("--max-memory",), str, "such as 500MB, for the tensors that are worked on"),
         (("--threads",), int, "how many tensors or slices at a time (default: 2)"),
-        (("--png",), str, "with --compare: file for a heat map; needs matplotlib"),
+        (("--evaluate",), str, "with --curve: MODULE:FUNCTION that gets a state dict and returns a loss"),
+        (("--points",), int, "with --curve: points of each line, its ends included (default: 11)"),
+        (("--png",), str, "with --compare or --curve: file for a picture; needs matplotlib"),
     ):
         parser.add_argument(*names, type=kind, default=argparse.SUPPRESS, help=text)
     for name, text in (
@@ -127,6 +153,7 @@ def add_options(parser: ArgumentParser, method: str | None) -> None:
         ("--force", "replace the output if it is there"),
         ("--sha256", "write the SHA-256 of each input down"),
         ("--compare", "show how alike the models are to the first, and fuse nothing"),
+        ("--curve", "measure a loss along the line from each model to the next, and fuse nothing"),
         ("--dry-run", "show what would be done to which tensor, and the memory needed"),
         ("--json", "print JSON"),
     ):

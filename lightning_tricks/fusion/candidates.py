@@ -1,18 +1,23 @@
-"""Candidates for the weights of a module: put into it, settled and measured at the end of a run."""
+"""Candidates for the weights of a module: fused from its snapshots, put into it, settled and measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod, check_finite, floating
-from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
 from lightning_tricks.lifecycle.notice import say
-from lightning_tricks.lifecycle.snapshots import Shelf
 from lightning_tricks.lifecycle.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_tricks.fusion.base_file import BaseFile
+    from lightning_tricks.lifecycle.snapshots import Shelf
 
 __all__ = ["Candidates", "check_method"]
 
@@ -21,53 +26,52 @@ def check_method(method: FusionMethod, weights: Weights) -> None:
     """Accept a method that can fuse what the processes hold of the weights.
 
     Raises:
-        ValueError: If its base is a file, it needs whole tensors where these are parts, or it does not know
-            what to do with one.
+        ValueError: If it needs whole tensors where these are parts, or does not know what to do with one.
     """
-    if method.base is not None:
-        raise ValueError(f"base must be None, for the oldest snapshot to be it, got {method!r}")
     if weights.sharded and not method.entrywise:
         raise ValueError(f"method must be entrywise where weights are sharded, got {method!r}")
     if isinstance(method, TensorwiseMethod):
         method.resolved(floating(weights.tensors()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidates:
     """Tries weights in a module, with the run's own data.
 
     Attributes:
         weights: Those of the module, with its run.
-        update_batchnorm: Whether BatchNorm statistics are estimated anew for each candidate.
+        shelf: The snapshots.
+        method: Gets them oldest first, after its base if that is a file.
+        base: That file.
+        target: What the method evaluates candidates by, if it evaluates any.
+        reestimate: Estimates BatchNorm statistics anew; ``None`` to leave those of a candidate.
         name: Who tries, for messages.
     """
 
     weights: Weights
-    update_batchnorm: bool
+    shelf: Shelf
+    method: FusionMethod
+    base: BaseFile | None
+    target: Objective | None
+    reestimate: Callable[[], int] | None
     name: str
 
-    def settle(self, model: Model) -> None:
-        """Put ``model`` into the module, with the statistics that belong to it."""
-        self.weights.put(model)
-        if self.update_batchnorm:
-            reestimate_batchnorm(self.weights.trainer, self.weights.module)
+    def snapshots(self) -> list[Model]:
+        """Return the snapshots, oldest first, or this process's parts of them."""
+        spread = self.weights.spread
+        return self._checked([spread(partial(self.shelf.load, snapshot)) for snapshot in self.shelf.kept])
 
-    def fuse(self, shelf: Shelf, method: FusionMethod, objective: Objective | None) -> None:
-        """Put what ``method`` makes of the snapshots into the module; on all processes the same.
+    def fused(self) -> dict[str, Tensor]:
+        """Return what the method makes of them; on all processes the same."""
+        models = self.snapshots()
+        if self.base is not None:
+            models = self._checked([self.base.tensors(), *models])
+        return self.method.fuse(models, None if self.target is None else partial(self._tell, self.target))
 
-        Args:
-            shelf: The snapshots.
-            method: Gets them oldest first.
-            objective: What it evaluates candidates by, if it evaluates any.
-        """
-        models = [self.weights.spread(partial(shelf.load, snapshot)) for snapshot in shelf.kept]
-        if self.weights.sharded:
-            self._check_finite(models)
-        evaluate = None if objective is None else partial(self.evaluate, objective)
-        self.settle(method.fuse(models, evaluate))
-
-    def _check_finite(self, models: Sequence[Model]) -> None:
+    def _checked(self, models: list[Model]) -> list[Model]:
         """Refuse what is not finite in any part, before the process that has it goes its own way."""
+        if not self.weights.sharded:
+            return models
         error: ValueError | None = None
         try:
             check_finite(models)
@@ -75,15 +79,25 @@ class Candidates:
             error = caught
         if not self.weights.trainer.strategy.reduce_boolean_decision(error is None):
             raise error or ValueError("every model must be finite, but is not in a part of another process")
+        return models
+
+    def settle(self, model: Model) -> None:
+        """Put ``model`` into the module, with the statistics that belong to it."""
+        self.weights.put(model)
+        if self.reestimate is not None:
+            self.reestimate()
 
     def measure(self, objective: Objective) -> float:
         """Return the score of what the module holds, higher is better."""
         return objective.score(validate_again(self.weights.trainer, self.weights.module))
 
-    def evaluate(self, objective: Objective, model: Model) -> float:
-        """Put ``model`` into the module, return its score and print a line of it."""
+    def score(self, objective: Objective, model: Model) -> float:
+        """Put ``model`` into the module, with its statistics, and return its score."""
         self.settle(model)
-        score = self.measure(objective)
+        return self.measure(objective)
+
+    def _tell(self, objective: Objective, model: Model) -> float:
+        score = self.score(objective, model)
         metric = objective.metric(score)
         say(self.weights.trainer, f"{self.name}: {objective.monitor} of a candidate is {metric:g}")
         return score

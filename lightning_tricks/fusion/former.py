@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.member import Member
+from lightning_tricks.lifecycle.notice import callbacks_of, say
 from lightning_tricks.lifecycle.weights import Weights, checksum
 
 __all__ = ["Former"]
@@ -33,14 +32,31 @@ class Former:
         """Put the copy into the module."""
         self.weights.put(self._copy)
 
-    def note_replacement(self, earlier: Iterable[Member]) -> None:
+    def put_back_if_it_stands(self, name: str) -> None:
+        """Put it back where a fit begins, unless the module has got others; then say so as ``name``."""
+        if self.weights.trainer.lightning_module is not self.weights.module:
+            return
+        if self.replacement_stands():
+            self.put_back()
+        else:
+            others = "the module holds other weights than the fused ones"
+            say(
+                self.weights.trainer, f"{name}: {others}, so it starts from them and not from those of before"
+            )
+
+    def note_replacement(self, order: int) -> None:
         """Take note that the module now holds other weights.
 
         Args:
-            earlier: The techniques that have finished before the copy was made.
+            order: Techniques of a lower ``finish_order`` have finished before the copy was made.
         """
         self._replacement = checksum(self.weights.parameters())
-        earlier = [member for member in earlier if type(member).finish is not Member.finish]
+        members = [each for each in callbacks_of(self.weights.trainer) if isinstance(each, Member)]
+        earlier = [
+            member
+            for member in members
+            if member.finish_order < order and type(member).finish is not Member.finish
+        ]
         # Who put an average in knows the live weights; those that we found in their place are not them.
         if all(type(member).average is not Member.average for member in earlier):
             seen = [member for member in earlier if member.evaluates_average]

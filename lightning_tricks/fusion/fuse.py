@@ -15,7 +15,7 @@ from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.engine import Effort, Slicing, Write, run, run_whole
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
 from lightning_tricks.fusion.plan import Matching, Step, others_of, planned
-from lightning_tricks.fusion.provenance import provenance
+from lightning_tricks.fusion.provenance import described, provenance
 from lightning_tricks.lifecycle.opening import Readable, Reading
 from lightning_tricks.lifecycle.stored import StoredModel
 
@@ -216,7 +216,7 @@ class Opened:
         return output
 
     def _filled(self, output: Path, sha256: bool) -> AbstractContextManager[Write]:
-        about = provenance(self.fusion.method, self.models, sha256=sha256)
+        about = provenance(self.fusion.method, [described(model, sha256=sha256) for model in self.models])
         if output.suffix == ".safetensors":
             return outputs.safetensors(output, self.steps, self.others, about)
         first, allow_pickle = self.models[0], self.fusion.reading.allow_pickle

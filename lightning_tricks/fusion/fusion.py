@@ -10,8 +10,7 @@ https://arxiv.org/abs/1803.05407.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,22 +18,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.collect import LastEpochs, SnapshotPolicy
+from lightning_tricks.core.duration import as_length, as_unit
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.base_file import BaseFile
 from lightning_tricks.fusion.candidates import Candidates, check_method
+from lightning_tricks.fusion.curve import check_points
+from lightning_tricks.fusion.ending import Ending, Outcome
 from lightning_tricks.fusion.former import Former
+from lightning_tricks.fusion.measures import Measures
 from lightning_tricks.fusion.methods import FusionMethod
+from lightning_tricks.fusion.preview import Previews
 from lightning_tricks.fusion.source import Source
-from lightning_tricks.lifecycle import files
-from lightning_tricks.lifecycle.evaluation import (
-    MissingMetricError,
-    Objective,
-    logged_by_module,
-    logged_by_validation,
-    objective_of,
-)
-from lightning_tricks.lifecycle.member import Member
-from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say, warn
-from lightning_tricks.lifecycle.processes import in_first
+from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm, reestimate_for_validation
+from lightning_tricks.lifecycle.evaluation import MissingMetricError
+from lightning_tricks.lifecycle.notice import is_trial, warn
 from lightning_tricks.lifecycle.snapshots import Shelf
 from lightning_tricks.lifecycle.strategies import check_parts
 from lightning_tricks.lifecycle.technique import Technique
@@ -45,14 +42,7 @@ if TYPE_CHECKING:
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = ["WeightFusion", "not_worse"]
-
-_OTHERWISE = "keep='always' with a method and a collection that measure nothing"
-
-
-def not_worse(fused: float, before: float) -> bool:
-    """Return whether a score, higher is better, is at least as good; NaN is worse than any number."""
-    return fused >= before or (math.isnan(before) and not math.isnan(fused))
+__all__ = ["WeightFusion"]
 
 
 @final
@@ -62,43 +52,57 @@ class WeightFusion(Technique):
 
     * **When** collects after an epoch, a number of optimizer steps or a validation; fuses at the end of
       fit, after all averaging. Does nothing in a trial run (``fast_dev_run``, ``barebones``).
-    * **Changes** the module's weights at the end of fit: fused, and BatchNorm statistics estimated anew
-      over the training data (without loader length: over 200 batches). If the metric is worse than that of
-      what the module would else hold, nothing, to the bit. A second ``fit`` starts from the weights before
-      fusion, unless the module has got others meanwhile.
-    * **Logs** once, at the end: ``weight_fusion/snapshots``, ``/metric_before``, ``/metric_fused`` and
-      ``/kept`` (1 or 0).
+    * **Changes** the module's weights at the end of fit: fused, with BatchNorm statistics as they are fused
+      or estimated anew over the training data (without loader length: over 200 batches). If the metric is
+      worse than that of what the module would else hold, nothing, to the bit. A second ``fit`` starts from
+      the weights before fusion, unless the module has got others meanwhile.
+    * **Logs** at the end: ``weight_fusion/snapshots``, ``/metric_before``, ``/metric_fused`` and ``/kept`` (1
+      or 0); where both kinds of statistics are tried, ``/metric_as_fused``, ``/metric_reestimated`` and
+      ``/reestimated`` (1 or 0, which stay); with ``curve``, ``/barrier``, and ``/curve`` as a plot in Weights
+      & Biases. With ``every``, all metrics of validation as ``/val_loss`` and so on while it trains.
     * **Saves** names, sizes and metrics of the snapshots; after fit also the weights before fusion. The
       snapshots are files in ``snapshots``, in the folder of ModelCheckpoint (else ``checkpoints`` under
       ``default_root_dir``), and stay as long as the run or a checkpoint that is kept needs them; those that
       it was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
-      will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt``
-      (``fused-v1.ckpt`` if there is one), with settings and metrics under ``weight_fusion``.
+      will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt`` (``fused-v1.ckpt`` if
+      there is one), with method and models under ``fusion``, as :func:`~lightning_tricks.fuse` writes them,
+      and settings, metrics and curve under ``weight_fusion``; a picture of the curve, where matplotlib is
+      installed, to ``curve.png``.
     * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on
       its CPU, with buffers as it has them. At the end a copy of the weights in memory, a pass over the
-      training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
-      2 N - 1 more of each.
+      training data if there is BatchNorm, and two over the validation data, three with both kinds of
+      statistics; ``GreedySoup`` of N makes 2 N - 1 more of each, a curve through N snapshots
+      (N - 1) (``curve`` - 1) + 1, and each time of ``every`` one. The file of a base is read before the
+      first batch, and into memory to be fused.
     * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
       that all snapshots are nearly the same.
 
     Args:
         method: How to fuse: ``Average()``, ``GreedySoup()``, ``TrimmedMean()`` and others. Gets the snapshots
-            oldest first; the oldest is the base of methods that have one.
+            oldest first. For methods that have a base it is the file that they name, which must hold the
+            tensors of the module; else the oldest snapshot.
         collect: Which to fuse: ``LastEpochs(k)``, ``EverySteps(n, k)`` or ``BestK(k)`` by ``monitor``.
         source: ``"live"`` weights, or the ``"average"`` that averaging techniques keep. For ``BestK``, which
             of them validation sees.
         monitor: The metric that decides, logged by the module in validation, not by a callback; ``None`` for
             that of ModelCheckpoint.
         mode: ``"min"`` or ``"max"``, which way ``monitor`` is better; ``None`` as there.
-        update_batchnorm: Whether to estimate BatchNorm statistics anew. It helps averages of weights that
-            lie far apart, and can harm those of near ones: ``metric_fused`` tells.
+        update_batchnorm: Whether to estimate BatchNorm statistics anew: ``True``, ``False``, or ``"better"``
+            to measure both and keep what is better. It helps averages of weights that lie far apart, and can
+            harm those of near ones. Candidates of a method, previews and curves, and what nothing is measured
+            of, are then estimated anew.
         keep: ``"better"`` keeps the fused weights unless ``monitor`` is worse; ``"always"`` does not ask,
-            and measures only if ``monitor`` is given or ``collect`` needs it.
+            and measures only if ``monitor`` is given or ``collect`` or ``curve`` needs it.
+        every: A preview: at the first validation after each 500 (optimizer steps), ``"2 epochs"`` or
+            ``"10%"`` of the run, what the snapshots so far would make is validated too. The weights that
+            train stay as they are. ``None`` for none.
+        curve: Points on the line from each snapshot to the next, both ends included, at which ``monitor``
+            is measured at the end; ``None`` for no curve.
 
     Example:
-        >>> WeightFusion(collect=LastEpochs(3), monitor="val_loss", mode="min")
+        >>> WeightFusion(collect=LastEpochs(3), monitor="val_loss", mode="min", every="1 epoch")
         WeightFusion(method=Average(weights=None), collect=LastEpochs(k=3), source='live', \
-monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
+monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every='1 epoch', curve=None)
     """
 
     finish_order: ClassVar[int] = 1
@@ -108,17 +112,20 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     source: Literal["live", "average"] = "live"
     monitor: str | None = None
     mode: Literal["min", "max"] | None = None
-    update_batchnorm: bool = True
+    update_batchnorm: bool | Literal["better"] = "better"
     keep: Literal["better", "always"] = "better"
+    every: int | str | None = None
+    curve: int | None = None
     _weights: Weights | None = field(default=None, init=False, repr=False)
     _trial: bool = field(default=False, init=False, repr=False)
-    _objective: Objective | None = field(default=None, init=False, repr=False)
-    _target: Objective | None = field(default=None, init=False, repr=False)
+    _measures: Measures = field(default_factory=Measures, init=False, repr=False)
     _source: Source | None = field(default=None, init=False, repr=False)
+    _base: BaseFile | None = field(default=None, init=False, repr=False)
     _shelf: Shelf | None = field(default=None, init=False, repr=False)
     _resumed: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    _previews: Previews | None = field(default=None, init=False, repr=False)
     _former: Former | None = field(default=None, init=False, repr=False)
-    _outcome: dict[str, float | int | str] = field(default_factory=dict, init=False, repr=False)
+    _outcome: Outcome = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, kind, such in (
@@ -127,13 +134,26 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         ):
             if not isinstance(value := getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__} such as {such}, got {value!r}")
-        if not self.method.accepts(self.collect.k):
-            needed = f"collect must keep {self.method.needed} snapshots for {self.method!r}"
-            raise ValueError(f"{needed}, got {self.collect!r}")
+        if not self._accepts(self.collect.k):
+            counted = "" if self.method.base is None else ", its base counted as one,"
+            needed = f"{self.method.needed} snapshots{counted} for {self.method!r}"
+            raise ValueError(f"collect must keep {needed}, got {self.collect!r}")
         checks.one_of("source", self.source, ("live", "average"))
         checks.objective(self.monitor, self.mode)
-        checks.flag("update_batchnorm", self.update_batchnorm)
+        if isinstance(self.update_batchnorm, str):
+            checks.one_of("update_batchnorm", self.update_batchnorm, ("better",))
+        else:
+            checks.flag("update_batchnorm, unless 'better',", self.update_batchnorm)
         checks.one_of("keep", self.keep, ("better", "always"))
+        if self.every is not None:
+            as_unit("every", self.every)
+        if self.curve is not None:
+            check_points("curve", self.curve)
+            if self.collect.k < 2:
+                raise ValueError(f"collect must keep 2 snapshots or more for a curve, got {self.collect!r}")
+
+    def _accepts(self, snapshots: int) -> bool:
+        return snapshots > 0 and self.method.accepts(snapshots + (self.method.base is not None))
 
     # Before the run.
 
@@ -141,19 +161,19 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         check_parts(trainer)
         self._weights = Weights(trainer, pl_module)
         self._trial = is_trial(trainer)
-        self._objective = self._target = self._source = None
+        self._measures, self._source, self._base = Measures(), None, None
         if self._trial:
             return
         self._weights.check_numbers()
         check_method(self.method, self._weights)
-        resolve = partial(objective_of, trainer, otherwise=_OTHERWISE)
-        if self.keep == "better" or self.collect.monitored or self.monitor is not None:
-            self._objective = resolve(self.monitor, self.mode)
-        if self.method.objective is not None:
-            monitor, mode = self.method.objective
-            mode = mode or (self.mode if monitor in (None, self.monitor) else None)
-            self._target = resolve(monitor or self.monitor, mode)
+        needed = self.keep == "better" or self.collect.monitored or self.curve is not None
+        self._measures = Measures.of(trainer, self.method, self.monitor, self.mode, needed=needed)
+        if self.every is not None and not trainer.enable_validation:
+            raise ValueError(f"every must be left out of a run without validation, got {self.every!r}")
         self._source = Source.of(trainer, self._weights, self.source, self.collect)
+        if self.method.base is not None:
+            self._base = BaseFile(self.method.base, self._weights)
+            self._base.check()
 
     def claims(self) -> Iterable[Claim]:
         return [self.claim("final_weights", None)]
@@ -163,14 +183,15 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         if self._trial:
             return
         now = {"position": self.clock.position, "epoch": self.clock.epoch}
-        if self._shelf is None or state is not None:
-            base, several = files.checkpoint_folder(trainer), files.keeps_several(trainer)
-            first = partial(in_first, trainer)
-            self._shelf = Shelf(self.collect, base, first, folder="snapshots", several=several)
+        if self._shelf is None or self._previews is None or state is not None:
+            self._shelf = Shelf.of_run(trainer, self.collect, folder="snapshots")
             self._shelf.skip(**now)  # added on a resume, it begins with what is to come
+            self._previews = Previews(self.clock, as_length("every", self.every))
         if state is not None:
             at = getattr(trainer, "ckpt_path", None)
             self._shelf.restore(state["shelf"], None if at is None else Path(at).parent, **now)
+            self._previews.done = state["previews"]
+        self._previews.begin()
 
     # While it trains.
 
@@ -181,15 +202,16 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         self._collect()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        wanted = [objective for objective in (self._objective, self._target) if objective is not None]
-        if not wanted or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return
-        logged = logged_by_module(trainer, pl_module)
-        others = logged_by_validation(trainer)
-        # All of them, lest the end of the run be the first to find that a metric is not logged.
-        scores = [objective.score(logged, others=others) for objective in wanted]
-        if self._shelf is not None and self._objective is not None and not trainer.sanity_checking:
-            self._shelf.measured(scores[0])
+        score = self._measures.seen(trainer, pl_module)
+        if trainer.sanity_checking or self._shelf is None or self._previews is None:
+            return
+        if score is not None:
+            self._shelf.measured(score)
+        if self._previews.due and self._accepts(len(self._shelf.kept)):
+            tried = self._candidates(self._shelf, partial(reestimate_for_validation, trainer, pl_module))
+            self._previews.show(tried, self.metric_prefix)
 
     def _collect(self) -> None:
         """Take a snapshot if one is due; called only where no technique has swapped the weights."""
@@ -197,91 +219,67 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
             position, epoch = self.clock.position, self.clock.epoch
             self._shelf.take(self._source.whole, position=position, epoch=epoch)
 
+    def _candidates(self, shelf: Shelf, reestimate: Callable[[], int]) -> Candidates:
+        assert self._weights is not None
+        return Candidates(
+            weights=self._weights,
+            shelf=shelf,
+            method=self.method,
+            base=self._base,
+            target=self._measures.target,
+            reestimate=reestimate if self.update_batchnorm else None,
+            name=self.metric_prefix,
+        )
+
     # At its end.
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._shelf is None:
+        if self._shelf is None or self._weights is None:
             return
         count = len(self._shelf.kept)
         self._outcome = {"snapshots": count, "kept": False}
-        if not self.method.accepts(count):
+        if not self._accepts(count):
             needed = f"{self.method!r} needs {self.method.needed}"
             got = f"{self.collect!r} collected {count} snapshots"
             warn(trainer, f"{self.state_key} left the weights as they are: {got}, but {needed}")
             return
-        assert self._weights is not None
-        former = Former(self._weights)
-        path = None
+        ending = Ending(
+            tried=self._candidates(self._shelf, partial(reestimate_batchnorm, trainer, pl_module)),
+            objective=self._measures.objective,
+            both=self.update_batchnorm == "better",
+            always=self.keep == "always",
+            points=self.curve,
+        )
+        former, path = Former(self._weights), None
         try:
-            self._outcome = {"snapshots": count, **self._fuse(self._weights)}
+            self._outcome = {"snapshots": count, **ending.decide()}
             if self._outcome["kept"]:
-                path = self._write(self._weights)
-                self._hold(trainer, former)
+                path = ending.write({**self.settings(), **self._outcome})
+                former.note_replacement(self.finish_order)
+                self._former = former
+                self.conductor.on_next_fit(self._take_back)
         except MissingMetricError as error:
             lacks = "a validation without callbacks lacks its metric"
             warn(trainer, f"{self.state_key} left the weights as they are, since {lacks}: {error}")
         finally:
             if path is None:
                 former.put_back()
-        self._tell(trainer, path)
+        ending.tell(self._outcome, path, self.state_key)
 
-    def _fuse(self, weights: Weights) -> dict[str, float | int | str]:
-        """Put the fused weights into the module; return how good they are and whether to keep them."""
-        assert self._shelf is not None
-        tried = Candidates(weights, self.update_batchnorm, self.metric_prefix)
-        before = None if self._objective is None else tried.measure(self._objective)
-        tried.fuse(self._shelf, self.method, self._target)
-        if self._objective is None or before is None:
-            return {"kept": True}
-        fused = tried.measure(self._objective)
-        return {
-            "metric_before": self._objective.metric(before),
-            "metric_fused": self._objective.metric(fused),
-            "kept": self.keep == "always" or not_worse(fused, before),
-        }
+    def _take_back(self) -> None:
+        former, self._former = self._former, None
+        if former is not None:
+            former.put_back_if_it_stands(self.state_key)
 
-    def _write(self, weights: Weights) -> Path:
-        assert self._shelf is not None
-        path = files.checkpoint_folder(weights.trainer) / "fused.ckpt"
-        names = [snapshot.name for snapshot in self._shelf.kept]
-        by = {} if self._objective is None else {"monitor": self._objective.monitor}
-        about: dict[str, Any] = {**self.settings(), **by, **self._outcome, "snapshots": names}
-        about = {self.metric_prefix: about}
-        return files.save_weights(weights.trainer, path, lambda: weights.gather(weights.tensors()), about)
-
-    def _hold(self, trainer: Trainer, former: Former) -> None:
-        """Remember the weights from which training goes on."""
-        members = (callback for callback in callbacks_of(trainer) if isinstance(callback, Member))
-        former.note_replacement(member for member in members if member.finish_order < self.finish_order)
-        self._former = former
-        self.conductor.on_next_fit(partial(self._take_back, trainer, former))
-
-    def _take_back(self, trainer: Trainer, former: Former) -> None:
-        self._former = None
-        if trainer.lightning_module is not former.weights.module:
-            return
-        if former.replacement_stands():
-            former.put_back()
-        else:
-            others = "the module holds other weights than the fused ones"
-            say(trainer, f"{self.state_key}: {others}, so it starts from them and not from those of before")
-
-    def _tell(self, trainer: Trainer, path: Path | None) -> None:
-        values = {f"{self.metric_prefix}/{name}": float(value) for name, value in self._outcome.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-        told = ", ".join(f"{k} {v:.4g}" if type(v) is float else f"{k} {v}" for k, v in self._outcome.items())
-        say(trainer, f"{self.state_key}: {told}" + ("" if path is None else f", {path}"))
-
-    def outcome(self) -> dict[str, float | int | str]:
+    def outcome(self) -> Outcome:
         return dict(self._outcome)
 
     # Checkpoints.
 
     def saved(self) -> dict[str, Any]:
-        if self._shelf is None:
+        if self._shelf is None or self._previews is None:
             return {}
-        state: dict[str, Any] = {"shelf": self._shelf.saved()}
+        state: dict[str, Any] = {"shelf": self._shelf.saved(), "previews": self._previews.done}
         # With the fused weights in the module, those of before are the ones to go on from.
         if self._former is not None and self._former.replacement_stands():
             state["former"] = dict(self._former.weights.gather(self._former.live))

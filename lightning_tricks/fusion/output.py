@@ -20,15 +20,13 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.fusion.engine import Write
 from lightning_tricks.fusion.plan import Step
+from lightning_tricks.fusion.provenance import KEY
 from lightning_tricks.lifecycle import safetensors_files, torch_files
 from lightning_tricks.lifecycle.checkpoints import without_training
 from lightning_tricks.lifecycle.files import written_whole
 from lightning_tricks.lifecycle.stored import StoredModel, as_bytes
 
 __all__ = ["check_output", "checkpoint", "in_memory", "in_order", "safetensors"]
-
-KEY = "fusion"
-"""Where a checkpoint, and the metadata of safetensors, say how it came about."""
 
 
 def check_output(

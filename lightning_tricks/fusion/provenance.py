@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.lifecycle.stored import StoredModel
 from lightning_tricks.lifecycle.written import written
 
-__all__ = ["provenance"]
+__all__ = ["KEY", "described", "provenance"]
+
+KEY = "fusion"
+"""Where a checkpoint, and the metadata of safetensors, say how it came about."""
 
 
-def provenance(method: FusionMethod, models: Sequence[StoredModel], *, sha256: bool) -> dict[str, Any]:
-    """Return the method with its settings, and name and size in bytes of each model.
+def provenance(method: FusionMethod, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the method with its settings, and what is known of each model.
 
     Args:
         method: How they are fused.
-        models: In their order.
-        sha256: Whether to add the SHA-256 of each file, in hexadecimal digits; models in memory have none.
+        models: In their order, as :func:`described` returns it.
     """
     settings: dict[str, Any] = {}
     if dataclasses.is_dataclass(method):
@@ -30,7 +32,7 @@ def provenance(method: FusionMethod, models: Sequence[StoredModel], *, sha256: b
     return {
         "method": type(method).__name__,
         "settings": {name: _plain(value) for name, value in settings.items()},
-        "models": [_about(model, sha256=sha256) for model in models],
+        "models": [dict(model) for model in models],
         "lightning_tricks": version("lightning_tricks"),
     }
 
@@ -43,7 +45,13 @@ def _plain(value: Any) -> Any:
     return written(value)
 
 
-def _about(model: StoredModel, *, sha256: bool) -> dict[str, Any]:
+def described(model: StoredModel, *, sha256: bool = False) -> dict[str, Any]:
+    """Return the name of a model and its size in bytes.
+
+    Args:
+        model: The model.
+        sha256: Whether to add the SHA-256 of each of its files, in hexadecimal digits; in memory it has none.
+    """
     about: dict[str, Any] = {"name": model.label, "size": model.size}
     if sha256:
         about["sha256"] = {path.name: _digest(path) for path in model.files}

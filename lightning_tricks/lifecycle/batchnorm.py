@@ -151,7 +151,11 @@ def reestimate_batchnorm(
 
 
 def reestimate_for_validation(
-    trainer: Trainer, pl_module: LightningModule, *, most: int, layers: list[_BatchNorm] | None = None
+    trainer: Trainer,
+    pl_module: LightningModule,
+    *,
+    most: int | None = None,
+    layers: list[_BatchNorm] | None = None,
 ) -> int:
     """Do the same within a validation of ``fit``, for the weights that it is about to evaluate.
 

@@ -17,13 +17,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_tricks.core.collect import SnapshotPolicy
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.lifecycle import files
+from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.weights import checksum
 
 __all__ = ["Shelf", "Snapshot"]
@@ -78,6 +80,16 @@ class Shelf:
         self._own: set[str] = set()
         self._dropped: list[str] = []
         self._named: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_run(cls, trainer: Trainer, policy: SnapshotPolicy, *, folder: str) -> Self:
+        """Return a shelf beside the checkpoints of ``trainer``; to be called by all processes together.
+
+        Raises:
+            ValueError: If that is not a local folder.
+        """
+        base, several = files.checkpoint_folder(trainer), files.keeps_several(trainer)
+        return cls(policy, base, partial(in_first, trainer), folder=folder, several=several)
 
     def skip(self, *, position: int, epoch: int) -> None:
         """Start at this point of a run: nothing is due for what was before."""

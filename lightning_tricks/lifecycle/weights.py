@@ -56,14 +56,17 @@ class Weights:
         reshard(self.trainer)
         return {name: local(value).detach() for name, value in self.module.named_parameters()}
 
-    def sizes(self) -> dict[str, int]:
-        """Return how many entries each tensor has, whole."""
+    def wholes(self) -> dict[str, Tensor]:
+        """Return what stands for the whole tensors: their shapes and types, without content."""
         laid = self._layouts
-        shapes = {
-            name: laid[clean_name(name)].shape if clean_name(name) in laid else value.shape
+        return {
+            name: torch.empty(
+                laid[clean_name(name)].shape if clean_name(name) in laid else value.shape,
+                dtype=value.dtype,
+                device="meta",
+            )
             for name, value in self.tensors().items()
         }
-        return {name: shape.numel() for name, shape in shapes.items()}
 
     def check_numbers(self) -> None:
         """Accept a module of numbers, which may be infinite, as those of masks are.
@@ -106,19 +109,24 @@ class Weights:
     def spread(self, read: Callable[[], Model]) -> dict[str, Tensor]:
         """Return this process's parts, on the CPU, of the whole tensors that the first gets from ``read``.
 
-        To be called by all processes together; they see one tensor after the other.
+        To be called by all processes together; they see one tensor after the other. Tied ones stay tied.
         """
         whole: dict[str, Tensor] = {}
 
-        def names() -> list[str]:
+        def names() -> dict[str, str]:
             whole.update(read())
-            return list(whole)
+            first: dict[object, str] = {}
+            places = {name: (t.data_ptr(), t.shape, t.stride(), t.dtype) for name, t in whole.items()}
+            return {name: first.setdefault(place, name) for name, place in places.items()}
 
         parts: dict[str, Tensor] = {}
-        for name in in_first(self.trainer, names):
+        for name, tied in in_first(self.trainer, names).items():
+            layout = self._layouts.get(clean_name(name))
+            if tied != name and layout is self._layouts.get(clean_name(tied)):
+                parts[name] = parts[tied]
+                continue
             tensor = self.trainer.strategy.broadcast(whole.get(name))
             assert tensor is not None
-            layout = self._layouts.get(clean_name(name))
             parts[name] = tensor if layout is None else layout.part(tensor).cpu()
         return parts
 

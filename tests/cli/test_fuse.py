@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,24 @@ def test_comparing_shows_each_layer_and_draws(tmp_path: Path, capsys: Any) -> No
     assert told[paths[1]]["body.bias"] == {"cosine": None, "distance": None, "norms": [0.0, 0.0]}
 
 
+def test_a_curve_is_measured_by_a_function_of_the_users_own(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    Path("hill_of_curve.py").write_text("def loss(state):\n    return float((state['w'] ** 2 - 1) ** 2)\n")
+    for name, value in (("a", -1.0), ("b", 1.0)):
+        plain({"w": torch.tensor(value)}, Path(f"{name}.pt"))
+    asked = ("--curve", "a.pt", "b.pt", "--evaluate", "hill_of_curve:loss", "--points", "5")
+    shown = printed(capsys, *asked, "--png", "curve.png")
+    assert shown.startswith("loss along the line; 0 is a.pt, 1 is b.pt\n| position |   loss |")
+    assert "|     0.25 | 0.5625 |" in shown
+    assert shown.endswith("barrier 1 between a.pt and b.pt\nwritten: curve.png\n")
+    assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads(printed(capsys, *asked, "--json"))
+    assert told["values"] == [0.0, 0.5625, 1.0, 0.5625, 0.0] and told["barriers"] == [1.0]
+
+
 def test_help_shows_methods_examples_and_the_options_of_a_method(capsys: Any) -> None:
     shown = printed(capsys, "--help")
     assert shown.startswith("usage: lightning-tricks fuse MODEL... -o OUTPUT [options]")
@@ -181,7 +200,29 @@ def test_help_shows_methods_examples_and_the_options_of_a_method(capsys: Any) ->
         ),
         (["no/such.ckpt", "-o", "x.ckpt"], "no/such.ckpt"),
         (["--compare", "a.ckpt"], "--compare needs at least 2 models, got 1"),
-        (["a.ckpt", "-o", "x.ckpt", "--png", "x.png"], "--png must go with --compare, got x.png"),
+        (["a.ckpt", "-o", "x.ckpt", "--png", "x.png"], "--png must go with --compare or --curve, got x.png"),
+        (["--curve", "a.ckpt", "--evaluate", "json:loads"], "--curve needs at least 2 models, got 1"),
+        (["--curve", "a.ckpt", "a.ckpt"], "--curve and --evaluate must go together, got no --evaluate"),
+        (["a.ckpt", "-o", "x.ckpt", "--evaluate", "json:loads"], "must go together, got json:loads"),
+        (
+            ["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json:loads", "-o", "x.ckpt"],
+            "--output must be left out",
+        ),
+        (["a.ckpt", "-o", "x.ckpt", "--points", "5"], "--points must be left out without --curve"),
+        (["--curve", "--compare", "a.ckpt", "a.ckpt"], "--compare and --curve must not go together"),
+        (
+            ["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json"],
+            "must be written as MODULE:FUNCTION, got 'json'",
+        ),
+        (
+            ["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json:no"],
+            "must name a function that can be imported",
+        ),
+        (
+            ["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json:loads", "--points", "2"],
+            "points must be at least 3",
+        ),
+        (["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json:dumps"], "Tensor is not JSON serializable"),
         (["a.yaml", "b.ckpt"], "a recipe must stand alone, got b.ckpt after a.yaml"),
         (["no/such.yaml"], "no/such.yaml"),
     ],

@@ -200,7 +200,9 @@ CASES: dict[str, Case] = {
     ),
     "WeightFusion": Case(
         neutral=lambda: lt.WeightFusion(collect=lt.LastEpochs(1), keep="always", update_batchnorm=False),
-        active=lambda: lt.WeightFusion(method=lt.Average(), keep="always", monitor="val_loss", mode="min"),
+        active=lambda: lt.WeightFusion(
+            method=lt.Average(), keep="always", monitor="val_loss", mode="min", every="1 epoch"
+        ),
     ),
     "GradientHealth": Case(
         neutral=lambda: lt.GradientHealth(every=1),

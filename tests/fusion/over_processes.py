@@ -26,9 +26,10 @@ from lightning_tricks.core.tensors import local
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
+from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
 from lightning_tricks.lifecycle.strategies import reshard
 from tests.distributed.cells import fit, state_of, whole_weights
-from tests.distributed.worlds import WORLDS, Part, World
+from tests.distributed.worlds import WORLDS, Part, Shared, World
 from tests.fusion.runs import always, mean
 from tests.toys import assert_equal, trainer
 
@@ -91,6 +92,29 @@ def average(world: World, folder: Path) -> None:
     runner.save_checkpoint(path, weights_only=True)
     if path.is_file():
         assert_equal(dict(torch.load(path, weights_only=True)["state_dict"]), final)
+
+
+def all_at_once(base: Path) -> WeightFusion:
+    """Return a fusion over the file of a base, with previews, a curve and both kinds of statistics."""
+    method = TaskArithmetic(scale=0.3, base=str(base))
+    measures = {"monitor": "val_loss", "mode": "min", "curve": 3, "every": "1 epoch"}
+    return always(method=method, collect=LastEpochs(2), update_batchnorm="better", **measures)
+
+
+def over_a_base(world: World, folder: Path) -> None:
+    """The base goes before the snapshots, and previews change nothing."""
+    spy, plain, path = Wholes(), Wholes(), folder.parent / "base.ckpt"
+    start = {name: 2 * value for name, value in Shared().state_dict().items()}
+    if dist.get_rank() == 0:
+        torch.save({"state_dict": start}, path)
+    dist.barrier()
+    fit(world, folder / "plain", plain)
+    fusion = all_at_once(path)
+    _, _, final = fit(world, folder, spy, fusion)
+    assert_equal(spy.steps, plain.steps)
+    torch.testing.assert_close(final, fusion.method.fuse([start, *spy.ends[-2:]]), rtol=0, atol=1e-12)
+    content = torch.load(folder / "checkpoints" / "fused.ckpt", weights_only=True)
+    assert content["fusion"]["models"][0] == {"name": str(path), "size": path.stat().st_size}
 
 
 def greedy(world: World, folder: Path) -> None:
@@ -228,7 +252,19 @@ def refused(world: World, folder: Path) -> None:
 def main(name: str, folder: Path) -> None:
     """Run all checks in the world of this name."""
     world = WORLDS[name]
-    for check in (average, greedy, not_kept, averaged, resumed, second_fit, spoilt, full_disk, refused):
+    checks = (
+        average,
+        over_a_base,
+        greedy,
+        not_kept,
+        averaged,
+        resumed,
+        second_fit,
+        spoilt,
+        full_disk,
+        refused,
+    )
+    for check in checks:
         if check is second_fit and name == "FSDP1":
             continue  # Lightning cannot: it loses its wrapper of the whole module
         check(world, folder / check.__name__)

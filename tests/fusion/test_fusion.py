@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.fusion.average import Average
-from lightning_tricks.fusion.fusion import WeightFusion, not_worse
+from lightning_tricks.fusion.ending import not_worse
+from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm

@@ -7,6 +7,8 @@ import torch
 
 from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.collect import BestK, LastEpochs
+from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.provenance import provenance
 from lightning_tricks.lifecycle.files import load
 from lightning_tricks.lifecycle.technique import Technique
 from tests.fusion.runs import Epochs, HalfAverage, Normed, always, fit, loaders, mean, state_of
@@ -117,7 +119,10 @@ def test_fused_ckpt_is_an_ordinary_checkpoint_of_weights(tmp_path):
     content = torch.load(path, weights_only=True)
     assert "optimizer_states" not in content
     about = content["weight_fusion"]
-    assert about["snapshots"] == sorted(file.name for file in path.with_name("snapshots").iterdir())
+    assert about["snapshots"] == 2
+    files = sorted(path.with_name("snapshots").iterdir())
+    models = [{"name": file.name, "size": file.stat().st_size} for file in files]
+    assert content["fusion"] == provenance(Average(), models)
     assert about["method"] == "Average(weights=None)" and about["collect"] == "LastEpochs(k=2)"
     assert about["metric_fused"] == fusion.outcome()["metric_fused"] and about["kept"] is True
     (result,) = trainer().validate(Named(), Loader(2, seed=9, fixed=True), ckpt_path=path, verbose=False)

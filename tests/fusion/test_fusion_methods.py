@@ -47,7 +47,6 @@ def test_yaml_builds_nested_methods_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (lt.Ties(base="base.ckpt"), "base must be None, for the oldest snapshot to be it, got Ties"),
         (lt.Layerwise({"head": lt.Average()}), "recipe must match every tensor, .* 'body.0.weight'"),
         (lt.OverDepth((lt.Ties(0.1), lt.Ties(0.9))), "layers must tell .* but 'head.weight', 'head.bias'"),
     ],

@@ -175,7 +175,11 @@ def test_a_module_that_begins_without_numbers_is_refused_before_it_is_trained(tm
         ({"source": "ema"}, ValueError, "source must be one of 'live', 'average', got 'ema'"),
         ({"mode": "low"}, ValueError, "mode must be one of 'min', 'max', got 'low'"),
         ({"keep": "best"}, ValueError, "keep must be one of 'better', 'always', got 'best'"),
-        ({"update_batchnorm": 1}, TypeError, "update_batchnorm must be True or False, got 1"),
+        ({"update_batchnorm": 1}, TypeError, "unless 'better', must be True or False, got 1"),
+        ({"every": 0.5}, TypeError, "every must be a whole number of steps or text such as"),
+        ({"every": "0 epochs"}, ValueError, "every must be above 0, got '0 epochs'"),
+        ({"curve": 2}, ValueError, "curve must be at least 3, got 2"),
+        ({"curve": 3, "collect": BestK(1)}, ValueError, "collect must keep 2 snapshots or more for a curve"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(settings, error, match):

@@ -12,6 +12,7 @@ from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from tests.distributed.launch import launch
 from tests.distributed.worlds import Part, Shared
+from tests.fusion.over_processes import all_at_once
 from tests.toys import assert_equal, trainer, weights
 
 
@@ -27,3 +28,8 @@ def test_fusion_over_processes_is_that_of_one(world: str, tmp_path: Path) -> Non
     runner.fit(module, Part(), Part(2, seed=9, fixed=True))
     together = torch.load(tmp_path / "greedy" / "greedy.pt", weights_only=True)
     torch.testing.assert_close(together, weights(module), rtol=0, atol=1e-10)
+    runner = trainer(all_at_once(tmp_path / "base.ckpt"), default_root_dir=tmp_path / "one")
+    runner.fit(Shared(), Part(), Part(2, seed=9, fixed=True))
+    paths = [tmp_path / name / "checkpoints" / "fused.ckpt" for name in ("one", "over_a_base")]
+    one, two = [torch.load(path, weights_only=True)["weight_fusion"]["curve"] for path in paths]
+    assert one["values"] == pytest.approx(two["values"])
