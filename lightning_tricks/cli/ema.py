@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +19,7 @@ from torch import Tensor
 from lightning_tricks.averaging.lengths import Evaluate, Length, draw_lengths, measured
 from lightning_tricks.averaging.synthesis import Synthesis
 from lightning_tricks.averaging.trajectory import Trajectory
+from lightning_tricks.cli.function import function_of
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle import files
@@ -114,7 +112,7 @@ class Order:
             with extra("plots"):
                 import matplotlib.figure  # noqa: F401  # found missing now, and not when all is measured
         if self.evaluate is not None:
-            set_("function", _function(self.evaluate))
+            set_("function", function_of("evaluate", self.evaluate))
 
 
 def _widths(text: str) -> list[float]:
@@ -125,21 +123,6 @@ def _widths(text: str) -> list[float]:
     if len(set(widths)) < len(widths):
         raise ValueError(f"sigma-rel must name each width once, got {text!r}")
     return widths
-
-
-def _function(name: str) -> Evaluate:
-    module, _, function = name.partition(":")
-    if not (module and function):
-        raise ValueError(f"evaluate must be written as MODULE:FUNCTION, got {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as ``python -m`` does, since it is the user's own
-    try:
-        found: Evaluate = getattr(import_module(module), function)
-    except (AttributeError, ImportError) as error:
-        raise ValueError(
-            f"evaluate must name a function that can be imported, got {name!r}: {error}"
-        ) from error
-    return found
 
 
 def carry_out(order: Order) -> None:

@@ -19,6 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from lightning_tricks.cli.function import evaluation, probe_of
 from lightning_tricks.cli.fuse_settings import Asked
 from lightning_tricks.cli.likeness import compare
 from lightning_tricks.cli.refusal import RefusedError
@@ -45,6 +46,8 @@ def fusion_of(task: Asked) -> Fusion:
         reading=Reading(task.which, task.allow_pickle),  # type: ignore[arg-type]  # it checks that
         matching=Matching(task.prefix, task.allow_missing),
         effort=Effort(task.max_memory, task.threads),
+        evaluate=None if task.evaluate is None else evaluation(task.evaluate, task.method),
+        probe=None if task.probe is None else probe_of(task.probe, task.method),
     )
 
 

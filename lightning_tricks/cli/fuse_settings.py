@@ -25,12 +25,18 @@ examples:
   lightning-tricks fuse a.ckpt b.ckpt --method interpolate --alpha 0.3 -o fused.safetensors
   lightning-tricks fuse recipe.yaml --dry-run
   lightning-tricks fuse --compare a.ckpt b.ckpt --png alike.png
+  lightning-tricks fuse a.ckpt b.ckpt --method greedy_soup --evaluate my_project.scores:accuracy -o fused.ckpt
+  lightning-tricks fuse a.ckpt b.ckpt --method reg_mean --probe my_project.data:probe -o fused.ckpt
 
 a recipe has the options as its entries, and a method with its parameters:
   models: [a.ckpt, b.ckpt]
   method: average
   parameters: {weights: [0.7, 0.3]}
   output: fused.ckpt
+
+with, for example,
+  def accuracy(state_dict): model.load_state_dict(state_dict); return score(model)  # higher is better
+  def probe(): return lightning_tricks.Probe(model, batches, lambda model, batch: model.loss(batch))
 
 --method NAME --help shows the options of a method. Methods:
 """
@@ -64,6 +70,8 @@ class Asked:
         sha256: Whether to write the SHA-256 of inputs down.
         max_memory: Bytes; ``None`` for the usual.
         threads: How many at a time.
+        evaluate: ``MODULE:FUNCTION`` that gets a state dict and returns a number or a dict of them.
+        probe: ``MODULE:FUNCTION`` that returns a :class:`~lightning_tricks.Probe`.
         compare: Whether to compare, not to fuse.
         png: Where a picture of the comparison is written; ``None`` for none.
         dry_run: Whether only to show what would be done.
@@ -81,6 +89,8 @@ class Asked:
     sha256: bool = False
     max_memory: int | None = None
     threads: int = 2
+    evaluate: str | None = None
+    probe: str | None = None
     compare: bool = False
     png: str | None = None
     dry_run: bool = False
@@ -118,6 +128,8 @@ def add_options(parser: ArgumentParser, method: str | None) -> None:
         (("--prefix",), str, "names are compared without it, such as model."),
         (("--max-memory",), str, "such as 500MB, for the tensors that are worked on"),
         (("--threads",), int, "how many tensors or slices at a time (default: 2)"),
+        (("--evaluate",), str, "MODULE:FUNCTION that gets a state dict and returns how good it is"),
+        (("--probe",), str, "MODULE:FUNCTION that returns the Probe which a method looks at"),
         (("--png",), str, "with --compare: file for a heat map; needs matplotlib"),
     ):
         parser.add_argument(*names, type=kind, default=argparse.SUPPRESS, help=text)

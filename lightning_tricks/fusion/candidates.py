@@ -8,6 +8,8 @@ from functools import partial
 
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod, check_finite, floating
+from lightning_tricks.fusion.probe import informed, needs_probe
+from lightning_tricks.fusion.run_probe import RunProbe
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
 from lightning_tricks.lifecycle.notice import say
@@ -22,13 +24,14 @@ def check_method(method: FusionMethod, weights: Weights) -> None:
 
     Raises:
         ValueError: If its base is a file, it needs whole tensors where these are parts, or it does not know
-            what to do with one.
+            what to do with one, or the run cannot show it what it looks at.
     """
     if method.base is not None:
         raise ValueError(f"base must be None, for the oldest snapshot to be it, got {method!r}")
     if weights.sharded and not method.entrywise:
         raise ValueError(f"method must be entrywise where weights are sharded, got {method!r}")
-    if isinstance(method, TensorwiseMethod):
+    RunProbe(method, weights).check()
+    if isinstance(method, TensorwiseMethod) and not needs_probe(method):
         method.resolved(floating(weights.tensors()))
 
 
@@ -64,6 +67,8 @@ class Candidates:
         if self.weights.sharded:
             self._check_finite(models)
         evaluate = None if objective is None else partial(self.evaluate, objective)
+        with RunProbe(method, self.weights).opened() as probe:
+            method = informed(method, models, probe)
         self.settle(method.fuse(models, evaluate))
 
     def _check_finite(self, models: Sequence[Model]) -> None:

@@ -23,6 +23,7 @@ from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.candidates import Candidates, check_method
 from lightning_tricks.fusion.former import Former
 from lightning_tricks.fusion.methods import FusionMethod
+from lightning_tricks.fusion.run_probe import RunProbe
 from lightning_tricks.fusion.source import Source
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.evaluation import (
@@ -77,7 +78,7 @@ class WeightFusion(Technique):
     * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on
       its CPU, with buffers as it has them. At the end a copy of the weights in memory, a pass over the
       training data if there is BatchNorm, and two over the validation data; ``GreedySoup`` of N makes
-      2 N - 1 more of each.
+      2 N - 1 more of each. Methods that look at data begin with a batch before training.
     * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
       that all snapshots are nearly the same.
 
@@ -160,8 +161,9 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state, self._resumed = self._resumed, None
-        if self._trial:
+        if self._trial or self._weights is None:
             return
+        RunProbe(self.method, self._weights).rehearse()
         now = {"position": self.clock.position, "epoch": self.clock.epoch}
         if self._shelf is None or state is not None:
             base, several = files.checkpoint_folder(trainer), files.keeps_several(trainer)
@@ -194,8 +196,7 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
     def _collect(self) -> None:
         """Take a snapshot if one is due; called only where no technique has swapped the weights."""
         if self._shelf is not None and self._source is not None:
-            position, epoch = self.clock.position, self.clock.epoch
-            self._shelf.take(self._source.whole, position=position, epoch=epoch)
+            self._shelf.take(self._source.whole, position=self.clock.position, epoch=self.clock.epoch)
 
     # At its end.
 
@@ -244,9 +245,8 @@ monitor='val_loss', mode='min', update_batchnorm=True, keep='better')
         assert self._shelf is not None
         path = files.checkpoint_folder(weights.trainer) / "fused.ckpt"
         names = [snapshot.name for snapshot in self._shelf.kept]
-        by = {} if self._objective is None else {"monitor": self._objective.monitor}
-        about: dict[str, Any] = {**self.settings(), **by, **self._outcome, "snapshots": names}
-        about = {self.metric_prefix: about}
+        by: dict[str, Any] = {} if self._objective is None else {"monitor": self._objective.monitor}
+        about = {self.metric_prefix: {**self.settings(), **by, **self._outcome, "snapshots": names}}
         return files.save_weights(weights.trainer, path, lambda: weights.gather(weights.tensors()), about)
 
     def _hold(self, trainer: Trainer, former: Former) -> None:
