@@ -68,7 +68,7 @@ def _first(known: tuple[float, Point]) -> float:
 
 def _spread(known: list[tuple[float, Point]]) -> float:
     best = known[0][1]
-    return max(abs(a - b) for _, point in known for a, b in zip(point, best, strict=True))
+    return max((abs(a - b) for _, point in known for a, b in zip(point, best, strict=True)), default=0.0)
 
 
 def _shrunk(

@@ -164,7 +164,7 @@ class WithGrams(Known):
         mean = torch.stack(wide).mean(0)
         total = torch.stack([(weight - mean) @ gram for weight, gram in zip(wide, grams, strict=True)]).sum(0)
         # A step from the mean, so that it stays where there are no inputs and the sum is singular.
-        return (mean + _divided(total, torch.stack(grams).sum(0))).to(tensors[0].dtype)
+        return (mean + _divided(total, torch.stack(grams).sum(0), self.scale)).to(tensors[0].dtype)
 
     def _scaled(self, place: int, name: str, gram: Tensor) -> Tensor:
         gram = gram.to("cpu", torch.float64, copy=True)
@@ -174,11 +174,19 @@ class WithGrams(Known):
         return gram
 
 
-def _divided(total: Tensor, gram: Tensor) -> Tensor:
-    """Return the shortest X of all with the least error of ``X gram = total``; ``gram`` is symmetric."""
-    tolerance = len(gram) * torch.finfo(gram.dtype).eps
-    found: Tensor = torch.linalg.lstsq(gram, total.T, rcond=tolerance, driver="gelsy").solution
-    return found.T
+def _divided(total: Tensor, gram: Tensor, scale: float) -> Tensor:
+    """Return the X with ``X gram = total``, and 0 where ``gram``, scaled off its diagonal, is singular."""
+    if scale < 1:
+        # Over its diagonal it is then well-conditioned, and a tenth of the work does.
+        found = torch.zeros_like(total)
+        seen = gram.diagonal() > 0
+        size = gram.diagonal()[seen].sqrt()
+        factor = torch.linalg.cholesky(gram[seen][:, seen] / size / size[:, None])
+        found[:, seen] = torch.cholesky_solve((total[:, seen] / size).T, factor).T / size
+        return found
+    values, vectors = torch.linalg.eigh(gram)
+    seen = values > len(gram) * torch.finfo(gram.dtype).eps * values[-1]
+    return (total @ vectors[:, seen] / values[seen]) @ vectors[:, seen].T
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,13 @@ def test_affine_coefficients_are_the_exact_optimum_of_a_quadratic(per) -> None:
         "layer": {"body": NAMES[:2], "head": NAMES[2:]},
         "tensor": {name: [name] for name in NAMES},
     }[per]
-    assert set(found) - {"shift"} - {""} | set(groups) == set(groups) | set(found) - {"shift", ""}
     for group, names in groups.items():
         basis = flat(models, names)
         # With the last coefficient what is left to 1, by least squares.
         shares = np.linalg.lstsq(
             basis[:, :-1] - basis[:, -1:], flat([target], names)[:, 0] - basis[:, -1], rcond=None
         )[0]
-        np.testing.assert_allclose(found[group], [*shares, 1 - shares.sum()], atol=2e-4)
+        np.testing.assert_allclose(found[group], [*shares, 1 - shares.sum()], atol=1e-3)
 
 
 def test_convex_coefficients_are_the_nearest_point_of_the_segment() -> None:
@@ -109,7 +108,7 @@ def test_it_mixes_what_it_found_keeps_ties_and_leaves_everything_as_it_was() -> 
 
     def held_out(model: Model) -> float:
         module.load_state_dict(model)
-        return float((module(torch.cat(x)) - torch.cat(x)).square().mean())
+        return float((module(torch.cat(x)) - torch.cat(x)).square().mean().detach())
 
     average = lt.fuse(models)
     assert held_out(fused) < held_out(average)
@@ -157,7 +156,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
         LearnedSoup().fuse(models)
     with pytest.raises(TypeError, match="probe must be a Probe, got 3"):
         lt.fuse(models, LearnedSoup(), probe=3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Linear has no 'body.weight', 'body.bias', "):
+    with pytest.raises(ValueError, match="Linear has no 'shift', 'calls', 'body.weight', "):
         learned_soup(models, probe(module=nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="must have the parameters .*, Tied, but 'body.bias' are in none"):
         learned_soup([{n: v for n, v in m.items() if n != "body.bias"} for m in models], probe())
