@@ -5,6 +5,7 @@
 with one coefficient for each model, or for each model and layer or tensor. There are few of them, so that
 L-BFGS on the loss of all batches together finds them in some tens of passes, without a learning rate. In
 place of task vectors with free factors (AdaMerging) the base is one more model, and coefficients are affine.
+Buffers are averaged: of BatchNorm's statistics torch gives no gradient, and they are best estimated anew.
 
 Reference: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
 without increasing inference time", 2022, https://arxiv.org/abs/2203.05482, "learned soup"; per layer also
@@ -26,6 +27,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.functional import count_samples, in_evaluation
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.average import average
 from lightning_tricks.fusion.methods import Evaluate, check_finite, floating
 from lightning_tricks.fusion.mixture import Mixture, Per, Sign, coefficients, group_of
 from lightning_tricks.fusion.probe import Probe, Probing
@@ -76,11 +78,13 @@ class _Landscape:
     Attributes:
         probe: Gives the loss.
         models: By names in its module.
+        still: What is not mixed, likewise.
         groups: Of each name of a tensor that is mixed, its row of the coefficients.
     """
 
     probe: Probe
     models: list[dict[str, Tensor]]
+    still: dict[str, Tensor]
     groups: Mapping[str, int]
 
     def loss_and_gradient(self, free: Tensor, sign: Sign) -> tuple[float, Tensor]:
@@ -109,8 +113,8 @@ class _Landscape:
         total, samples = 0.0, 0
         gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
         for batch in self.probe.batches:
-            # Others, such as counters, are written into by some modules.
-            others = {name: value.clone() for name, value in self.models[-1].items() if name not in leaves}
+            # Copies, because some modules write into them, such as into counters.
+            others = {name: value.clone() for name, value in self.still.items()}
             loss = self.probe.loss_of({**others, **leaves}, batch)
             count = count_samples(batch)
             found = torch.autograd.grad(loss * count, [*leaves.values()], allow_unused=True)
@@ -180,11 +184,17 @@ class LearnedSoup(Probing):
     def probed(self, models: Sequence[Model], probe: Probe) -> Mixture:
         check_finite(models)
         places = probe.names(models[0])
+        parameters = dict(probe.module.named_parameters())
         # Tied tensors have one name in the module, and so one group.
-        groups = {name: group_of(clean_name(places[name]), self.per) for name in floating(models[0])}
+        groups = {
+            name: group_of(clean_name(places[name]), self.per)
+            for name in floating(models[0])
+            if places[name] in parameters
+        }
         rows = {group: row for row, group in enumerate(dict.fromkeys(groups.values()))}
         mixed = {places[name]: rows[group] for name, group in groups.items()}
-        landscape = _Landscape(probe, [probe.placed(model) for model in models], mixed)
+        still = {name: value for name, value in probe.placed(average(models)).items() if name not in mixed}
+        landscape = _Landscape(probe, [probe.placed(model) for model in models], still, mixed)
         with in_evaluation(probe.module):
             free = _descended(landscape, (len(rows), len(models)), self.sign, self.steps)
         found = coefficients(free, self.sign).tolist()

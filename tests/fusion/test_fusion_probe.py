@@ -61,12 +61,12 @@ def as_by_hand(method: FusionMethod, models: list[dict[str, Tensor]], module: nn
 @pytest.mark.parametrize("kind", [Toy, Logging])
 def test_it_is_the_method_with_the_runs_data(method: FusionMethod, kind: type[Toy], tmp_path: Path) -> None:
     spy = Epochs()
-    module, runner = fit(tmp_path, spy, always(method=method, collect=lt.LastEpochs(2)), module=kind())
+    module, _ = fit(tmp_path, spy, always(method=method, collect=lt.LastEpochs(2)), module=kind())
     fused = weights(module)
     wanted = as_by_hand(method, spy.ends[-2:], kind())
     for name, value in wanted.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert not any("log" in vars(module) for _ in [0]) and not module.head._forward_pre_hooks
+    assert "log" not in vars(module) and not module.head._forward_pre_hooks
 
 
 def test_the_run_is_not_disturbed_and_the_loss_is_no_worse_than_that_of_the_average(tmp_path: Path) -> None:
@@ -97,11 +97,11 @@ class NoLoss(Toy):
     [
         (
             {"module": TwoOptimizers()},
-            r"automatic_optimization must be True for LearnedSoup\(.*TwoOptimizers",
+            "automatic_optimization must be True for LearnedSoup.*TwoOptimizers",
         ),
         (
             {"val": False},
-            r"there must be a validation loop for LearnedSoup\(.* to look at its data, got none",
+            "there must be a validation loop for LearnedSoup.* to look at its data",
         ),
         ({"module": NoLoss()}, "training_step must return one loss to be looked at, got None"),
     ],

@@ -97,12 +97,13 @@ def test_it_mixes_what_it_found_keeps_ties_and_leaves_everything_as_it_was() -> 
     x = [torch.randn(4, 3), torch.randn(2, 3)]
     probe = Probe(module, x, lambda module, x: (module(x) - x).square().mean())
     found = learned_coefficients(models, probe, per="layer")
-    assert set(found) == {"body", "head", ""}  # the last one has the buffer
+    assert set(found) == {"body", "head"}
     fused = learned_soup(models, probe, per="layer")
     assert fused["head.weight"] is fused["body.weight"]
     wanted = sum(share * model["head.bias"] for share, model in zip(found["head"], models, strict=True))
     torch.testing.assert_close(fused["head.bias"], wanted)
     assert fused["calls"] == models[-1]["calls"] == 0
+    assert torch.equal(fused["shift"], lt.fuse(models)["shift"])
     assert module.training and all(torch.equal(v, before[n]) for n, v in module.state_dict().items())
     assert all(torch.equal(m[n], k[n]) for m, k in zip(models, kept, strict=True) for n in m)
 
