@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from lightning_tricks.core.tensors import Model
 
-__all__ = ["Loss", "count_samples", "in_evaluation", "loss_with"]
+__all__ = ["Loss", "count_samples", "differentiable_statistics", "in_evaluation", "loss_with"]
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """Calls a module on a batch and returns the loss, shape ()."""
@@ -60,6 +62,36 @@ def in_evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def differentiable_statistics(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm in evaluation mode give gradients to its running statistics, as torch's does not."""
+    plain = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
+    layers = [
+        part for part in module.modules() if type(part).forward in plain and "forward" not in vars(part)
+    ]
+    for layer in layers:
+        vars(layer)["forward"] = partial(_normalized, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
+
+
+def _normalized(layer: _BatchNorm, x: Tensor) -> Tensor:
+    """Return what BatchNorm does in evaluation mode, shape (samples, channels, ...)."""
+    if layer.running_mean is None or layer.running_var is None or layer.training:
+        found: Tensor = type(layer).forward(layer, x)
+        return found
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    out = (x - layer.running_mean.view(shape)) * (layer.running_var + layer.eps).rsqrt().view(shape)
+    if layer.weight is not None:
+        out = out * layer.weight.view(shape)
+    if layer.bias is not None:
+        out = out + layer.bias.view(shape)
+    return out.to(x.dtype)
 
 
 def count_samples(batch: Any) -> int:

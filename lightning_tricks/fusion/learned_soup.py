@@ -5,7 +5,7 @@
 with one coefficient for each model, or for each model and layer or tensor. There are few of them, so that
 L-BFGS on the loss of all batches together finds them in some tens of passes, without a learning rate. In
 place of task vectors with free factors (AdaMerging) the base is one more model, and coefficients are affine.
-Buffers are averaged: of BatchNorm's statistics torch gives no gradient, and they are best estimated anew.
+Running statistics of BatchNorm are mixed like weights.
 
 Reference: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
 without increasing inference time", 2022, https://arxiv.org/abs/2203.05482, "learned soup"; per layer also
@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.functional import count_samples, in_evaluation
+from lightning_tricks.core.functional import count_samples, differentiable_statistics, in_evaluation
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.average import average
-from lightning_tricks.fusion.methods import Evaluate, check_finite, floating
+from lightning_tricks.fusion.methods import Evaluate, check_finite, mixes
 from lightning_tricks.fusion.mixture import Mixture, Per, Sign, coefficients, group_of
 from lightning_tricks.fusion.probe import Probe, Probing
 
@@ -184,18 +183,20 @@ class LearnedSoup(Probing):
     def probed(self, models: Sequence[Model], probe: Probe) -> Mixture:
         check_finite(models)
         places = probe.names(models[0])
-        parameters = dict(probe.module.named_parameters())
         # Tied tensors have one name in the module, and so one group.
         groups = {
             name: group_of(clean_name(places[name]), self.per)
-            for name in floating(models[0])
-            if places[name] in parameters
+            for name in models[0]
+            if mixes([model[name] for model in models])
         }
+        if not groups:  # the models are one
+            return Mixture({}, {})
         rows = {group: row for row, group in enumerate(dict.fromkeys(groups.values()))}
         mixed = {places[name]: rows[group] for name, group in groups.items()}
-        still = {name: value for name, value in probe.placed(average(models)).items() if name not in mixed}
-        landscape = _Landscape(probe, [probe.placed(model) for model in models], still, mixed)
-        with in_evaluation(probe.module):
+        placed = [probe.placed(model) for model in models]
+        still = {name: value for name, value in placed[-1].items() if name not in mixed}
+        landscape = _Landscape(probe, placed, still, mixed)
+        with in_evaluation(probe.module), differentiable_statistics(probe.module):
             free = _descended(landscape, (len(rows), len(models)), self.sign, self.steps)
         found = coefficients(free, self.sign).tolist()
         return Mixture({group: found[row] for group, row in rows.items()}, groups)

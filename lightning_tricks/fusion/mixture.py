@@ -57,13 +57,11 @@ class Mixture(TensorwiseMethod):
 
     Args:
         coefficients: One of each model, by group.
-        groups: That of each tensor, by its name; those that are not here are averaged.
+        groups: That of each tensor, by its name.
     """
 
     coefficients: Mapping[str, Sequence[float]]
     groups: Mapping[str, str] = field(repr=False)
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
-        if name not in self.groups:
-            return combination(tensors, [1.0] * len(tensors), divisor=len(tensors))
         return combination(tensors, self.coefficients[self.groups[name]])

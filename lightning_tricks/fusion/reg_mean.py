@@ -186,7 +186,8 @@ def _divided(total: Tensor, gram: Tensor, scale: float) -> Tensor:
         return found
     values, vectors = torch.linalg.eigh(gram)
     seen = values > len(gram) * torch.finfo(gram.dtype).eps * values[-1]
-    return (total @ vectors[:, seen] / values[seen]) @ vectors[:, seen].T
+    quotient: Tensor = (total @ vectors[:, seen] / values[seen]) @ vectors[:, seen].T
+    return quotient
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_tricks as lt
+from lightning_tricks.core.functional import in_evaluation
 from lightning_tricks.fusion.learned_soup import LearnedSoup, learned_coefficients, learned_soup
 from lightning_tricks.fusion.mixture import coefficients
 from lightning_tricks.fusion.probe import Probe
@@ -97,13 +98,12 @@ def test_it_mixes_what_it_found_keeps_ties_and_leaves_everything_as_it_was() -> 
     x = [torch.randn(4, 3), torch.randn(2, 3)]
     probe = Probe(module, x, lambda module, x: (module(x) - x).square().mean())
     found = learned_coefficients(models, probe, per="layer")
-    assert set(found) == {"body", "head"}
+    assert set(found) == {"body", "head", ""}  # the last one has the buffer
     fused = learned_soup(models, probe, per="layer")
     assert fused["head.weight"] is fused["body.weight"]
     wanted = sum(share * model["head.bias"] for share, model in zip(found["head"], models, strict=True))
     torch.testing.assert_close(fused["head.bias"], wanted)
     assert fused["calls"] == models[-1]["calls"] == 0
-    assert torch.equal(fused["shift"], lt.fuse(models)["shift"])
     assert module.training and all(torch.equal(v, before[n]) for n, v in module.state_dict().items())
     assert all(torch.equal(m[n], k[n]) for m, k in zip(models, kept, strict=True) for n in m)
 
@@ -127,6 +127,35 @@ def test_models_that_are_one_come_back_and_two_processes_agree_with_one() -> Non
     twice = Probe(probe.module, probe.batches, probe.loss, add_up=lambda tensor: 2 * tensor)
     one, other = (learned_coefficients(models, each)[""] for each in (probe, twice))
     np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_statistics_of_batchnorm_are_mixed_and_the_gradient_is_that_of_the_loss() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2))
+    models = states(2, net)
+    for model in models:
+        for name in ("1.running_var", "2.running_var"):
+            model[name] = model[name].abs() + 0.1
+    x = torch.randn(20, 3)
+    probe = Probe(net, [x], lambda module, x: (module(x) - 1).square().mean())
+
+    def loss(share: float) -> float:
+        net.load_state_dict(lt.fuse(models, lt.Interpolate(share)))
+        with torch.no_grad(), in_evaluation(net):
+            return float((net(x) - 1).square().mean())
+
+    (found,) = learned_coefficients(models, probe).values()
+    nearest = min((loss(index / 1000), index / 1000) for index in range(1001))[1]
+    assert 0.01 < nearest < 0.99 and found[0] == pytest.approx(nearest, abs=2e-3)
+    assert "forward" not in vars(net[1])
+
+
+def test_a_mask_of_infinities_stays_and_a_model_alone_comes_back() -> None:
+    models = [{**model, "shift": torch.tensor([0.0, -torch.inf, 0.0])} for model in states(2)]
+    probe = Probe(Tied(), [torch.ones(1, 3)], far(models[0]))
+    fused = learned_soup(models, probe, sign="affine")
+    torch.testing.assert_close(fused, models[0], rtol=0, atol=1e-3)
+    assert all(torch.equal(v, models[0][n]) for n, v in learned_soup(models[:1], probe).items())
 
 
 def test_narrow_models_and_a_narrow_module_are_mixed_wide() -> None:
