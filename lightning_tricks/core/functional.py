@@ -67,10 +67,9 @@ def in_evaluation(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def differentiable_statistics(module: nn.Module) -> Iterator[None]:
     """Let BatchNorm in evaluation mode give gradients to its running statistics, as torch's does not."""
-    plain = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
-    layers = [
-        part for part in module.modules() if type(part).forward in plain and "forward" not in vars(part)
-    ]
+    own = (_BatchNorm.forward, nn.SyncBatchNorm.forward)  # not those of subclasses that do otherwise
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    layers = [layer for layer in layers if type(layer).forward in own and "forward" not in vars(layer)]
     for layer in layers:
         vars(layer)["forward"] = partial(_normalized, layer)
     try:

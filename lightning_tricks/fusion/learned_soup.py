@@ -95,7 +95,7 @@ class _Landscape:
             loss, count, gradients = self._pass({name: value.detach() for name, value in mixed.items()})
             outer = torch.autograd.grad([*mixed.values()], free, gradients)[0]
         # Together, because processes that share the work then wait for one another once.
-        total = self.probe.add_up(torch.cat([torch.tensor([loss, float(count)]).to(outer), outer.flatten()]))
+        total = self.probe.add_up(torch.cat([outer.new_tensor([loss, float(count)]), outer.flatten()]))
         if not total[1]:
             raise ValueError("batches of probe must hold at least one, got none")
         return float(total[0] / total[1]), (total[2:] / total[1]).view_as(free)

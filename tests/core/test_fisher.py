@@ -71,7 +71,15 @@ def test_it_is_the_mean_over_samples_of_squared_gradients(kind: type[Net]) -> No
     net = kind().train()
     net.body[1].running_mean.fill_(0.3)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    found = fisher_information(net, data(), mean_loss)
+    calls = []
+
+    def counted(module: nn.Module, batch: Any) -> Tensor:
+        calls.append(batch)
+        return mean_loss(module, batch)
+
+    found = fisher_information(net, data(), counted)
+    # Where that is possible a batch at a time, else sample by sample after the first attempt of each batch.
+    assert len(calls) == (2 if kind is Net else 2 + 8)
     assert net.training and net.body[2].training and all(p.grad is None for p in net.parameters())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     wanted = slowly(net, data())

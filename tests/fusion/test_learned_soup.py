@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 import lightning_tricks as lt
@@ -145,7 +146,7 @@ def test_statistics_of_batchnorm_are_mixed_and_the_gradient_is_that_of_the_loss(
             return float((net(x) - 1).square().mean())
 
     (found,) = learned_coefficients(models, probe).values()
-    nearest = min((loss(index / 1000), index / 1000) for index in range(1001))[1]
+    nearest = minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded").x
     assert 0.01 < nearest < 0.99 and found[0] == pytest.approx(nearest, abs=2e-3)
     assert "forward" not in vars(net[1])
 

@@ -36,4 +36,5 @@ def test_fusion_over_processes_is_that_of_one(world: str, tmp_path: Path) -> Non
         fusion = always(method=method, collect=EverySteps(3, k=2))
         trainer(fusion, default_root_dir=tmp_path / "one").fit(module, Part(), Part(2, seed=9, fixed=True))
         together = torch.load(tmp_path / f"{type(method).__name__}.pt", weights_only=True)
-        torch.testing.assert_close(together, weights(module), rtol=0, atol=1e-8)
+        near = 1e-6 if isinstance(method, LearnedSoup) else 1e-10  # a search may end a step elsewhere
+        torch.testing.assert_close(together, weights(module), rtol=0, atol=near)
