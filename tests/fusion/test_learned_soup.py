@@ -141,7 +141,7 @@ def test_statistics_of_batchnorm_are_mixed_and_the_gradient_is_that_of_the_loss(
     probe = Probe(net, [x], lambda module, x: (module(x) - 1).square().mean())
 
     def loss(share: float) -> float:
-        net.load_state_dict(lt.fuse(models, lt.Interpolate(share)))
+        net.load_state_dict(lt.fuse(models, lt.Interpolate(float(share))))
         with torch.no_grad(), in_evaluation(net):
             return float((net(x) - 1).square().mean())
 
