@@ -15,6 +15,7 @@ from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.core.cycles import cosine_restarts, cyclic
 from lightning_tricks.core.decays import exponential_decay, inverse_sqrt, inverse_time, multistep, step
+from lightning_tricks.core.fisher import fisher_information
 from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
@@ -30,9 +31,13 @@ from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.fusion.layerwise import Layerwise
+from lightning_tricks.fusion.learned_soup import LearnedSoup, learned_coefficients
 from lightning_tricks.fusion.model_stock import ModelStock
+from lightning_tricks.fusion.nelder_mead_soup import NelderMeadSoup
 from lightning_tricks.fusion.over_depth import OverDepth
+from lightning_tricks.fusion.probe import Probe
 from lightning_tricks.fusion.pruned import Pruned
+from lightning_tricks.fusion.reg_mean import RegMean, gram_matrices
 from lightning_tricks.fusion.robust import Median, TrimmedMean
 from lightning_tricks.fusion.similarity import SimilarityWeighted
 from lightning_tricks.fusion.slerp import Slerp
@@ -104,11 +109,13 @@ __all__ = [
     "InverseDecay",
     "LastEpochs",
     "Layerwise",
+    "LearnedSoup",
     "LearningRate",
     "Lookahead",
     "Median",
     "ModelStock",
     "MonteCarloDropout",
+    "NelderMeadSoup",
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
@@ -120,8 +127,10 @@ __all__ = [
     "PostHocEMA",
     "PowerDecay",
     "PreciseBatchNorm",
+    "Probe",
     "ProgressiveUnfreeze",
     "Pruned",
+    "RegMean",
     "ReplaceNorm",
     "SWAWeights",
     "Schedule",
@@ -151,11 +160,14 @@ __all__ = [
     "exponential",
     "exponential_decay",
     "export_average",
+    "fisher_information",
     "fuse",
+    "gram_matrices",
     "initialize_",
     "interpolation_curve",
     "inverse_sqrt",
     "inverse_time",
+    "learned_coefficients",
     "linear",
     "live_state",
     "multistep",

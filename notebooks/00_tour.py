@@ -152,8 +152,8 @@ fusion.outcome()
 
 # %% [markdown]
 # `WeightFusion` collected the last four epochs, fused them, with statistics of BatchNorm as they are fused or
-# estimated anew, whichever measured better, and kept the result only if it was not worse by the metric than what
-# the module would have held without it.
+# estimated anew, whichever measured better, and kept the result only if it was not worse by the metric than
+# what the module would have held without it.
 
 # %% [markdown]
 # ## What happened

@@ -210,7 +210,7 @@ def _fuse(settings: dict[str, Any]) -> Callable[[], None]:
     from lightning_tricks.cli.fuse_settings import asked
 
     task = asked(settings)
-    if task.evaluate is not None:
+    if task.curve and task.evaluate is not None:
         from lightning_tricks.cli.curve import run_curve
         from lightning_tricks.cli.named_function import function_named
 

@@ -21,6 +21,7 @@ from rich.progress import (
 
 from lightning_tricks.cli.fuse_settings import Asked
 from lightning_tricks.cli.likeness import compare
+from lightning_tricks.cli.method_functions import evaluation, probe_of
 from lightning_tricks.cli.refusal import RefusedError
 from lightning_tricks.fusion.engine import Effort
 from lightning_tricks.fusion.fuse import Fusion, Opened
@@ -45,6 +46,8 @@ def fusion_of(task: Asked) -> Fusion:
         reading=Reading(task.which, task.allow_pickle),  # type: ignore[arg-type]  # it checks that
         matching=Matching(task.prefix, task.allow_missing),
         effort=Effort(task.max_memory, task.threads),
+        evaluate=None if task.evaluate is None else evaluation(task.evaluate, task.method),
+        probe=None if task.probe is None else probe_of(task.probe, task.method),
     )
 
 

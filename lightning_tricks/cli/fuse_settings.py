@@ -26,6 +26,8 @@ examples:
   lightning-tricks fuse recipe.yaml --dry-run
   lightning-tricks fuse --compare a.ckpt b.ckpt --png alike.png
   lightning-tricks fuse --curve a.ckpt b.ckpt --evaluate my_project.scores:loss --png curve.png
+  lightning-tricks fuse a.ckpt b.ckpt --method greedy_soup --evaluate my_project.scores:accuracy -o fused.ckpt
+  lightning-tricks fuse a.ckpt b.ckpt --method reg_mean --probe my_project.data:probe -o fused.ckpt
 
 what --evaluate names gets a state dict:
   def loss(state_dict): model.load_state_dict(state_dict); return mean_loss(model)
@@ -35,6 +37,10 @@ a recipe has the options as its entries, and a method with its parameters:
   method: average
   parameters: {weights: [0.7, 0.3]}
   output: fused.ckpt
+
+with, for example,
+  def accuracy(state_dict): model.load_state_dict(state_dict); return score(model)  # higher is better
+  def probe(): return lightning_tricks.Probe(model, batches, lambda model, batch: model.loss(batch))
 
 --method NAME --help shows the options of a method. Methods:
 """
@@ -68,9 +74,10 @@ class Asked:
         sha256: Whether to write the SHA-256 of inputs down.
         max_memory: Bytes; ``None`` for the usual.
         threads: How many at a time.
+        evaluate: ``MODULE:FUNCTION`` that gets a state dict and returns a number or a dict of them.
+        probe: ``MODULE:FUNCTION`` that returns a :class:`~lightning_tricks.Probe`.
         compare: Whether to compare, not to fuse.
         curve: Whether to measure the line between the models, not to fuse.
-        evaluate: By what, MODULE:FUNCTION.
         points: At how many points of each line.
         png: Where a picture of the comparison or the curve is written; ``None`` for none.
         dry_run: Whether only to show what would be done.
@@ -88,9 +95,10 @@ class Asked:
     sha256: bool = False
     max_memory: int | None = None
     threads: int = 2
+    evaluate: str | None = None
+    probe: str | None = None
     compare: bool = False
     curve: bool = False
-    evaluate: str | None = None
     points: int = 11
     png: str | None = None
     dry_run: bool = False
@@ -110,10 +118,9 @@ class Asked:
             raise ValueError("--output must be given, such as -o fused.ckpt")
 
     def _check_curve(self) -> None:
-        if self.curve == (self.evaluate is None):
-            got = self.evaluate or "no --evaluate"
-            raise ValueError(f"--curve and --evaluate must go together, got {got}")
-        of_fusing = ("output", "dry_run", "allow_missing", "force", "sha256")
+        if self.curve and self.evaluate is None:
+            raise ValueError("--evaluate must be given for --curve, got none")
+        of_fusing = ("output", "dry_run", "allow_missing", "force", "sha256", "probe")
         for name in of_fusing if self.curve else ("points",):
             if getattr(self, name) != getattr(Asked, name):
                 which = "with" if self.curve else "without"
@@ -142,7 +149,8 @@ def add_options(parser: ArgumentParser, method: str | None) -> None:
         (("--prefix",), str, "names are compared without it, such as model."),
         (("--max-memory",), str, "such as 500MB, for the tensors that are worked on"),
         (("--threads",), int, "how many tensors or slices at a time (default: 2)"),
-        (("--evaluate",), str, "with --curve: MODULE:FUNCTION that gets a state dict and returns a loss"),
+        (("--evaluate",), str, "MODULE:FUNCTION that gets a state dict and returns how good it is"),
+        (("--probe",), str, "MODULE:FUNCTION that returns the Probe which a method looks at"),
         (("--points",), int, "with --curve: points of each line, its ends included (default: 11)"),
         (("--png",), str, "with --compare or --curve: file for a picture; needs matplotlib"),
     ):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod, check_finite, floating
+from lightning_tricks.fusion.probe import informed, needs_probe
+from lightning_tricks.fusion.run_probe import RunProbe
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
 from lightning_tricks.lifecycle.notice import say
 from lightning_tricks.lifecycle.weights import Weights
@@ -26,11 +28,13 @@ def check_method(method: FusionMethod, weights: Weights) -> None:
     """Accept a method that can fuse what the processes hold of the weights.
 
     Raises:
-        ValueError: If it needs whole tensors where these are parts, or does not know what to do with one.
+        ValueError: If it needs whole tensors where these are parts, does not know what to do with one, or the
+            run cannot show it what it looks at.
     """
     if weights.sharded and not method.entrywise:
         raise ValueError(f"method must be entrywise where weights are sharded, got {method!r}")
-    if isinstance(method, TensorwiseMethod):
+    RunProbe(method, weights).check()
+    if isinstance(method, TensorwiseMethod) and not needs_probe(method):
         method.resolved(floating(weights.tensors()))
 
 
@@ -66,7 +70,9 @@ class Candidates:
         models = self.snapshots()
         if self.base is not None:
             models = self._checked([self.base.tensors(), *models])
-        return self.method.fuse(models, None if self.target is None else partial(self._tell, self.target))
+        with RunProbe(self.method, self.weights).opened() as probe:
+            method = informed(self.method, models, probe)
+        return method.fuse(models, None if self.target is None else partial(self._tell, self.target))
 
     def _checked(self, models: list[Model]) -> list[Model]:
         """Refuse what is not finite in any part, before the process that has it goes its own way."""

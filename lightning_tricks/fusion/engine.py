@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod, check_numbers, mixes
 from lightning_tricks.fusion.plan import Step
+from lightning_tricks.fusion.probe import Probe, informed
 
 __all__ = ["Effort", "Progress", "Slicing", "Write", "run", "run_whole"]
 
@@ -158,6 +159,7 @@ def run_whole(
     write: Write,
     *,
     evaluate: Evaluate | None,
+    probe: Probe | None,
     progress: Progress,
 ) -> None:
     """Do all ``steps`` with a method that needs models as wholes, in memory.
@@ -167,20 +169,19 @@ def run_whole(
         method: Fuses what all models have.
         write: Gets each tensor of the result.
         evaluate: What the method evaluates candidates by, if it does.
+        probe: What it looks at, if it does.
         progress: Is told of what is read.
 
     Raises:
-        ValueError: As :meth:`FusionMethod.fuse`.
+        ValueError: As :meth:`FusionMethod.fuse` and :func:`~lightning_tricks.fusion.probe.informed`.
     """
-    if method.objective is not None and evaluate is None:
-        raise ValueError(f"evaluate must be given for {method!r}, got None")
     alike = [step for step in steps if step.action != "lone"]
     models: list[dict[str, Tensor]] = [{} for _ in alike[0].tensors] if alike else []
     for step in alike:
         for model, stored in zip(models, step.tensors, strict=True):
             model |= dict.fromkeys(step.names, stored.read().view(stored.shape))
             progress(stored.nbytes if stored in step.read else 0)
-    fused = method.fuse(models, evaluate) if alike else {}
+    fused = informed(method, models, probe).fuse(models, evaluate) if alike else {}
     for step in steps:
         lone = step.action == "lone"
         write(step.names, 0, step.stored.read() if lone else fused[step.names[0]].reshape(-1))

@@ -12,20 +12,20 @@ https://arxiv.org/abs/2111.09832, equation 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.select import clean_name
+from lightning_tricks.core.fisher import squared_gradients
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.by_names import ByNames
+from lightning_tricks.fusion.known import Known, checked_paths, opened
 from lightning_tricks.fusion.methods import TensorwiseMethod, floating
 from lightning_tricks.fusion.pieces import pieces, piecewise, weighted
+from lightning_tricks.fusion.probe import Probe, Probing
 from lightning_tricks.fusion.ties import check_weights
-from lightning_tricks.lifecycle import files
 
 __all__ = ["FisherWeighted", "WithFishers", "fisher_weighted"]
 
@@ -38,7 +38,8 @@ def fisher_weighted(
     Args:
         models: At least one; of equal names, shapes and types.
         fishers: For each model the diagonal of its Fisher information, by the names of the tensors, of their
-            shapes and not below 0. Tensors that none has are averaged.
+            shapes and not below 0, as :func:`~lightning_tricks.fisher_information` returns it. Tensors that
+            none has are averaged.
         weights: One number for each model, none below 0; ``None`` for equal ones.
 
     Raises:
@@ -62,46 +63,16 @@ def fisher_weighted(
 
 
 @dataclass(frozen=True)
-class WithFishers(TensorwiseMethod):
-    """Fuses by Fisher information that has been opened.
+class WithFishers(Known):
+    """Fuses by Fisher information that is at hand.
 
     Args:
         labels: What to call it, for each model.
-        fishers: It, for each model.
+        known: It, for each model.
         weights: One number for each model.
     """
 
-    labels: list[str]
-    fishers: list[Model] = field(repr=False)
     weights: list[float]
-
-    @property
-    def count(self) -> int:
-        return len(self.fishers)
-
-    @property
-    def entrywise(self) -> bool:
-        return False  # it knows the information of a whole tensor
-
-    def checked(self, names: Sequence[str]) -> WithFishers:
-        """Return itself, if the information is of tensors of these names, and each model's of the same.
-
-        Raises:
-            ValueError: If not; names the tensor.
-        """
-        known = {clean_name(name) for name in names}
-        first = self.fishers[0]
-        if not first:
-            raise ValueError(f"{self.labels[0]} must hold at least one tensor, got none")
-        for label, fisher in zip(self.labels, self.fishers, strict=True):
-            if strange := [name for name in fisher if clean_name(name) not in known]:
-                raise ValueError(f"{label} must be of the models' tensors, got {checks.listed(strange)}")
-            if alone := [*(first.keys() ^ fisher.keys())]:
-                raise ValueError(
-                    f"{label} must be of the same tensors as {self.labels[0]}, but {checks.listed(alone)} "
-                    "are in one of them alone"
-                )
-        return self
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         given = [self._of(place, name, tensors[0]) for place in range(len(tensors))]
@@ -120,10 +91,8 @@ class WithFishers(TensorwiseMethod):
 
     def _of(self, place: int, name: str, like: Tensor) -> Tensor | None:
         """Return the information of one model on one tensor; complex if that is, as both parts have it."""
-        names = {clean_name(key): key for key in self.fishers[place]}
-        if clean_name(name) not in names:
+        if (found := self.of(place, name)) is None:
             return None
-        found = self.fishers[place][names[clean_name(name)]]
         if found.shape != like.shape or not bool((found.isfinite() & (found >= 0)).all()):
             raise ValueError(
                 f"{name} of {self.labels[place]} must be of shape {tuple(like.shape)}, finite and not below "
@@ -133,55 +102,72 @@ class WithFishers(TensorwiseMethod):
 
 
 @dataclass(frozen=True)
-class FisherWeighted(ByNames):
-    """Fuse by the mean weighted by Fisher information in files (:func:`fisher_weighted`).
+class FisherWeighted(ByNames, Probing):
+    """Fuse by the mean weighted by Fisher information (:func:`fisher_weighted`).
 
     Args:
         fishers: For each model a file that ``torch.save`` wrote: a dict of the diagonal of its Fisher
-            information, by the names of the model's tensors.
+            information, by the names of the model's tensors, such as
+            :func:`~lightning_tricks.fisher_information` returns. ``None`` to compute it from a probe, whose
+            ``loss`` must be minus the log-likelihood, such as the cross-entropy.
         weights: One number for each model, none below 0; ``None`` for equal ones.
+        batches: Of how many batches of the training data of a run, without files; ``None`` for an epoch.
 
     Example:
         >>> FisherWeighted(("a.fisher.pt", "b.fisher.pt"), weights=(1.0, 2.0)).count
         2
     """
 
-    fishers: tuple[str, ...]
+    fishers: tuple[str, ...] | None = None
     weights: tuple[float, ...] | None = None
+    batches: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fishers, list | tuple) or not self.fishers:
-            raise TypeError(f"fishers must be a list of files, got {self.fishers!r}")
-        paths = tuple(checks.text("every entry of fishers", path) for path in self.fishers)
-        object.__setattr__(self, "fishers", paths)
+        if self.fishers is not None:
+            object.__setattr__(self, "fishers", checked_paths("fishers", self.fishers))
         if self.weights is not None:
-            if not isinstance(self.weights, list | tuple) or len(self.weights) != len(paths):
+            if not isinstance(self.weights, list | tuple) or len(self.weights) != len(
+                self.fishers or self.weights
+            ):
                 raise TypeError(f"weights must be one number for each of fishers, got {self.weights!r}")
             shares = [checks.finite("every entry of weights", weight) for weight in self.weights]
             check_weights(shares)
             object.__setattr__(self, "weights", tuple(shares))
+        if self.batches is not None:
+            checks.whole("batches", self.batches, 1)
 
     @property
-    def count(self) -> int:
-        return len(self.fishers)
+    def count(self) -> int | None:
+        known = self.fishers or self.weights
+        return None if known is None else len(known)
 
     @property
     def entrywise(self) -> bool:
         return False
 
+    @property
+    def needs_probe(self) -> bool:
+        return self.fishers is None
+
+    def _with(self, labels: Sequence[str], fishers: list[Model]) -> WithFishers:
+        shares = [1.0] * len(fishers) if self.weights is None else [*self.weights]
+        return WithFishers([*labels], fishers, shares)
+
+    def probed(self, models: Sequence[Model], probe: Probe) -> TensorwiseMethod:
+        fishers = [_fisher_of(model, probe) for model in models]
+        return self._with([f"the Fisher information of model {i}" for i in range(len(models))], fishers)
+
     def resolved(self, names: Sequence[str]) -> TensorwiseMethod:
-        found = [_opened(path) for path in self.fishers]
-        shares = [1.0] * len(found) if self.weights is None else [*self.weights]
-        return WithFishers([*self.fishers], found, shares).checked(names)
+        if self.fishers is None:
+            raise ValueError(f"probe or fishers must be given for {self!r}, got neither")
+        found = [opened("fishers", path) for path in self.fishers]
+        return self._with(self.fishers, found).checked(names)
 
 
-def _opened(path: str) -> Model:
-    try:
-        found = files.load(Path(path))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"every file of fishers must be there, but {path!r} is not") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"every file of fishers must hold tensors by name, got {path!r}: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"every file of fishers must hold tensors by name, got {path!r}")
-    return found
+def _fisher_of(model: Model, probe: Probe) -> Model:
+    sums, own = squared_gradients(probe.module, probe.placed(model), probe.batches, probe.loss)
+    count = float(probe.add_up(torch.tensor(float(own))))
+    if not count:
+        raise ValueError("batches of probe must hold at least one sample, got none")
+    fishers = {name: (probe.add_up(total) / count).cpu() for name, total in sums.items()}
+    return {name: fishers[place] for name, place in probe.names(model).items() if place in fishers}

@@ -15,6 +15,7 @@ from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.engine import Effort, Slicing, Write, run, run_whole
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
 from lightning_tricks.fusion.plan import Matching, Step, others_of, planned
+from lightning_tricks.fusion.probe import Probe, check_probe, needs_probe
 from lightning_tricks.fusion.provenance import described, provenance
 from lightning_tricks.lifecycle.opening import Readable, Reading
 from lightning_tricks.lifecycle.stored import StoredModel
@@ -40,6 +41,7 @@ def fuse(  # noqa: PLR0913  # settings
     max_memory: int | None = None,
     threads: int = 2,
     evaluate: Evaluate | None = None,
+    probe: Probe | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any] | Path:
     """Fuse models by ``method`` and return the result, or write it to ``output`` and return the path.
@@ -74,6 +76,7 @@ def fuse(  # noqa: PLR0913  # settings
         threads: How many slices or tensors are worked on at a time.
         evaluate: Needed by methods that evaluate candidates; gets a state dict, returns a score, higher is
             better.
+        probe: Needed by methods that look at data; these get the models as wholes, in memory.
         progress: Is told of how many bytes have been read, and how many will be.
 
     Returns:
@@ -98,11 +101,13 @@ def fuse(  # noqa: PLR0913  # settings
         reading=Reading(which, checks.flag("allow_pickle", allow_pickle)),
         matching=Matching(prefix, allow_missing),
         effort=Effort(max_memory, threads),
+        evaluate=evaluate,
+        probe=probe,
     )
     with fusion.opened() as found:
         if target is None:
-            return found.returned(evaluate, progress)
-        return found.written(target, evaluate, progress, overwrite=overwrite, sha256=sha256)
+            return found.returned(progress)
+        return found.written(target, progress, overwrite=overwrite, sha256=sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,8 @@ class Fusion:
         reading: How files are read.
         matching: Which tensors belong together.
         effort: What may be used.
+        evaluate: What a method evaluates candidates by, if it does.
+        probe: What it looks at, if it does.
     """
 
     models: Sequence[Readable]
@@ -122,6 +129,8 @@ class Fusion:
     reading: Reading = _READING
     matching: Matching = _MATCHING
     effort: Effort = _EFFORT
+    evaluate: Evaluate | None = None
+    probe: Probe | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -153,8 +162,19 @@ class Fusion:
             found.slicing.memory(steps)  # says now if that is more than is allowed
             yield found
 
+    def check_given(self) -> None:
+        """Accept what is given to the method, if that is what it needs.
+
+        Raises:
+            TypeError: If it is something else.
+            ValueError: If it lacks.
+        """
+        if self.method.objective is not None and self.evaluate is None:
+            raise ValueError(f"evaluate must be given for {self.method!r}, got None")
+        check_probe(self.method, self.probe)
+
     def _resolved(self, steps: Sequence[Step]) -> FusionMethod:
-        if not isinstance(self.method, TensorwiseMethod):
+        if not isinstance(self.method, TensorwiseMethod) or needs_probe(self.method):
             return self.method
         return self.method.resolved([name for step in steps if step.action == "fuse" for name in step.names])
 
@@ -185,7 +205,7 @@ class Opened:
     @property
     def memory(self) -> int:
         """Bytes of memory that the tensors which are worked on take at most."""
-        if isinstance(self.method, TensorwiseMethod):
+        if isinstance(self.method, TensorwiseMethod) and not needs_probe(self.method):
             return self.slicing.memory(self.steps)
         return sum(tensor.nbytes for step in self.steps for tensor in step.tensors)
 
@@ -194,25 +214,26 @@ class Opened:
         """Bytes that are read, without what SHA-256 needs."""
         return sum(tensor.nbytes for step in self.steps for tensor in step.read)
 
-    def returned(self, evaluate: Evaluate | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    def returned(self, progress: Progress | None = None) -> dict[str, Any]:
         """Return the fused state dict."""
+        self.fusion.check_given()
         result, write = outputs.in_memory(self.steps)
-        self._run(write, evaluate, progress)
+        self._run(write, progress)
         return outputs.in_order(self.models[0], {**result, **self.others})
 
     def written(
         self,
         output: Path,
-        evaluate: Evaluate | None = None,
         progress: Progress | None = None,
         *,
         overwrite: bool = False,
         sha256: bool = False,
     ) -> Path:
         """Write the fused model to ``output`` and return that; see :func:`fuse`."""
+        self.fusion.check_given()
         outputs.check_output(output, self.models, self.steps, overwrite=overwrite)
         with self._filled(output, sha256) as write:
-            self._run(write, evaluate, progress)
+            self._run(write, progress)
         return output
 
     def _filled(self, output: Path, sha256: bool) -> AbstractContextManager[Write]:
@@ -224,8 +245,8 @@ class Opened:
             output, self.steps, self.others, about, first=first, allow_pickle=allow_pickle
         )
 
-    def _run(self, write: Write, evaluate: Evaluate | None, progress: Progress | None) -> None:
-        method = self.method
+    def _run(self, write: Write, progress: Progress | None) -> None:
+        method, fusion = self.method, self.fusion
         total, done = self.bytes_read, 0
 
         def told(count: int) -> None:
@@ -234,9 +255,9 @@ class Opened:
             if progress is not None:
                 progress(done, total)
 
-        if isinstance(method, TensorwiseMethod):
+        if isinstance(method, TensorwiseMethod) and not needs_probe(method):
             labels = [model.label for model in self.models]
-            effort = self.fusion.effort
-            run(self.steps, method, write, labels=labels, effort=effort, progress=told)
+            run(self.steps, method, write, labels=labels, effort=fusion.effort, progress=told)
         else:
-            run_whole(self.steps, method, write, evaluate=evaluate, progress=told)
+            evaluate, probe = fusion.evaluate, fusion.probe
+            run_whole(self.steps, method, write, evaluate=evaluate, probe=probe, progress=told)

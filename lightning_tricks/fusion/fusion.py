@@ -28,6 +28,7 @@ from lightning_tricks.fusion.former import Former
 from lightning_tricks.fusion.measures import Measures
 from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.fusion.preview import Previews
+from lightning_tricks.fusion.run_probe import RunProbe
 from lightning_tricks.fusion.source import Source
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm, reestimate_for_validation
 from lightning_tricks.lifecycle.evaluation import MissingMetricError
@@ -73,7 +74,8 @@ class WeightFusion(Technique):
       training data if there is BatchNorm, and two over the validation data, three with both kinds of
       statistics; ``GreedySoup`` of N makes 2 N - 1 more of each, a curve through N snapshots
       (N - 1) (``curve`` - 1) + 1, and each time of ``every`` one. The file of a base is read before the
-      first batch, and into memory to be fused.
+      first batch, and into memory to be fused. Methods that
+      look at data begin with a batch before training.
     * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
       that all snapshots are nearly the same.
 
@@ -180,8 +182,9 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state, self._resumed = self._resumed, None
-        if self._trial:
+        if self._trial or self._weights is None:
             return
+        RunProbe(self.method, self._weights).rehearse()
         now = {"position": self.clock.position, "epoch": self.clock.epoch}
         if self._shelf is None or self._previews is None or state is not None:
             self._shelf = Shelf.of_run(trainer, self.collect, folder="snapshots")
@@ -216,8 +219,7 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
     def _collect(self) -> None:
         """Take a snapshot if one is due; called only where no technique has swapped the weights."""
         if self._shelf is not None and self._source is not None:
-            position, epoch = self.clock.position, self.clock.epoch
-            self._shelf.take(self._source.whole, position=position, epoch=epoch)
+            self._shelf.take(self._source.whole, position=self.clock.position, epoch=self.clock.epoch)
 
     def _candidates(self, shelf: Shelf, reestimate: Callable[[], int]) -> Candidates:
         assert self._weights is not None

@@ -16,6 +16,7 @@ from lightning_tricks.core.select import clean_name, matches
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.by_names import ByNames
 from lightning_tricks.fusion.methods import TensorwiseMethod
+from lightning_tricks.fusion.probe import Probe, Probing, informed, needs_probe
 
 __all__ = ["Assigned", "Layerwise", "layerwise"]
 
@@ -41,7 +42,7 @@ def layerwise(models: Sequence[Model], recipe: Mapping[str, TensorwiseMethod]) -
 
 
 @dataclass(frozen=True)
-class Layerwise(ByNames):
+class Layerwise(ByNames, Probing):
     """Fuse different tensors by different methods, the first match of a recipe (:func:`layerwise`).
 
     Methods over a base file get it before the other models, methods without one get the other models alone.
@@ -101,6 +102,24 @@ class Layerwise(ByNames):
     @property
     def entrywise(self) -> bool:
         return all(method.entrywise for method in self.recipe.values())
+
+    @property
+    def needs_probe(self) -> bool:
+        return any(needs_probe(method) for method in self.recipe.values())
+
+    @property
+    def batches(self) -> int | None:
+        probing = [each for each in self.recipe.values() if isinstance(each, Probing) and each.needs_probe]
+        wanted = [each.batches for each in probing]
+        return None if None in wanted else max(filter(None, wanted), default=None)
+
+    def probed(self, models: Sequence[Model], probe: Probe) -> Layerwise:
+        recipe: dict[str, TensorwiseMethod] = {}
+        for pattern, method in self.recipe.items():
+            found = informed(method, models[self._extra(method) :], probe)
+            assert isinstance(found, TensorwiseMethod)
+            recipe[pattern] = found
+        return Layerwise(recipe)
 
     def resolved(self, names: Sequence[str]) -> TensorwiseMethod:
         found: dict[str, list[str]] = {pattern: [] for pattern in self.recipe}

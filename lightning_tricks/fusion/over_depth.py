@@ -18,6 +18,7 @@ from lightning_tricks.core.select import clean_name, matches
 from lightning_tricks.fusion.by_names import ByNames
 from lightning_tricks.fusion.layerwise import Assigned
 from lightning_tricks.fusion.methods import TensorwiseMethod
+from lightning_tricks.fusion.probe import needs_probe
 
 __all__ = ["OverDepth", "at_depth", "depths"]
 
@@ -142,6 +143,8 @@ class OverDepth(ByNames):
                     "methods must be of one kind that fuses tensor by tensor, such as Slerp(0.5), got "
                     f"{self.methods!r}"
                 )
+        if any(map(needs_probe, self.methods)):
+            raise ValueError(f"methods must not look at data by themselves, got {self.methods!r}")
         if self.layers is not None:
             object.__setattr__(self, "layers", _patterns(self.layers))
         for interval in range(len(self.methods) - 1):

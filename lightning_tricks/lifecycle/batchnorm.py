@@ -15,7 +15,6 @@ section 3 (Precise BatchNorm). Their 200 batches bound the pass where a loader h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -45,8 +44,6 @@ __all__ = [
     "statistics_fingerprint",
     "trained_batchnorms",
 ]
-
-UNSIZED_BATCHES = 200
 
 
 class Moments:
@@ -214,12 +211,9 @@ def _look(
 ) -> tuple[list[Moments], int]:
     """Return what each layer saw in a pass over ``most`` batches of training, and how many there were."""
     seen = [Moments(layer.running_mean) for layer in layers if layer.running_mean is not None]
-    batches = trainer.num_training_batches
     with only_looking(trainer, pl_module, layers), ExitStack() as stack:
         for layer, moments in zip(layers, seen, strict=True):
             stack.callback(layer.register_forward_pre_hook(_watcher(moments), with_kwargs=True).remove)
-        if most is None:
-            most = UNSIZED_BATCHES if math.isinf(batches) else int(batches)
         return seen, training_steps(trainer, pl_module, most)
 
 

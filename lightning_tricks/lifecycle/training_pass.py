@@ -7,24 +7,31 @@ it only looks, optimizers, schedulers and ``manual_backward`` do nothing meanwhi
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import _set_rng_states
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.call import _call_strategy_hook
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_tricks.lifecycle.evaluation import replaced, undisturbed
 from lightning_tricks.lifecycle.keeping import kept_generators, kept_tensors
+from lightning_tricks.lifecycle.randomness import collected_states, generators_of
 from lightning_tricks.lifecycle.strategies import reshard
 
-__all__ = ["only_looking", "training_steps"]
+__all__ = ["UNSIZED_BATCHES", "only_looking", "training_batches", "training_steps", "validation_batches"]
+
+UNSIZED_BATCHES = 200
+"""How many are looked at where a loader has no length."""
 
 
 @contextmanager
@@ -72,28 +79,67 @@ def only_looking(
         raise
 
 
-def training_steps(trainer: Trainer, pl_module: LightningModule, most: int) -> int:
+def training_steps(trainer: Trainer, pl_module: LightningModule, most: int | None) -> int:
     """Call ``training_step`` on the first ``most`` batches of training, or on all; return on how many.
 
     On several processes on as many as each of them has, because in a step one may wait for the others.
     """
-    batches = _batches(trainer, pl_module, most)
-    for done in count():
-        batch = next(batches, None)
-        if not trainer.strategy.reduce_boolean_decision(batch is not None, all=True):
-            break
+    done = 0
+    for batch in training_batches(trainer, pl_module, most):
         arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, done)
         trainer._logger_connector.on_batch_start(batch)
         _call_strategy_hook(trainer, "training_step", *arguments.values())
+        done += 1
     return done
 
 
-def _batches(trainer: Trainer, pl_module: LightningModule, most: int) -> Iterator[Any]:
-    """Yield the training batches as ``training_step`` gets them."""
+def training_batches(trainer: Trainer, pl_module: LightningModule, most: int | None) -> Iterator[Any]:
+    """Yield the first ``most`` batches of training, or all, as ``training_step`` gets them.
+
+    On several processes as many as each of them has. Called again, it yields the same, if it was used up.
+    With ``None`` all, or 200 of a loader without length.
+    """
     loader = trainer.fit_loop._combined_loader
     assert loader is not None
-    # The loader itself goes on past ``limit_train_batches``, and some never end.
-    for batch, *_ in islice(iter(loader), int(min(trainer.num_training_batches, most))):
+    with _same_draws(loader):
+        # The loader itself goes on past ``limit_train_batches``, and some never end.
+        batches = islice(iter(loader), _limit(trainer.num_training_batches, most))
+        yield from _on_device(trainer, pl_module, (batch for batch, *_ in batches))
+
+
+def validation_batches(trainer: Trainer, pl_module: LightningModule, most: int | None) -> Iterator[Any]:
+    """Yield those of validation, of the first loader, likewise; within :func:`only_looking`."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    with replaced(trainer.state, {"stage": RunningStage.VALIDATING}):
+        loop.setup_data()
+    assert loop._combined_loader is not None
+    with _kept_iterators(loop._combined_loader), _same_draws(loop._combined_loader):
+        batches = islice(iter(loop._combined_loader.flattened[0]), _limit(loop._max_batches[0], most))
+        yield from _on_device(trainer, pl_module, batches)
+
+
+def _limit(batches: float, most: int | None) -> int:
+    if most is None:
+        return UNSIZED_BATCHES if math.isinf(batches) else int(batches)
+    return int(min(batches, most))
+
+
+@contextmanager
+def _same_draws(loader: CombinedLoader) -> Iterator[None]:
+    """Let what follows draw the random numbers once more that are drawn within this."""
+    with ExitStack() as stack:
+        stack.callback(_set_rng_states, collected_states())
+        for generator in {each for part in loader.flattened for each in generators_of(part)}:
+            stack.callback(generator.set_state, generator.get_state())
+        yield
+
+
+def _on_device(trainer: Trainer, pl_module: LightningModule, batches: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        batch = next(batches, None)
+        # In a step one process may wait for the others.
+        if not trainer.strategy.reduce_boolean_decision(batch is not None, all=True):
+            return
         batch = trainer.precision_plugin.convert_input(batch)
         batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
         yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -24,8 +24,11 @@ from lightning_tricks.averaging.ema import EMAWeights
 from lightning_tricks.core.collect import BestK, EverySteps, LastEpochs
 from lightning_tricks.core.tensors import local
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.fisher import FisherWeighted
 from lightning_tricks.fusion.fusion import WeightFusion
 from lightning_tricks.fusion.greedy_soup import GreedySoup
+from lightning_tricks.fusion.learned_soup import LearnedSoup
+from lightning_tricks.fusion.reg_mean import RegMean
 from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
 from lightning_tricks.lifecycle.strategies import reshard
 from tests.distributed.cells import fit, state_of, whole_weights
@@ -123,6 +126,21 @@ def greedy(world: World, folder: Path) -> None:
     _, _, final = fit(world, folder, fusion)
     if dist.get_rank() == 0:
         torch.save(final, folder / "greedy.pt")
+
+
+def looking(world: World, folder: Path) -> None:
+    """Methods that look at data see those of all processes; shards are refused before the first batch."""
+    for method in (RegMean(), FisherWeighted(), LearnedSoup(per="layer")):
+        fusion = always(method=method, collect=EverySteps(3, k=2))
+        if world.sharded:
+            spy = Wholes()
+            with pytest.raises(ValueError, match="method must be entrywise where weights are sharded|whole"):
+                fit(world, folder / "refused", spy, fusion)
+            assert spy.steps == []
+            continue
+        final = fit(world, folder / type(method).__name__, fusion)[2]
+        if dist.get_rank() == 0:
+            torch.save(final, folder.parent / f"{type(method).__name__}.pt")
 
 
 def not_kept(world: World, folder: Path) -> None:
@@ -256,6 +274,7 @@ def main(name: str, folder: Path) -> None:
         average,
         over_a_base,
         greedy,
+        looking,
         not_kept,
         averaged,
         resumed,

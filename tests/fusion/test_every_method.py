@@ -25,8 +25,9 @@ OF_NAMES = {
     "OverDepth": lt.OverDepth((lt.Interpolate(0.0), lt.Interpolate(0.5)), layers=("body", "head")),
     "FisherWeighted": lt.FisherWeighted(("a.fisher.pt", "b.fisher.pt")),
 }
-IN_A_VALIDATION = {"GreedySoup"}  # tests/fusion/test_fusion.py
-NAMES = [kind.__name__ for kind in METHODS.values() if kind.__name__ not in IN_A_VALIDATION]
+# Those that look at data have tests in files of their own.
+WITH_DATA = {"GreedySoup", "LearnedSoup", "NelderMeadSoup", "RegMean"}
+NAMES = [kind.__name__ for kind in METHODS.values() if kind.__name__ not in WITH_DATA]
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 import lightning_tricks as lt
+from lightning_tricks.core.fisher import fisher_information
 from lightning_tricks.fusion.fisher import FisherWeighted, fisher_weighted
+from lightning_tricks.fusion.probe import Probe
 
 Models = list[dict[str, Tensor]]
 
@@ -127,3 +130,31 @@ def test_files_that_hold_something_else_are_refused(content, error, message, tmp
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(TypeError, match=message):
         FisherWeighted(**settings)
+
+
+def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return cross_entropy(module(batch[0]), batch[1])
+
+
+def test_without_files_the_information_comes_from_a_probe(tmp_path):
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)) for _ in range(2)]
+    batches = [(torch.randn(n, 3), torch.randint(0, 2, (n,))) for n in (5, 2)]
+    models = [{f"_orig_mod.{name}": value for name, value in net.state_dict().items()} for net in nets]
+    wanted = fisher_weighted(
+        [net.state_dict() for net in nets], [fisher_information(net, batches, loss) for net in nets]
+    )
+    probe = Probe(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), batches, loss)
+    both = Probe(probe.module, batches, loss, add_up=lambda tensor: 2 * tensor)
+    for each in (probe, both):
+        fused = lt.fuse(models, FisherWeighted(), probe=each)
+        for name, value in wanted.items():
+            torch.testing.assert_close(fused[f"_orig_mod.{name}"], value, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(fused["_orig_mod.0.weight"], lt.fuse(models)["_orig_mod.0.weight"])
+    with pytest.raises(ValueError, match="batches of probe must hold at least one sample, got none"):
+        lt.fuse(models, FisherWeighted(), probe=Probe(probe.module, [], loss))
+    with pytest.raises(ValueError, match=r"models must be 3 for FisherWeighted\(fishers=None, weights="):
+        lt.fuse(models, FisherWeighted(weights=(1.0, 1.0, 1.0)), probe=probe)
+    with pytest.raises(ValueError, match="probe must be given for FisherWeighted"):
+        lt.fuse(models, FisherWeighted(), tmp_path / "fused.ckpt")
+    assert not [*tmp_path.iterdir()]

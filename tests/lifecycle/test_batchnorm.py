@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_tricks.lifecycle import batchnorm
+from lightning_tricks.lifecycle import training_pass
 from lightning_tricks.lifecycle.batchnorm import Moments, learning_batchnorms, reestimate_batchnorm
 from tests.lifecycle.passes import AtEnd
 from tests.toys import Compiled, Loader, Toy, assert_equal, scaler_plugin, trainer
@@ -225,7 +225,7 @@ class Endless(IterableDataset):
 
 
 def test_a_loader_without_length_is_read_up_to_a_bound(monkeypatch):
-    monkeypatch.setattr(batchnorm, "UNSIZED_BATCHES", 3)
+    monkeypatch.setattr(training_pass, "UNSIZED_BATCHES", 3)
     module = Toy()
     run(module, DataLoader(Endless(), batch_size=None), max_steps=5)
     assert module.body[1].num_batches_tracked == 3
