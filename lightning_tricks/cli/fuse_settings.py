@@ -60,6 +60,7 @@ class Asked:
         prefix: Of names.
         allow_missing: Whether tensors may be missing.
         allow_pickle: Whether files may hold more than tensors and plain values.
+        verify: Whether to compare files with their checksums.
         force: Whether ``output`` may be there.
         sha256: Whether to write the SHA-256 of inputs down.
         max_memory: Bytes; ``None`` for the usual.
@@ -77,6 +78,7 @@ class Asked:
     prefix: str = ""
     allow_missing: bool = False
     allow_pickle: bool = False
+    verify: bool = False
     force: bool = False
     sha256: bool = False
     max_memory: int | None = None
@@ -124,6 +126,7 @@ def add_options(parser: ArgumentParser, method: str | None) -> None:
     for name, text in (
         ("--allow-missing", "take tensors that some models lack from the last that has them"),
         ("--allow-pickle", "read files that may run any code: only those of people you trust"),
+        ("--verify", "compare checkpoints with the checksums in them first"),
         ("--force", "replace the output if it is there"),
         ("--sha256", "write the SHA-256 of each input down"),
         ("--compare", "show how alike the models are to the first, and fuse nothing"),

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod, check_numbers, mixes
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
+from lightning_tricks.fusion.numbers import check_numbers, check_result, mixes
 from lightning_tricks.fusion.plan import Step
 
 __all__ = ["Effort", "Progress", "Slicing", "Write", "run", "run_whole"]
@@ -286,7 +287,7 @@ class _Task:
                 f"combine of {method!r} must return a tensor of the shape and type of {name}, "
                 f"{tuple(tensors[0].shape)} and {stored.dtype}, got {tuple(fused.shape)} and {fused.dtype}"
             )
-        write(self.step.names, part[0], fused.reshape(-1))
+        write(self.step.names, part[0], check_result(name, fused).reshape(-1))
 
 
 def _tasks(step: Step, entries: int) -> list[_Task]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,18 @@ from lightning_tricks.lifecycle.written import written
 
 __all__ = ["provenance"]
 
+_PART = 1 << 20  # Bytes that are read at a time.
 
-def provenance(method: FusionMethod, models: Sequence[StoredModel], *, sha256: bool) -> dict[str, Any]:
+
+def provenance(
+    method: FusionMethod, models: Sequence[StoredModel], told: Callable[[int], None], *, sha256: bool
+) -> dict[str, Any]:
     """Return the method with its settings, and name and size in bytes of each model.
 
     Args:
         method: How they are fused.
         models: In their order.
+        told: Is told of bytes that have been read.
         sha256: Whether to add the SHA-256 of each file, in hexadecimal digits; models in memory have none.
     """
     settings: dict[str, Any] = {}
@@ -30,7 +35,7 @@ def provenance(method: FusionMethod, models: Sequence[StoredModel], *, sha256: b
     return {
         "method": type(method).__name__,
         "settings": {name: _plain(value) for name, value in settings.items()},
-        "models": [_about(model, sha256=sha256) for model in models],
+        "models": [_about(model, told, sha256=sha256) for model in models],
         "lightning_tricks": version("lightning_tricks"),
     }
 
@@ -43,13 +48,17 @@ def _plain(value: Any) -> Any:
     return written(value)
 
 
-def _about(model: StoredModel, *, sha256: bool) -> dict[str, Any]:
+def _about(model: StoredModel, told: Callable[[int], None], *, sha256: bool) -> dict[str, Any]:
     about: dict[str, Any] = {"name": model.label, "size": model.size}
     if sha256:
-        about["sha256"] = {path.name: _digest(path) for path in model.files}
+        about["sha256"] = {path.name: _digest(path, told) for path in model.files}
     return about
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digest(path: Path, told: Callable[[int], None]) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PART))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            told(count)
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from lightning_tricks.lifecycle.files import saving
 from lightning_tricks.lifecycle.stored import as_bytes
 
-__all__ = ["TorchFile", "empty_like", "lay_out"]
+__all__ = ["TorchFile", "check_sums", "empty_like", "lay_out"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,24 @@ def _load(path: Path, *, allow_pickle: bool, mmap: bool) -> Any:
                 "can run any code while it is read; allow_pickle lets it, if you trust whoever wrote the file"
             ) from None
         raise ValueError(f"{path} must be a whole file of torch.save; {error}") from error
+
+
+def check_sums(path: Path) -> None:
+    """Accept a file of ``torch.save`` whose content has the checksums that stand in it.
+
+    Raises:
+        ValueError: If it has others, or holds none: then it is of before torch 1.6, or was written without
+            (:func:`lay_out`).
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [record for record in archive.infolist() if record.file_size > 0]
+            if any(record.CRC == 0 for record in records):
+                raise ValueError(f"{path} must hold checksums to be verified, but was written without")
+            if bad := archive.testzip():
+                raise ValueError(f"{path} must be as it was written, but {bad} in it has another checksum")
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} must be an archive of torch.save to be verified; {error}") from None
 
 
 def empty_like(shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
