@@ -17,7 +17,7 @@ from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.by_names import ByNames
 from lightning_tricks.fusion.methods import TensorwiseMethod
 
-__all__ = ["Assigned", "Layerwise", "layerwise"]
+__all__ = ["Layerwise", "layerwise"]
 
 
 def layerwise(models: Sequence[Model], recipe: Mapping[str, TensorwiseMethod]) -> dict[str, Tensor]:

@@ -11,14 +11,16 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.processes import in_first
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 __all__ = [
     "checkpoint_folder",

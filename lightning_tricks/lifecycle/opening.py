@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.lifecycle import distributed_folders, safetensors_files, torch_files
+from lightning_tricks.lifecycle import safetensors_files, torch_files
 from lightning_tricks.lifecycle.checkpoints import average_of, read_sets
 from lightning_tricks.lifecycle.stored import OpenFile, Stored, StoredModel, in_file, in_memory
 
@@ -80,6 +80,9 @@ class Reading:
         return self._torch(path, stack)
 
     def _folder(self, path: Path) -> StoredModel:
+        # Imported here, because torch's part for them takes as long to load as most models to fuse.
+        from lightning_tricks.lifecycle import distributed_folders
+
         if not distributed_folders.is_distributed(path):
             raise ValueError(
                 f"{path} must be a file, or the folder of a distributed checkpoint, got another folder"
