@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
-from lightning_tricks.fusion.numbers import check_numbers, check_result, mixes
+from lightning_tricks.fusion.numbers import check_numbers, mixes
 from lightning_tricks.fusion.plan import Step
 
 __all__ = ["Effort", "Progress", "Slicing", "Write", "run", "run_whole"]
@@ -281,13 +281,13 @@ class _Task:
         check_numbers(name, tensors, labels)
         if part == (0, stored.numel):
             tensors = [tensor.view(stored.shape) for tensor in tensors]
-        fused = method.combine(name, tensors)
+        fused = method.combined(name, tensors)
         if fused.shape != tensors[0].shape or fused.dtype != stored.dtype:
             raise TypeError(
                 f"combine of {method!r} must return a tensor of the shape and type of {name}, "
                 f"{tuple(tensors[0].shape)} and {stored.dtype}, got {tuple(fused.shape)} and {fused.dtype}"
             )
-        write(self.step.names, part[0], check_result(name, fused).reshape(-1))
+        write(self.step.names, part[0], fused.reshape(-1))
 
 
 def _tasks(step: Step, entries: int) -> list[_Task]:

@@ -131,6 +131,16 @@ class TensorwiseMethod(FusionMethod):
             A tensor of that shape and type, computed in at least float32 and rounded once.
         """
 
+    def combined(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """Return what :meth:`combine` does.
+
+        Raises:
+            ValueError: If an entry of that is too large for the type; names the tensor and the settings.
+        """
+        fused = self.combine(name, tensors)
+        check_result(name, fused, self)
+        return fused
+
     def resolved(self, names: Sequence[str]) -> TensorwiseMethod:
         """Return the method whose :meth:`combine` knows the names of all tensors that it may get.
 
@@ -143,7 +153,7 @@ class TensorwiseMethod(FusionMethod):
 
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
         self.check_count(len(models))
-        return fuse_tensors(models, self.resolved(floating(models[0])).combine)
+        return fuse_tensors(models, self.resolved(floating(models[0])).combined)
 
 
 def check_base(base: str | None) -> None:
@@ -196,7 +206,7 @@ def _fuse(name: str, tensors: list[Tensor], combine: Combine) -> Tensor:
         return tensors[-1].clone()
     check_numbers(name, tensors)
     # As they are in files, lest a sum over a transposed tensor be rounded otherwise than there.
-    return check_result(name, combine(name, [tensor.contiguous() for tensor in tensors]))
+    return combine(name, [tensor.contiguous() for tensor in tensors])
 
 
 def check_finite(models: Sequence[Model]) -> None:

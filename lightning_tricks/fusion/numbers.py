@@ -33,18 +33,17 @@ def check_numbers(name: str, tensors: list[Tensor], labels: Sequence[str] = ()) 
             raise ValueError(f"{name} must be finite in every model, but is not in {label}")
 
 
-def check_result(name: str, fused: Tensor) -> Tensor:
-    """Return ``fused``, made of finite tensors, if it is finite: no entry is too large for its type.
+def check_result(name: str, fused: Tensor, method: object) -> None:
+    """Accept what ``method`` made of finite tensors if it is finite: no entry is too large for its type.
 
     Raises:
-        ValueError: Names the tensor, its type and the largest number that this holds.
+        ValueError: Names the tensor, the largest number that its type holds, and the method.
     """
     if not _is_finite(fused):
         raise ValueError(
-            f"{name} must stay within {fused.dtype}, up to {torch.finfo(fused.dtype).max:g}, but its result "
-            "does not: fuse with a smaller scale or smaller weights, or models of a wider type"
+            f"{name} must stay within {fused.dtype}, up to {torch.finfo(fused.dtype).max:g}, but does not by "
+            f"{method!r:.200}: take other settings, or models of a wider type"
         )
-    return fused
 
 
 def _is_finite(tensor: Tensor) -> bool:

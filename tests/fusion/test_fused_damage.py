@@ -184,7 +184,7 @@ def test_a_kill_in_the_midst_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_result_too_large_for_its_type_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     large = torch.finfo(dtype).max
     models = [{"w": torch.zeros(3, dtype=dtype)}, {"w": torch.tensor([1, -large / 4, 0], dtype=dtype)}]
-    message = rf"w must stay within {dtype}, up to {large:g}, but its result does not: fuse with a smaller"
+    message = rf"w must stay within {dtype}, up to {large:g}, but does not by TaskArithmetic(scale=10"
     for call in (TaskArithmetic(scale=10).fuse, partial(fuse, method=TaskArithmetic(scale=10))):
         with pytest.raises(ValueError, match=re.escape(message)):
             call(models)  # type: ignore[operator]
