@@ -8,9 +8,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from mergekit.scripts.merge_raw_pytorch import main
-
 if __name__ == "__main__":
+    from mergekit.scripts.merge_raw_pytorch import main  # here, because tests import this file, too
+
     folder = Path(sys.argv[1])
     for name, config in json.loads((folder / "configs.json").read_text()).items():
         (folder / "config.yml").write_text(json.dumps(config))  # which is YAML, too
