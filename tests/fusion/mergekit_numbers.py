@@ -26,7 +26,7 @@ from lightning_tricks.fusion.methods import FusionMethod
 
 PATH = Path(__file__).with_suffix(".json")
 WEIGHTS = (0.5, 1.0, 2.0)
-ROWS = 4000
+ROWS = 40_000
 Model = dict[str, Tensor]
 
 
