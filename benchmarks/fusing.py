@@ -5,6 +5,9 @@ where tensors begin. All variants run in one process, in turns and in a new rand
 ratio to the system calls is taken within a round, and its median over rounds is reported with the middle
 half. The output goes to memory (``/dev/shm``), the inputs lie in ``--folder``.
 
+Methods are compared with the average of as many models in the same way; with ``--mergekit PYTHON``, of an
+environment that has mergekit, whole commands too, imports included.
+
 Memory is the anonymous memory of a process of its own (``RssAnon``, sampled every 2 ms) above that after the
 imports, for several numbers of models, and for models four times as large.
 
@@ -15,25 +18,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
+from benchmarks import fusing_commands
 from benchmarks.record import ROOT, record
-from lightning_tricks import Average, fuse
+from benchmarks.turns import Run, in_turns, ratio
+from lightning_tricks import Average, Dare, Slerp, TaskArithmetic, Ties, fuse
 
 MODELS = 4
 CHUNK = 4 << 20
@@ -41,9 +42,16 @@ LIMIT, LIMIT_2 = "system calls", "system calls, two threads"
 AVERAGE, WEIGHTED = "average, .ckpt", "weighted average, .ckpt"
 SAFE = "average, .safetensors"
 LOADED = "torch.load, mean, torch.save"
-GOALS = {AVERAGE: 1.3, WEIGHTED: 1.3, SAFE: 1.3}
+OF_TWO = "average of two, .ckpt"
+METHODS = {
+    "slerp of two": (Slerp(0.3), OF_TWO),
+    "task arithmetic": (TaskArithmetic(scale=0.4), AVERAGE),
+    "DARE": (Dare(0.5), AVERAGE),
+    "TIES": (Ties(0.5), AVERAGE),
+}
+"""Methods, and the average that they are compared with."""
+GOALS = {AVERAGE: 1.3, WEIGHTED: 1.3, SAFE: 1.3, "slerp of two": 2.0, "task arithmetic": 2.0, "DARE": 2.0}
 MEMORY_GOAL = 0.3
-Run = Callable[[], object]
 
 
 def mix(total: int) -> dict[str, tuple[int, ...]]:
@@ -127,27 +135,23 @@ def variants(checkpoints: list[Path], safe: list[Path], folder: Path) -> dict[st
         WEIGHTED: partial(fuse, checkpoints, weights, ckpt),
         SAFE: partial(fuse, safe, Average(), tensors),
         LOADED: partial(loaded, checkpoints, ckpt),
+        OF_TWO: partial(fuse, checkpoints[:2], Average(), ckpt),
+        **{
+            name: partial(fuse, checkpoints[: 2 if beside == OF_TWO else MODELS], method, ckpt)
+            for name, (method, beside) in METHODS.items()
+        },
     }
 
 
 def measure(runs: dict[str, Run], folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Return a row of figures for each variant."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in track(range(-1, rounds), "time"):  # the first fills caches
-        for name in random.sample(list(runs), len(runs)):
-            for path in folder.iterdir():
-                path.unlink()
-            begin = time.perf_counter()
-            runs[name]()
-            if turn >= 0:
-                times[name].append(time.perf_counter() - begin)
-    return [_row(name, times[name], times[LIMIT]) for name in runs]
-
-
-def _row(name: str, own: list[float], limit: list[float]) -> dict[str, Any]:
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(own, limit, strict=True)], n=4)
-    figures = {"seconds": statistics.median(own), "ratio": middle, "ratio_low": low, "ratio_high": high}
-    return {"variant": name, **figures, "goal": GOALS.get(name)}
+    times = in_turns(runs, folder, rounds)
+    rows = []
+    for name, own in times.items():
+        beside = METHODS[name][1] if name in METHODS else LIMIT
+        figures = {"seconds": statistics.median(own), **ratio(own, times[beside])}
+        rows.append({"variant": name, "beside": beside, **figures, "goal": GOALS.get(name)})
+    return rows
 
 
 def anonymous() -> int:
@@ -182,16 +186,17 @@ def memory(paths: list[Path], output: Path, note: str) -> dict[str, Any]:
     return {"models": note, "size": size, "peak": int(said), "share": int(said) / size, "goal": MEMORY_GOAL}
 
 
-def table(rows: list[dict[str, Any]], memories: list[dict[str, Any]]) -> str:
-    """Return the figures as two Markdown tables."""
+def table(rows: list[dict[str, Any]], commands: list[dict[str, Any]], memories: list[dict[str, Any]]) -> str:
+    """Return the figures as Markdown tables."""
     lines = [
-        f"| {MODELS} models into one by | s | ratio to system calls (middle half of rounds) | aim |",
-        "|---|---:|---:|---:|",
+        f"| {MODELS} models into one by | s | beside | ratio (middle half of rounds) | aim |",
+        "|---|---:|---|---:|---:|",
     ]
     for row in rows:
         spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         goal = "" if row["goal"] is None else f"{row['goal']:g}"
-        lines.append(f"| {row['variant']} | {row['seconds']:.2f} | {spread} | {goal} |")
+        lines.append(f"| {row['variant']} | {row['seconds']:.2f} | {row['beside']} | {spread} | {goal} |")
+    lines += fusing_commands.table(commands)
     lines += [
         "",
         "| average of | one model, MB | memory, MB | model sizes | aim |",
@@ -203,10 +208,13 @@ def table(rows: list[dict[str, Any]], memories: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def figures(folder: Path, target: Path, total: int, rounds: int) -> tuple[list[Any], list[Any]]:
-    """Return the rows of both tables."""
+def figures(
+    folder: Path, target: Path, total: int, rounds: int, mergekit: str | None
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return the rows of the tables."""
     checkpoints, safe = write_models(folder, total)
     rows = measure(variants(checkpoints, safe, target), target, rounds)
+    commands = fusing_commands.beside_mergekit(mergekit, safe, target, rounds) if mergekit else []
     output = target / "fused.ckpt"
     memories = [memory(checkpoints[:2] * times, output, f"{2 * times} models") for times in (1, 2, 4)]
     for path in (*checkpoints, *safe):
@@ -214,7 +222,7 @@ def figures(folder: Path, target: Path, total: int, rounds: int) -> tuple[list[A
     large = [folder / f"large{seed}.ckpt" for seed in range(2)]
     for seed, path in enumerate(large):
         torch.save({"state_dict": model(4 * total, seed)}, path)
-    return rows, [*memories, memory(large, output, "2 models, four times as large")]
+    return rows, commands, [*memories, memory(large, output, "2 models, four times as large")]
 
 
 def scratch(folder: str | None) -> AbstractContextManager[str]:
@@ -231,6 +239,7 @@ def main() -> None:
         "--folder", default=None, help="for the models (default: the system's for temporary files)"
     )
     parser.add_argument("--output", default="/dev/shm", help="for what is written (default: /dev/shm)")
+    parser.add_argument("--mergekit", help="Python of an environment that has mergekit, to compare with")
     parser.add_argument(
         "--try", dest="trial", action="store_true", help="print the tables, write nothing down"
     )
@@ -241,12 +250,15 @@ def main() -> None:
         return
     torch.set_num_threads(2)
     with scratch(chosen.folder) as folder, scratch(chosen.output) as target:
-        rows, memories = figures(Path(folder), Path(target), chosen.megabytes * 10**6, chosen.rounds)
+        rows, commands, memories = figures(
+            Path(folder), Path(target), chosen.megabytes * 10**6, chosen.rounds, chosen.mergekit
+        )
+    shown = table(rows, commands, memories)
     if chosen.trial:
-        print(table(rows, memories))
+        print(shown)
         return
     about = {"rounds": chosen.rounds, "megabytes": chosen.megabytes}
-    record("fusing", {**about, "rows": rows, "memory": memories}, table(rows, memories))
+    record("fusing", {**about, "rows": rows, "commands": commands, "memory": memories}, shown)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,11 @@ def _refuse(error: Exception) -> int:
 def _command(argv: list[str]) -> Callable[[], None]:
     """Return what ``argv`` asks for, with its settings checked."""
     parser = new_parser("Training techniques for PyTorch Lightning.", epilog=_EXAMPLES, version=__version__)
-    known = {name: command.parser(argv) for name, command in COMMANDS.items()}
+    # Others' options are not made, because they load what only those commands need.
+    known = {
+        name: command.parser(argv) if argv[:1] == [name] else new_parser("")
+        for name, command in COMMANDS.items()
+    }
     # Not required, because the error below says more.
     commands = parser.add_subcommands(dest="command", required=False, metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():

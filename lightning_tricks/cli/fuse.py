@@ -43,7 +43,7 @@ def fusion_of(task: Asked) -> Fusion:
     return Fusion(
         models=cast("list[Readable]", list(task.models)),
         method=task.method,
-        reading=Reading(task.which, task.allow_pickle),  # type: ignore[arg-type]  # it checks that
+        reading=Reading(task.which, task.allow_pickle, task.verify),  # type: ignore[arg-type]  # it checks that
         matching=Matching(task.prefix, task.allow_missing),
         effort=Effort(task.max_memory, task.threads),
         evaluate=None if task.evaluate is None else evaluation(task.evaluate, task.method),
@@ -79,20 +79,18 @@ def _write(found: Opened, output: Path, task: Asked) -> None:
     with _progress(quiet=task.json) as told:
         found.written(output, progress=told, overwrite=task.force, sha256=task.sha256)
     seconds = time.perf_counter() - begin
-    size, count = output.stat().st_size, found.bytes_read
+    size, count, method = output.stat().st_size, found.bytes_read, found.fusion.method
     if task.json:
         about = {
             "output": str(output),
             "size": size,
             "models": len(found.models),
-            "method": repr(task.method),
+            "method": repr(method),
         }
         print(json.dumps({**about, "bytes_read": count, "seconds": seconds}))
         return
     rate = f"{count / 1e6:.1f} MB read in {seconds:.1f} s"
-    print(
-        f"written: {output}, {size / 1e6:.1f} MB, from {len(found.models)} models by {task.method!r}; {rate}"
-    )
+    print(f"written: {output}, {size / 1e6:.1f} MB, from {len(found.models)} models by {method!r}; {rate}")
 
 
 @contextmanager

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import inspect
+import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning_tricks
+import lightning_tricks.fusion as fusion
 from lightning_tricks.core import checks
 from lightning_tricks.fusion.methods import FusionMethod
 
@@ -50,11 +53,22 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
-METHODS: dict[str, type[FusionMethod]] = {
-    _snake(name): kind
-    for name in lightning_tricks.__all__
-    if isinstance(kind := getattr(lightning_tricks, name), type) and issubclass(kind, FusionMethod)
-}
+def _methods() -> dict[str, type[FusionMethod]]:
+    """Return those in the files of methods; not by the package's name, lest all techniques be loaded."""
+    found = {}
+    for file in pkgutil.iter_modules(fusion.__path__):
+        if file.name not in _NO_METHODS:
+            module = importlib.import_module(f"{fusion.__name__}.{file.name}")
+            for name in getattr(module, "__all__", ()):
+                kind = getattr(module, name)
+                if isinstance(kind, type) and issubclass(kind, FusionMethod) and not inspect.isabstract(kind):
+                    found[_snake(name)] = kind
+    return dict(sorted(found.items()))
+
+
+_NO_METHODS = {"fusion", "former", "source", "candidates"}
+"""Files of the technique, which load Lightning."""
+METHODS = _methods()
 """The methods by the names that the command line has for them."""
 
 
@@ -70,6 +84,7 @@ class Asked:
         prefix: Of names.
         allow_missing: Whether tensors may be missing.
         allow_pickle: Whether files may hold more than tensors and plain values.
+        verify: Whether to compare files with their checksums.
         force: Whether ``output`` may be there.
         sha256: Whether to write the SHA-256 of inputs down.
         max_memory: Bytes; ``None`` for the usual.
@@ -91,6 +106,7 @@ class Asked:
     prefix: str = ""
     allow_missing: bool = False
     allow_pickle: bool = False
+    verify: bool = False
     force: bool = False
     sha256: bool = False
     max_memory: int | None = None
@@ -158,6 +174,7 @@ def add_options(parser: ArgumentParser, method: str | None) -> None:
     for name, text in (
         ("--allow-missing", "take tensors that some models lack from the last that has them"),
         ("--allow-pickle", "read files that may run any code: only those of people you trust"),
+        ("--verify", "compare checkpoints with the checksums in them first"),
         ("--force", "replace the output if it is there"),
         ("--sha256", "write the SHA-256 of each input down"),
         ("--compare", "show how alike the models are to the first, and fuse nothing"),

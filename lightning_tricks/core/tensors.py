@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 __all__ = ["Model", "alone", "copy_", "holders", "lerp_", "local", "pieces", "swap_"]
 
@@ -23,6 +22,11 @@ PIECE_BYTES, GPU_PIECE_BYTES = 2**20, 2**24
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of ``tensor`` that this process holds, in the same memory; all of it if not sharded."""
+    if type(tensor) is Tensor or type(tensor) is nn.Parameter:
+        return tensor
+    # Imported here, because it takes as long to load as torch itself, and few runs have such tensors.
+    from torch.distributed.tensor import DTensor
+
     if not isinstance(tensor, DTensor):
         return tensor
     with torch.no_grad():  # else this would be a step of the graph

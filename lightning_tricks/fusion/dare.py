@@ -72,8 +72,9 @@ def dropping(density: float, seed: int) -> Keep:
             return torch.ones_like(model)
         words = torch.empty(-(-len(model) // 4), dtype=torch.int64)
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        drawn = words.view(torch.int16)[: len(model)]
-        return (drawn < steps - STEPS // 2).to(model).mul_(STEPS / steps)
+        drawn, border = words.view(torch.int16)[: len(model)], steps - STEPS // 2
+        # 1 where it is below the border, else 0: arithmetic, because comparisons take thrice as long.
+        return (border - drawn.clamp_(border - 1, border)).to(model).mul_(STEPS / steps)
 
     return keep
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod, check_numbers, mixes
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
+from lightning_tricks.fusion.numbers import check_numbers, mixes
 from lightning_tricks.fusion.plan import Step
 from lightning_tricks.fusion.probe import Probe, informed
 
@@ -281,7 +282,7 @@ class _Task:
         check_numbers(name, tensors, labels)
         if part == (0, stored.numel):
             tensors = [tensor.view(stored.shape) for tensor in tensors]
-        fused = method.combine(name, tensors)
+        fused = method.combined(name, tensors)
         if fused.shape != tensors[0].shape or fused.dtype != stored.dtype:
             raise TypeError(
                 f"combine of {method!r} must return a tensor of the shape and type of {name}, "

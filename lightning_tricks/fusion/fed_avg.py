@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.methods import TensorwiseMethod
+from lightning_tricks.fusion.by_samples import BySamples
 from lightning_tricks.fusion.pieces import combination
 
-__all__ = ["FedAvg", "checked_samples", "fed_avg", "shares_of"]
+__all__ = ["FedAvg", "fed_avg"]
 
 
 def fed_avg(models: Sequence[Model], *, samples: Sequence[float]) -> dict[str, Tensor]:
@@ -39,53 +38,19 @@ def fed_avg(models: Sequence[Model], *, samples: Sequence[float]) -> dict[str, T
     return FedAvg(tuple(samples)).fuse(models)
 
 
-def shares_of(samples: Sequence[float]) -> list[float]:
-    """Return the share of each in all samples.
-
-    Example:
-        >>> shares_of((300, 100))
-        [0.75, 0.25]
-    """
-    total = sum(samples)
-    return [count / total for count in samples]
-
-
-def checked_samples(samples: object) -> tuple[float, ...]:
-    """Return ``samples`` as a tuple of numbers, none below 0 and not all 0.
-
-    Raises:
-        TypeError: If they are no list or tuple of numbers.
-        ValueError: If they are other numbers.
-    """
-    if not isinstance(samples, list | tuple) or not samples:
-        raise TypeError(f"samples must be a list of numbers, got {samples!r}")
-    for count in samples:
-        checks.in_range("every entry of samples", count, 0.0, 1e300)
-    if sum(samples) == 0:
-        raise ValueError(f"samples must not all be 0, got {samples!r}")
-    return tuple(samples)
-
-
 @dataclass(frozen=True)
-class FedAvg(TensorwiseMethod):
+class FedAvg(BySamples):
     """Fuse by the mean weighted by samples (:func:`fed_avg`).
 
     Args:
-        samples: How many samples each model was trained on; not below 0, and not all 0.
+        samples: How many samples each model was trained on; not below 0, and not all 0. ``None`` for what
+            their checkpoints say: the number under ``samples`` beside the state dict, else that among the
+            hyperparameters, else that among the data module's.
 
     Example:
         >>> FedAvg((300, 100))
         FedAvg(samples=(300, 100))
     """
 
-    samples: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "samples", checked_samples(self.samples))
-
-    @property
-    def count(self) -> int:
-        return len(self.samples)
-
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
-        return combination(tensors, shares_of(self.samples))
+        return combination(tensors, self.shares)

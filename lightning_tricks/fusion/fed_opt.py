@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.fed_avg import checked_samples, shares_of
-from lightning_tricks.fusion.methods import TensorwiseMethod, check_base, check_finite, floating
+from lightning_tricks.fusion.by_samples import BySamples
+from lightning_tricks.fusion.methods import check_base, check_finite, floating
 from lightning_tricks.fusion.pieces import combination, piecewise, reals, weighted
 
 __all__ = ["FedAdam", "FedAvgM", "fed_adam", "fed_avg_m"]
@@ -70,7 +70,7 @@ def fed_avg_m(
         return velocity * float(lr)
 
     method.check_count(1 + len(models))
-    return _served(base, models, state or {}, method.samples, step, rows=1)
+    return _served(base, models, state or {}, method.shares, step, rows=1)
 
 
 def fed_adam(
@@ -105,12 +105,12 @@ def fed_adam(
     """
     method = FedAdam(tuple(samples), lr=lr, betas=betas, tau=tau)
     method.check_count(1 + len(models))
-    return _served(base, models, state or {}, method.samples, method.step, rows=2)
+    return _served(base, models, state or {}, method.shares, method.step, rows=2)
 
 
 @torch.no_grad()
 def _served(
-    base: Model, models: Sequence[Model], state: Model, samples: Sequence[float], step: Step, *, rows: int
+    base: Model, models: Sequence[Model], state: Model, shares: Sequence[float], step: Step, *, rows: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     check_finite([base, *models])
     fused, after = {name: value.clone() for name, value in models[-1].items()}, {}
@@ -119,13 +119,12 @@ def _served(
         entries = reals(base[name]).numel()
         fresh = torch.zeros(rows, entries, dtype=torch.float64, device=base[name].device)
         memory = after[name] = state[name].clone() if name in state else fresh
-        fused[name] = _stepped([base[name], *(model[name] for model in models)], samples, step, memory)
+        fused[name] = _stepped([base[name], *(model[name] for model in models)], shares, step, memory)
     return fused, after
 
 
-def _stepped(tensors: list[Tensor], samples: Sequence[float], step: Step, memory: Tensor) -> Tensor:
+def _stepped(tensors: list[Tensor], shares: Sequence[float], step: Step, memory: Tensor) -> Tensor:
     """Return the first of ``tensors`` a step further; ``memory``, of shape (rows, entries), is changed."""
-    shares = shares_of(samples)
 
     def combine(start: int, parts: list[Tensor]) -> Tensor:
         base, *models = parts
@@ -136,13 +135,14 @@ def _stepped(tensors: list[Tensor], samples: Sequence[float], step: Step, memory
 
 
 @dataclass(frozen=True)
-class FedAvgM(TensorwiseMethod):
+class FedAvgM(BySamples):
     """Fuse by a server's first step towards the mean, which knows no momentum yet.
 
     Further steps need the server's state: :func:`fed_avg_m`.
 
     Args:
-        samples: How many samples each model but the base was trained on; not below 0, and not all 0.
+        samples: How many samples each model but the base was trained on; not below 0, and not all 0. ``None``
+            for what their checkpoints say, as in :class:`FedAvg`.
         lr: Above 0; 1 goes to the mean.
         base: File of the server's model; ``None`` if that is the first of the models.
 
@@ -151,31 +151,35 @@ class FedAvgM(TensorwiseMethod):
         FedAvgM(samples=(300, 100), lr=0.5, base=None)
     """
 
-    samples: tuple[float, ...]
     lr: float = 1.0
     base: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "samples", checked_samples(self.samples))
+        super().__post_init__()
         checks.in_range("lr", self.lr, 0.0, open_low=True, open_high=True)
         check_base(self.base)
 
     @property
-    def count(self) -> int:
-        return len(self.samples) + 1
+    def untrained(self) -> int:
+        return 1
+
+    @property
+    def least(self) -> int:
+        return 2
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
-        return combination(tensors, [1 - self.lr, *(self.lr * share for share in shares_of(self.samples))])
+        return combination(tensors, [1 - self.lr, *(self.lr * share for share in self.shares)])
 
 
 @dataclass(frozen=True)
-class FedAdam(TensorwiseMethod):
+class FedAdam(BySamples):
     """Fuse by a server's first step of Adam.
 
     Further steps need the server's state: :func:`fed_adam`.
 
     Args:
-        samples: How many samples each model but the base was trained on; not below 0, and not all 0.
+        samples: How many samples each model but the base was trained on; not below 0, and not all 0. ``None``
+            for what their checkpoints say, as in :class:`FedAvg`.
         lr: Above 0.
         betas: Decay of the mean of the pseudo-gradient and of that of its square, each in [0, 1).
         tau: Above 0. The smaller it is, the less the step depends on how large the pseudo-gradient is.
@@ -186,14 +190,13 @@ class FedAdam(TensorwiseMethod):
         FedAdam(samples=(300, 100), lr=0.1, betas=(0.9, 0.99), tau=0.001, base=None)
     """
 
-    samples: tuple[float, ...]
     lr: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     tau: float = 1e-3
     base: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "samples", checked_samples(self.samples))
+        super().__post_init__()
         checks.in_range("lr", self.lr, 0.0, open_low=True, open_high=True)
         if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
             raise TypeError(f"betas must be two numbers, got {self.betas!r}")
@@ -204,8 +207,12 @@ class FedAdam(TensorwiseMethod):
         check_base(self.base)
 
     @property
-    def count(self) -> int:
-        return len(self.samples) + 1
+    def untrained(self) -> int:
+        return 1
+
+    @property
+    def least(self) -> int:
+        return 2
 
     def step(self, change: Tensor, memory: Tensor) -> Tensor:
         """Return how far the server goes; ``memory``, the means of ``change`` and its square, is changed."""
@@ -218,4 +225,4 @@ class FedAdam(TensorwiseMethod):
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         entries = reals(tensors[0]).numel()
         memory = torch.zeros(2, entries, dtype=torch.float64, device=tensors[0].device)
-        return _stepped(tensors, self.samples, self.step, memory)
+        return _stepped(tensors, self.shares, self.step, memory)

@@ -27,7 +27,7 @@ from lightning_tricks.fusion.pieces import pieces, piecewise, weighted
 from lightning_tricks.fusion.probe import Probe, Probing
 from lightning_tricks.fusion.ties import check_weights
 
-__all__ = ["FisherWeighted", "WithFishers", "fisher_weighted"]
+__all__ = ["FisherWeighted", "fisher_weighted"]
 
 
 def fisher_weighted(

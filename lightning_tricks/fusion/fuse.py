@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_tricks.core import checks
 from lightning_tricks.fusion import output as outputs
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.by_samples import BySamples
 from lightning_tricks.fusion.engine import Effort, Slicing, Write, run, run_whole
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
 from lightning_tricks.fusion.plan import Matching, Step, others_of, planned
@@ -36,6 +36,7 @@ def fuse(  # noqa: PLR0913  # settings
     prefix: str = "",
     allow_missing: bool = False,
     allow_pickle: bool = False,
+    verify: bool = False,
     overwrite: bool = False,
     sha256: bool = False,
     max_memory: int | None = None,
@@ -69,6 +70,8 @@ def fuse(  # noqa: PLR0913  # settings
             has it.
         allow_pickle: Whether files may hold more than tensors and plain values. Reading such a file can run
             any code that whoever wrote it chose: only for files that you trust.
+        verify: Whether to compare the content of files with the checksums that ``torch.save`` writes into
+            them, for which they are read once more; a bit that has changed goes unnoticed else.
         overwrite: Whether ``output`` may be there; never one of the models.
         sha256: Whether to write the SHA-256 of each file of the models down, for which it is read once more.
         max_memory: Bytes for the tensors that are worked on; ``None`` for some 256 MB at most, or for one
@@ -98,7 +101,7 @@ def fuse(  # noqa: PLR0913  # settings
     fusion = Fusion(
         models=models,
         method=method,
-        reading=Reading(which, checks.flag("allow_pickle", allow_pickle)),
+        reading=Reading(which, allow_pickle, verify),
         matching=Matching(prefix, allow_missing),
         effort=Effort(max_memory, threads),
         evaluate=evaluate,
@@ -155,10 +158,13 @@ class Fusion:
             models = [
                 self.reading.open(model, stack, label=f"model {index}") for index, model in enumerate(paths)
             ]
+            own = self
+            if isinstance(self.method, BySamples):
+                own = replace(self, method=self.method.counted(models))
             if models:  # none at all has an error of its own
-                self.method.check_count(len(models))
+                own.method.check_count(len(models))
             steps = planned(models, self.matching)
-            found = Opened(self, self._resolved(steps), models, steps, others_of(models, self.matching))
+            found = Opened(own, own._resolved(steps), models, steps, others_of(models, self.matching))
             found.slicing.memory(steps)  # says now if that is more than is allowed
             yield found
 
@@ -184,7 +190,7 @@ class Opened:
     """Models that are open for being fused.
 
     Attributes:
-        fusion: How.
+        fusion: How; the method knows what it asks of files.
         method: By which method, which knows all names.
         models: The models; a base comes first.
         steps: What becomes of each tensor.
@@ -218,7 +224,7 @@ class Opened:
         """Return the fused state dict."""
         self.fusion.check_given()
         result, write = outputs.in_memory(self.steps)
-        self._run(write, progress)
+        self._run(write, _sums(progress, self.bytes_read))
         return outputs.in_order(self.models[0], {**result, **self.others})
 
     def written(
@@ -232,12 +238,17 @@ class Opened:
         """Write the fused model to ``output`` and return that; see :func:`fuse`."""
         self.fusion.check_given()
         outputs.check_output(output, self.models, self.steps, overwrite=overwrite)
-        with self._filled(output, sha256) as write:
-            self._run(write, progress)
+        hashed = [path.stat().st_size for model in self.models for path in model.files if sha256]
+        told = _sums(progress, self.bytes_read + sum(hashed))
+        with self._filled(output, told, sha256) as write:
+            self._run(write, told)
         return output
 
-    def _filled(self, output: Path, sha256: bool) -> AbstractContextManager[Write]:
-        about = provenance(self.fusion.method, [described(model, sha256=sha256) for model in self.models])
+    def _filled(
+        self, output: Path, told: Callable[[int], None], sha256: bool
+    ) -> AbstractContextManager[Write]:
+        digests = told if sha256 else None
+        about = provenance(self.fusion.method, [described(model, digests) for model in self.models])
         if output.suffix == ".safetensors":
             return outputs.safetensors(output, self.steps, self.others, about)
         first, allow_pickle = self.models[0], self.fusion.reading.allow_pickle
@@ -245,19 +256,24 @@ class Opened:
             output, self.steps, self.others, about, first=first, allow_pickle=allow_pickle
         )
 
-    def _run(self, write: Write, progress: Progress | None) -> None:
+    def _run(self, write: Write, told: Callable[[int], None]) -> None:
         method, fusion = self.method, self.fusion
-        total, done = self.bytes_read, 0
-
-        def told(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(done, total)
-
         if isinstance(method, TensorwiseMethod) and not needs_probe(method):
             labels = [model.label for model in self.models]
             run(self.steps, method, write, labels=labels, effort=fusion.effort, progress=told)
         else:
             evaluate, probe = fusion.evaluate, fusion.probe
             run_whole(self.steps, method, write, evaluate=evaluate, probe=probe, progress=told)
+
+
+def _sums(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Return what tells ``progress`` how much of ``total`` is done, by how much more is."""
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return told

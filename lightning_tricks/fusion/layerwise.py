@@ -18,7 +18,7 @@ from lightning_tricks.fusion.by_names import ByNames
 from lightning_tricks.fusion.methods import TensorwiseMethod
 from lightning_tricks.fusion.probe import Probe, Probing, informed, needs_probe
 
-__all__ = ["Assigned", "Layerwise", "layerwise"]
+__all__ = ["Layerwise", "layerwise"]
 
 
 def layerwise(models: Sequence[Model], recipe: Mapping[str, TensorwiseMethod]) -> dict[str, Tensor]:

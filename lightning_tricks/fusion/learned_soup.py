@@ -27,8 +27,9 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.functional import count_samples, differentiable_statistics, in_evaluation
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.methods import Evaluate, check_finite, mixes
+from lightning_tricks.fusion.methods import Evaluate, check_finite
 from lightning_tricks.fusion.mixture import Mixture, Per, Sign, coefficients, group_of
+from lightning_tricks.fusion.numbers import mixes
 from lightning_tricks.fusion.probe import Probe, Probing
 
 __all__ = ["LearnedSoup", "learned_coefficients", "learned_soup"]

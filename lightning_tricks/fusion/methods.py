@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cmath
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.numbers import check_numbers, check_result, label_of, mixes
 
 __all__ = [
     "Evaluate",
@@ -21,11 +21,9 @@ __all__ = [
     "check_base",
     "check_finite",
     "check_names",
-    "check_numbers",
     "check_same",
     "floating",
     "fuse_tensors",
-    "mixes",
 ]
 
 Evaluate = Callable[[Model], float]  # how good a model is; higher is better, NaN is worst
@@ -133,6 +131,16 @@ class TensorwiseMethod(FusionMethod):
             A tensor of that shape and type, computed in at least float32 and rounded once.
         """
 
+    def combined(self, name: str, tensors: list[Tensor]) -> Tensor:
+        """Return what :meth:`combine` does.
+
+        Raises:
+            ValueError: If an entry of that is too large for the type; names the tensor and the settings.
+        """
+        fused = self.combine(name, tensors)
+        check_result(name, fused, self)
+        return fused
+
     def resolved(self, names: Sequence[str]) -> TensorwiseMethod:
         """Return the method whose :meth:`combine` knows the names of all tensors that it may get.
 
@@ -145,7 +153,7 @@ class TensorwiseMethod(FusionMethod):
 
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
         self.check_count(len(models))
-        return fuse_tensors(models, self.resolved(floating(models[0])).combine)
+        return fuse_tensors(models, self.resolved(floating(models[0])).combined)
 
 
 def check_base(base: str | None) -> None:
@@ -201,44 +209,6 @@ def _fuse(name: str, tensors: list[Tensor], combine: Combine) -> Tensor:
     return combine(name, [tensor.contiguous() for tensor in tensors])
 
 
-def mixes(tensors: list[Tensor]) -> bool:
-    """Return whether tensors of one name, one of each model, are to be combined: numbers that differ."""
-    last = tensors[-1]
-    if not (last.is_floating_point() or last.is_complex()):
-        return False
-    if last.dtype.itemsize == 1:
-        tensors = [_at_least_float32(tensor) for tensor in tensors]
-    return not all(torch.equal(tensor, tensors[-1]) for tensor in tensors)
-
-
-def check_numbers(name: str, tensors: list[Tensor], labels: Sequence[str] = ()) -> None:
-    """Accept only finite tensors of one name, one of each model; ``labels`` are what to call the models.
-
-    Raises:
-        ValueError: Names the tensor and the model.
-    """
-    for index, tensor in enumerate(tensors):
-        if not _is_finite(tensor):
-            label = _label(labels, index)
-            raise ValueError(f"{name} must be finite in every model, but is not in {label}")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    wide = _at_least_float32(tensor)
-    # The sum of all takes one pass; it is not finite either where finite numbers add up to too much.
-    return cmath.isfinite(wide.sum().item()) or bool(wide.isfinite().all())
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    # Types of 8 bits have no arithmetic, and are promoted to nothing.
-    narrow = tensor.dtype.itemsize == 1
-    return tensor.to(torch.float32 if narrow else torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _label(labels: Sequence[str], index: int) -> str:
-    return labels[index] if labels else f"model {index}"
-
-
 def check_finite(models: Sequence[Model]) -> None:
     """Accept only models that :func:`fuse_tensors` can combine; a mask may hold infinities, if all have it.
 
@@ -265,7 +235,7 @@ def check_alike(models: Sequence[Model]) -> None:
 
 
 def check_names(models: Sequence[Collection[str]], labels: Sequence[str] = ()) -> None:
-    """Accept at least one model, and only models of equal names; ``labels`` as in :func:`check_numbers`.
+    """Accept at least one model, and only models of equal names; ``labels`` are what to call the models.
 
     Raises:
         ValueError: Names the first tensor that is not in all.
@@ -276,8 +246,8 @@ def check_names(models: Sequence[Collection[str]], labels: Sequence[str] = ()) -
         for name in sorted(set(models[0]) ^ set(model)):
             there, absent = (0, index) if name in models[0] else (index, 0)
             raise ValueError(
-                f"{name} must be in every model; {_label(labels, there)} has it, "
-                f"{_label(labels, absent)} has not"
+                f"{name} must be in every model; {label_of(labels, there)} has it, "
+                f"{label_of(labels, absent)} has not"
             )
 
 
@@ -295,6 +265,6 @@ def check_same(name: str, tensors: Sequence[Shaped], labels: Sequence[str] = ())
         ):
             if got != wanted:
                 raise ValueError(
-                    f"{name} must have one {what} in all models, got {wanted} in {_label(labels, 0)} "
-                    f"and {got} in {_label(labels, index)}"
+                    f"{name} must have one {what} in all models, got {wanted} in {label_of(labels, 0)} "
+                    f"and {got} in {label_of(labels, index)}"
                 )

@@ -127,17 +127,15 @@ def checkpoint(
         OSError: If it cannot be written; then ``path`` is as it was.
     """
     around = {"pytorch-lightning_version": version("lightning"), **without_training(first.around)}
-    empty = torch_files.empty_like(
-        _shapes([Step(step.names[:1], step.tensors, step.action) for step in steps])
-    )
-    tensors = {name: empty[step.names[0]] for step in steps for name in step.names}
+    holes = torch_files.hollow(_shapes([Step(step.names[:1], step.tensors, step.action) for step in steps]))
+    tensors = {name: holes[step.names[0]] for step in steps for name in step.names}
     # A copy, because torch keeps versions of modules beside the entries.
     state = copy(around.get("state_dict", OrderedDict()))
     state.clear()
     state.update(in_order(first, {**tensors, **others}))
     content = {**around, "state_dict": state, KEY: provenance}
     with written_whole(path) as part:
-        offsets = torch_files.lay_out(part, content, allow_pickle=allow_pickle)
+        offsets = torch_files.lay_out(part, content, holes.values(), allow_pickle=allow_pickle)
         with _filling(part, offsets) as write:
             yield write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ __all__ = ["KEY", "described", "provenance"]
 
 KEY = "fusion"
 """Where a checkpoint, and the metadata of safetensors, say how it came about."""
+
+_PART = 1 << 20  # Bytes that are read at a time.
 
 
 def provenance(method: FusionMethod, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -45,19 +47,24 @@ def _plain(value: Any) -> Any:
     return written(value)
 
 
-def described(model: StoredModel, *, sha256: bool = False) -> dict[str, Any]:
+def described(model: StoredModel, told: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Return the name of a model and its size in bytes.
 
     Args:
         model: The model.
-        sha256: Whether to add the SHA-256 of each of its files, in hexadecimal digits; in memory it has none.
+        told: If given, the SHA-256 of each file is added, in hexadecimal digits, and it is told of bytes that
+            have been read; in memory there is none.
     """
     about: dict[str, Any] = {"name": model.label, "size": model.size}
-    if sha256:
-        about["sha256"] = {path.name: _digest(path) for path in model.files}
+    if told is not None:
+        about["sha256"] = {path.name: _digest(path, told) for path in model.files}
     return about
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digest(path: Path, told: Callable[[int], None]) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PART))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            told(count)
+    return digest.hexdigest()

@@ -59,7 +59,8 @@ def similarity_weights(distances: Tensor, temperature: float) -> list[float]:
     """
     mean = distances.mean()
     ratios = distances / mean if mean > 0 else torch.zeros_like(distances)
-    weights: list[float] = torch.softmax(-ratios / float(temperature), dim=0).tolist()
+    # From the nearest, lest all overflow at a temperature near 0.
+    weights: list[float] = torch.softmax((ratios.min() - ratios) / float(temperature), dim=0).tolist()
     return weights
 
 

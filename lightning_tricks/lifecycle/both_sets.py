@@ -10,8 +10,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
-from lightning_tricks.lifecycle.checkpoints import read_sets, write_parts, write_sets
+from lightning_tricks.lifecycle.checkpoints import read_sets, write_sets
 from lightning_tricks.lifecycle.layouts import Layouts, module_parts
+from lightning_tricks.lifecycle.sets_of_parts import write_parts
 from lightning_tricks.lifecycle.shadow import Shadows
 from lightning_tricks.lifecycle.strategies import reshard
 

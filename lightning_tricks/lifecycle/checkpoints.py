@@ -9,41 +9,35 @@ The first is the layout of Lightning's own weight averaging, so that either read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from copy import copy
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_tricks.core.select import clean_name
-from lightning_tricks.lifecycle.layouts import Layouts, module_parts, parts_of, wholes_of
 
 __all__ = [
+    "AVERAGE",
+    "LIVE",
     "average_of",
     "average_state",
     "averaged_steps",
+    "holds_average",
     "holds_beside",
     "live_state",
-    "load_average",
     "read",
     "read_sets",
-    "take_sets",
     "without_training",
-    "write_parts",
     "write_sets",
 ]
 
-_LIVE, _AVERAGE = "current_model_state", "average_model_state"
+LIVE, AVERAGE = "current_model_state", "average_model_state"
 _TRAINING = (
     *("callbacks", "loops", "lr_schedulers", "optimizer_states", "MixedPrecision"),
-    *(_LIVE, _AVERAGE, "averaging_state"),
+    *(LIVE, AVERAGE, "averaging_state"),
 )
 
 
@@ -84,7 +78,7 @@ def average_of(
     """Return what :func:`average_state` does, of a checkpoint that has been read from ``path``."""
     entry = None if label is None else _labelled(checkpoint, label)
     if entry is None or not entry["aside"]:
-        if not _holds_average(checkpoint):
+        if not holds_average(checkpoint):
             raise ValueError(f"path must be a checkpoint with averaged weights, got {str(path)!r}")
         return read_sets(checkpoint)[1]
     if not entry["wide"]:
@@ -136,6 +130,9 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _load_folder(path: str | PathLike[str]) -> dict[str, Any]:
+    # Imported here, because it takes as long as fusing, which reads such folders in another way.
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / "weights.pt"
         dcp_to_torch_save(path, file)
@@ -151,123 +148,27 @@ def averaged_steps(checkpoint: Mapping[str, Any]) -> int:
 
 def holds_beside(checkpoint: Mapping[str, Any]) -> bool:
     """Return whether the average stands beside the ``state_dict``."""
-    return _AVERAGE in checkpoint
+    return AVERAGE in checkpoint
 
 
-def _holds_average(checkpoint: Mapping[str, Any]) -> bool:
+def holds_average(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether there is an average that has been moved."""
     # Lightning's own averaging writes the initial weights as the average until it has moved it.
     moved = "averaging_state" not in checkpoint or averaged_steps(checkpoint) > 0
-    return _AVERAGE in checkpoint or (_LIVE in checkpoint and moved)
+    return AVERAGE in checkpoint or (LIVE in checkpoint and moved)
 
 
 def read_sets(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the live weights and the average; without an average, the live weights twice."""
     first = checkpoint["state_dict"]
-    return checkpoint.get(_LIVE, first), checkpoint.get(_AVERAGE, first)
+    return checkpoint.get(LIVE, first), checkpoint.get(AVERAGE, first)
 
 
 def write_sets(
     checkpoint: dict[str, Any], *, live: dict[str, Tensor], average: dict[str, Tensor], save: str
 ) -> None:
     """Put both sets into ``checkpoint``, in the layout that ``save`` names."""
-    first, key, second = (average, _LIVE, live) if save == "average" else (live, _AVERAGE, average)
-    for other in {_LIVE, _AVERAGE} & checkpoint.keys():
+    first, key, second = (average, LIVE, live) if save == "average" else (live, AVERAGE, average)
+    for other in {LIVE, AVERAGE} & checkpoint.keys():
         del checkpoint[other]
     checkpoint["state_dict"], checkpoint[key] = first, second
-
-
-def write_parts(
-    trainer: Trainer,
-    checkpoint: dict[str, Any],
-    beside: dict[str, Tensor],
-    layouts: Layouts,
-    *,
-    exchanged: AbstractContextManager[None] | None,
-    save: str,
-) -> None:
-    """Write one set as the strategy does, and the other whole, by the first process; called by all.
-
-    Args:
-        trainer: The Trainer of the run.
-        checkpoint: As the strategy has filled it.
-        beside: This process's parts of the set that goes beside.
-        layouts: Of the weights that are not whole in each process.
-        exchanged: A context within which the module holds what goes under ``state_dict``; ``None`` if it
-            does already, and ``checkpoint`` with it.
-        save: As :func:`write_sets` takes it.
-    """
-    keys = {clean_name(key): key for key in checkpoint["state_dict"]}
-    wholes = wholes_of(beside, layouts, keep=trainer.is_global_zero)
-    whole = {keys.get(name, name): value for name, value in wholes.items()}
-    first = checkpoint["state_dict"]
-    if exchanged is not None:
-        with exchanged:
-            first = {
-                key: value if isinstance(value, ShardedTensor) else value.clone()
-                for key, value in trainer.strategy.lightning_module_state_dict().items()
-            }
-    live, average = (whole, first) if save == "average" else (first, whole)
-    write_sets(checkpoint, live=live, average=average, save=save)
-
-
-def take_sets(
-    pl_module: LightningModule, checkpoint: Mapping[str, Any], layouts: Layouts
-) -> dict[str, Tensor] | None:
-    """Put the live weights of a loaded checkpoint into ``pl_module`` and return the average.
-
-    Args:
-        pl_module: Holds what the checkpoint has under ``state_dict``.
-        checkpoint: As it was loaded; a strategy that loads parts takes ``state_dict`` out.
-        layouts: Of the weights that are not whole in each process.
-
-    Returns:
-        This process's parts of the average by clean names; ``None`` if the checkpoint holds none.
-    """
-    average: Mapping[str, Tensor] = checkpoint.get("state_dict") or module_parts(pl_module)
-    if _LIVE in checkpoint:
-        average = {name: value.clone() for name, value in average.items() if isinstance(value, Tensor)}
-        _put(pl_module, checkpoint, _LIVE, layouts)
-    elif _AVERAGE in checkpoint:
-        average = parts_of(_beside(pl_module, checkpoint, _AVERAGE), layouts)
-    if not _holds_average(checkpoint):
-        return None
-    return {clean_name(key): value for key, value in average.items()}
-
-
-def load_average(pl_module: LightningModule, checkpoint: Mapping[str, Any], layouts: Layouts) -> None:
-    """Put the average into ``pl_module`` if ``checkpoint`` holds it beside its ``state_dict``."""
-    if _AVERAGE in checkpoint:
-        _put(pl_module, checkpoint, _AVERAGE, layouts)
-
-
-def _put(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str, layouts: Layouts) -> None:
-    rule = f"{key} of the checkpoint must hold the weights of the module, but"
-    state = _beside(pl_module, checkpoint, key)
-    if not layouts:
-        try:
-            pl_module.load_state_dict(state, strict=pl_module.strict_loading)
-        except RuntimeError as error:
-            raise ValueError(f"{rule} {error}") from error
-        return
-    parts = parts_of(state, layouts)
-    held = module_parts(pl_module)
-    if pl_module.strict_loading and parts.keys() != held.keys():
-        first = min(parts.keys() ^ held.keys())
-        raise ValueError(f"{rule} {first!r} differs")
-    for name in parts.keys() & held.keys():
-        held[name].copy_(parts[name])
-
-
-def _beside(pl_module: LightningModule, checkpoint: Mapping[str, Any], key: str) -> dict[str, Any]:
-    state: dict[str, Any] = checkpoint[key]
-    if not isinstance(state, dict):
-        raise ValueError(f"{key} of the checkpoint must hold the weights of the module, got {state!r:.80}")
-    if "state_dict" not in checkpoint:
-        return state
-    if state.keys() <= pl_module.state_dict().keys():
-        return state
-    # Weights of an older version of the module, which its own hook has renamed under ``state_dict`` alone.
-    older = {**checkpoint, "state_dict": copy(state)}
-    pl_module.on_load_checkpoint(older)
-    renamed: dict[str, Any] = older["state_dict"]
-    return renamed

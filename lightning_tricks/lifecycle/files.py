@@ -5,18 +5,22 @@ A file is written beside its place and then renamed into it.
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.processes import in_first
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 __all__ = [
     "checkpoint_folder",
@@ -66,11 +70,17 @@ def saving(path: Path) -> Iterator[None]:
 def written_whole(path: Path) -> Iterator[Path]:
     """Give the path of a file to write, which takes the place of ``path`` at the end.
 
-    After an error ``path`` is as it was, and nothing is left beside it.
+    After an error ``path`` is as it was, and nothing is left beside it. What a process leaves that is killed
+    goes away as the next on its machine writes ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic within one file system only.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beginning = f".{path.name}.{platform.node()}."
+    part = path.with_name(f"{beginning}{os.getpid()}.part")
+    for left in path.parent.glob(f"{glob.escape(beginning)}*.part"):
+        writer = left.name.removeprefix(beginning).removesuffix(".part")
+        if writer.isdecimal() and not _is_running(int(writer)):
+            left.unlink(missing_ok=True)
     try:
         yield part
         with part.open("rb") as stream:
@@ -80,6 +90,19 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _is_running(process: int) -> bool:
+    """Return whether there is such a process on this machine; where one cannot ask, there is."""
+    if os.name != "posix":  # elsewhere signal 0 is one like any other
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
 
 
 def is_tuners(path: str | os.PathLike[str] | None) -> bool:

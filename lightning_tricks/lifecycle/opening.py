@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.lifecycle import distributed_folders, safetensors_files, torch_files
+from lightning_tricks.lifecycle import safetensors_files, torch_files
 from lightning_tricks.lifecycle.checkpoints import average_of, read_sets
 from lightning_tricks.lifecycle.stored import OpenFile, Stored, StoredModel, in_file, in_memory
 
@@ -33,15 +33,19 @@ class Reading:
             for those that ``load_state_dict`` would get.
         allow_pickle: Whether files may hold more than tensors and plain values. Reading such a file can run
             any code that whoever wrote it chose: only for files that you trust.
+        verify: Whether to compare the content of files with their checksums, for which they are read once
+            more. Only files of ``torch.save`` have some.
     """
 
     which: Literal["state_dict", "live", "average"] = "state_dict"
     allow_pickle: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
         checks.one_of("which", self.which, ("state_dict", "live", "average"))
         checks.flag("allow_pickle", self.allow_pickle)
+        checks.flag("verify", self.verify)
 
     def open(self, model: Readable, stack: ExitStack, *, label: str) -> StoredModel:
         """Return ``model`` for reading.
@@ -65,6 +69,8 @@ class Reading:
         if not isinstance(model, str | PathLike):
             raise TypeError(f"a model must be a path, a state dict or a module, got {model!r:.80}")
         path = Path(model)
+        if self.verify:
+            _verify(path)
         if path.is_dir():
             return self._folder(path)
         if path.name.endswith(".safetensors.index.json"):
@@ -74,6 +80,9 @@ class Reading:
         return self._torch(path, stack)
 
     def _folder(self, path: Path) -> StoredModel:
+        # Imported here, because torch's part for them takes as long to load as most models to fuse.
+        from lightning_tricks.lifecycle import distributed_folders
+
         if not distributed_folders.is_distributed(path):
             raise ValueError(
                 f"{path} must be a file, or the folder of a distributed checkpoint, got another folder"
@@ -122,6 +131,12 @@ class Reading:
             holds = checks.listed([str(name) for name in entries]) or "nothing"
             raise ValueError(f"{label} must hold a checkpoint or a state dict, got a dict of {holds}")
         return StoredModel(label, tensors, others, files, around or {})
+
+
+def _verify(path: Path) -> None:
+    if path.is_dir() or path.name.endswith((".safetensors", ".safetensors.index.json")):
+        raise ValueError(f"verify must be False for {path}, whose format knows no checksums, got True")
+    torch_files.check_sums(path)
 
 
 def _placed(read: torch_files.TorchFile, file: OpenFile, value: Any) -> Any:

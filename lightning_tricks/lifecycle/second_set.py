@@ -15,10 +15,10 @@ from lightning_tricks.core.norms import relative_distance
 from lightning_tricks.core.select import Patterns
 from lightning_tricks.core.tensors import copy_
 from lightning_tricks.lifecycle.both_sets import write_both
-from lightning_tricks.lifecycle.checkpoints import load_average, take_sets
 from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, parts_of, wholes_of
 from lightning_tricks.lifecycle.no_fit import NoFit
 from lightning_tricks.lifecycle.notice import say, warn
+from lightning_tricks.lifecycle.sets_of_parts import load_average, take_sets
 from lightning_tricks.lifecycle.shadow import Shadows
 from lightning_tricks.lifecycle.slots import Slot, find_slots, other_buffers, same_places, stand_in
 from lightning_tricks.lifecycle.strategies import any_of, check_parts, flat_shards, reshard

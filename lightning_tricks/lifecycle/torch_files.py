@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from lightning_tricks.lifecycle.files import saving
 from lightning_tricks.lifecycle.stored import as_bytes
 
-__all__ = ["TorchFile", "empty_like", "lay_out"]
+__all__ = ["TorchFile", "check_sums", "hollow", "lay_out"]
 
 
 @dataclass(frozen=True)
@@ -106,21 +107,60 @@ def _load(path: Path, *, allow_pickle: bool, mmap: bool) -> Any:
         raise ValueError(f"{path} must be a whole file of torch.save; {error}") from error
 
 
-def empty_like(shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
-    """Return tensors of these shapes and types without content, for :func:`lay_out`."""
-    with FakeTensorMode():
-        return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+def check_sums(path: Path) -> None:
+    """Accept a file of ``torch.save`` whose content has the checksums that stand in it.
+
+    Raises:
+        ValueError: If it has others, or holds none: then it is of before torch 1.6, or was written without
+            (:func:`lay_out`).
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [record for record in archive.infolist() if record.file_size > 0]
+            if any(record.CRC == 0 for record in records):
+                raise ValueError(f"{path} must hold checksums to be verified, but was written without")
+            if bad := archive.testzip():
+                raise ValueError(f"{path} must be as it was written, but {bad} in it has another checksum")
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} must be an archive of torch.save to be verified; {error}") from None
 
 
-def lay_out(path: Path, content: Mapping[str, Any], *, allow_pickle: bool) -> dict[str, int]:
-    """Write what ``torch.save`` would of ``content``, with holes for the tensors of its ``state_dict``.
+def hollow(shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
+    """Return tensors of these shapes and types that take no memory, for :func:`lay_out`.
+
+    They are mapped from a file of nothing but holes. Torch's own tensors without content would take longer to
+    load their code than most models to fuse.
+    """
+    sizes = {name: shape.numel() * dtype.itemsize for name, (shape, dtype) in shapes.items()}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "holes"
+        file.touch()
+        os.truncate(file, max(sizes.values(), default=0))
+        mapped = {
+            name: torch.UntypedStorage.from_file(str(file), True, size)
+            for name, size in sizes.items()
+            if size
+        }
+    return {
+        name: torch.empty(0, dtype=dtype).set_(mapped[name], 0, shape)  # type: ignore[call-overload]
+        if name in mapped
+        else torch.empty(shape, dtype=dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def lay_out(
+    path: Path, content: Mapping[str, Any], holes: Collection[Tensor], *, allow_pickle: bool
+) -> dict[str, int]:
+    """Write what ``torch.save`` would of ``content``, with holes for some tensors of its ``state_dict``.
 
     The checksums that the format has for zip tools are not computed, as torch lets one choose with
     ``torch.serialization.set_crc32_options``; it reads none.
 
     Args:
         path: Where to.
-        content: A checkpoint, whose ``state_dict`` holds tensors of :func:`empty_like`.
+        content: A checkpoint.
+        holes: Those of its tensors that are not written, such as :func:`hollow` returns.
         allow_pickle: Whether it may hold more than tensors and plain values.
 
     Returns:
@@ -129,7 +169,7 @@ def lay_out(path: Path, content: Mapping[str, Any], *, allow_pickle: bool) -> di
     Raises:
         ValueError: If tensors stand in it elsewhere than in dicts, lists and tuples.
     """
-    with saving(path), torch.serialization.skip_data(materialize_fake_tensors=True):
+    with saving(path), torch.serialization.skip_data():
         torch.save(content, path)
     written = TorchFile.load(path, allow_pickle=allow_pickle)
     places = [written.offset(there) for there in _tensors(written.content)]
@@ -137,9 +177,10 @@ def lay_out(path: Path, content: Mapping[str, Any], *, allow_pickle: bool) -> di
         raise ValueError(
             "the first model's checkpoint must hold tensors in dicts and lists alone, not in objects"
         )
+    left_out = {id(tensor) for tensor in holes}
     with path.open("r+b") as stream:
         for own, place in zip(_tensors(content), places, strict=True):
-            if place is not None and not isinstance(own, FakeTensor):
+            if place is not None and id(own) not in left_out:
                 stream.seek(place)
                 stream.write(as_bytes(torch.empty(0, dtype=torch.uint8).set_(own.untyped_storage())))
     state = written.content["state_dict"].items()

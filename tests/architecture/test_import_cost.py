@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import torch
+
 from tests.architecture.test_layers import OPTIONAL
 
 ADDED = "import sys, lightning; before = set(sys.modules); {}; print(*set(sys.modules) - before)"
@@ -17,6 +19,19 @@ def optional_added_by(statement: str) -> set[str]:
 
 def test_the_package_loads_no_optional_package():
     assert optional_added_by("import lightning_tricks") == set()
+
+
+def test_fusing_from_the_command_line_loads_no_lightning(tmp_path):
+    for index in range(2):
+        torch.save({"state_dict": {"w": torch.full((3,), float(index))}}, tmp_path / f"{index}.ckpt")
+    paths = [str(tmp_path / name) for name in ("0.ckpt", "1.ckpt", "fused.ckpt")]
+    statement = (
+        "import sys; from lightning_tricks.cli import main; "
+        f"main(['fuse', *{paths[:2]}, '-o', {paths[2]!r}]); print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True)
+    assert "written" in done.stdout
+    assert not {"lightning", "torch.distributed.tensor", "torch._dynamo"} & set(done.stderr.split())
 
 
 def test_an_optional_package_is_seen():

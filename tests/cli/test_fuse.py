@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+import lightning_tricks
 from lightning_tricks import Average, Interpolate
 from lightning_tricks.cli import main
 from lightning_tricks.cli.fuse_settings import METHODS, bytes_of
+from lightning_tricks.fusion.methods import FusionMethod
 from tests.fusion.stored import lightnings, plain, state
 from tests.toys import assert_equal
 
@@ -45,6 +47,13 @@ def refused(capsys: Any, *argv: str) -> str:
 def loaded(path: Path | str) -> dict[str, Any]:
     found: dict[str, Any] = torch.load(path, weights_only=True)["state_dict"]
     return dict(found)
+
+
+def test_the_methods_are_those_that_the_package_offers() -> None:
+    offered = {getattr(lightning_tricks, name) for name in lightning_tricks.__all__}
+    assert set(METHODS.values()) == {
+        each for each in offered if isinstance(each, type) and issubclass(each, FusionMethod)
+    }
 
 
 def test_settings_of_a_method_are_options(paths: list[str], tmp_path: Path, capsys: Any) -> None:

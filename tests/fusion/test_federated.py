@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_tricks import EverySteps, WeightFusion, fuse
+from lightning_tricks.cli import main
 from lightning_tricks.fusion.fed_avg import FedAvg, fed_avg
 from lightning_tricks.fusion.fed_opt import FedAdam, FedAvgM, fed_adam, fed_avg_m
 
@@ -69,6 +72,51 @@ def test_what_no_client_changed_goes_on_with_its_momentum(serve):
     again, _ = serve(moved, [{name: value.clone() for name, value in moved.items()}], state, samples=[1])
     assert (again["w"] > moved["w"]).all() and again["n"] == 4
     assert torch.equal(state["w"], kept["w"])  # the state that was given stays
+
+
+def with_samples(path, seed, **entries):
+    torch.save({"state_dict": draws(3)[seed], **entries}, path)
+    return path
+
+
+@pytest.mark.parametrize("method", [FedAvg(), FedAvgM(lr=0.5), FedAdam(lr=0.1)])
+def test_samples_that_checkpoints_hold_are_taken(method, tmp_path):
+    server = [] if isinstance(method, FedAvg) else [with_samples(tmp_path / "server.ckpt", 2)]
+    paths = [
+        with_samples(tmp_path / "a.ckpt", 0, samples=300, hyper_parameters={"samples": 5}),
+        with_samples(
+            tmp_path / "b.ckpt", 1, hyper_parameters={}, datamodule_hyper_parameters={"samples": 100}
+        ),
+    ]
+    given = dataclasses.replace(method, samples=(300, 100))
+    written = fuse([*server, *paths], method, tmp_path / "fused.ckpt")
+    content = torch.load(written, weights_only=True)
+    assert torch.equal(content["state_dict"]["w"], fuse([*server, *paths], given)["w"])
+    assert content["fusion"]["settings"]["samples"] == [300, 100]
+
+
+def test_the_command_line_shows_the_samples_that_it_took(tmp_path, capsys):
+    paths = [str(with_samples(tmp_path / f"{i}.ckpt", i, hyper_parameters={"samples": i})) for i in range(2)]
+    assert main(["fuse", *paths, "--method", "fed_avg", "-o", str(tmp_path / "fused.ckpt")]) == 0
+    assert "from 2 models by FedAvg(samples=(0, 1)); " in capsys.readouterr().out
+
+
+def test_samples_that_are_nowhere_are_asked_for(tmp_path):
+    known = with_samples(tmp_path / "known.ckpt", 0, samples=300)
+    # What Lightning counts are batches, of which nothing says how large they are.
+    batches = {"fit_loop": {"epoch_loop.batch_progress": {"total": {"completed": 10}}}}
+    lacking = with_samples(tmp_path / "lacking.ckpt", 1, hyper_parameters={"width": 2}, loops=batches)
+    with pytest.raises(ValueError, match=r"samples must be given, because \S+lacking.ckpt does not say"):
+        fuse([known, lacking], FedAvg(), tmp_path / "fused.ckpt")
+    with pytest.raises(ValueError, match="samples must be given, because model 1 does not say"):
+        fuse([known, draws(1)[0]], FedAvg())
+    with pytest.raises(ValueError, match=r"samples in \S+bad.ckpt must lie in .*, got -1"):
+        fuse([with_samples(tmp_path / "bad.ckpt", 1, samples=-1)], FedAvg())
+    for ask in (lambda: FedAvg().fuse(draws(2)), lambda: FedAvgM().accepts(3), lambda: FedAdam().shares):
+        with pytest.raises(ValueError, match=r"samples must be given for Fed\w+\(samples=None.* got None"):
+            ask()
+    with pytest.raises(ValueError, match="samples must be given for FedAvg"):
+        WeightFusion(method=FedAvg(), collect=EverySteps(1, k=2))
 
 
 @pytest.mark.parametrize(

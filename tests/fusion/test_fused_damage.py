@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import platform
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_tricks import Average, fuse
-from tests.fusion.stored import folder, index, lightnings, plain, safetensors, state
+from lightning_tricks import Average, TaskArithmetic, fuse
+from tests.fusion.stored import folder, index, lightnings, old, plain, safetensors, state
 from tests.toys import assert_equal
 
 
@@ -162,6 +164,64 @@ def test_a_kill_in_the_midst_leaves_what_was_there(tmp_path: Path) -> None:
     os.close(told)
     os.close(pipe)
     assert path.read_text() == "before"
+    (left,) = tmp_path.glob(".fused.ckpt.*.part")
+    others = [
+        left.rename(left.with_name(left.name.replace(*change)))  # of a process that runs, and of other files
+        for change in (
+            (f".{child}.", f".{os.getppid()}."),
+            (f".{child}.", ".1.2."),
+            ("fused", "fused.ckpt"),
+            (platform.node(), "elsewhere"),
+        )
+        if left.write_bytes(b"") == 0
+    ]
+    left.write_text("of the killed process")
+    fuse([state(0)], output=path, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_result_too_large_for_its_type_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    large = torch.finfo(dtype).max
+    models = [{"w": torch.zeros(3, dtype=dtype)}, {"w": torch.tensor([1, -large / 4, 0], dtype=dtype)}]
+    message = rf"w must stay within {dtype}, up to {large:g}, but does not by TaskArithmetic(scale=10"
+    for call in (TaskArithmetic(scale=10).fuse, partial(fuse, method=TaskArithmetic(scale=10))):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(models)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fuse(models, TaskArithmetic(scale=10), tmp_path / "fused.ckpt")
+    assert not list(tmp_path.iterdir())
+    assert fuse(models, TaskArithmetic(scale=4))["w"].tolist() == [4, -large, 0]  # type: ignore[index]
+
+
+def test_a_changed_bit_is_found_if_checksums_are_verified(tmp_path: Path) -> None:
+    path = lightnings({"a": torch.ones(3000), "b": torch.ones(2)}, tmp_path / "a.ckpt")
+    wanted = fuse([path], verify=True)
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.ones(3000).numpy().tobytes()) + 5000] ^= 1
+    path.write_bytes(data)
+    assert not torch.equal(fuse([path])["a"], wanted["a"])  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"a\.ckpt must be as it was written, but \S+/data/0 in it"):
+        fuse([path], output=tmp_path / "fused.ckpt", verify=True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            lambda model, path: old(model, path.with_suffix(".pt")),
+            "must be an archive of torch.save to be verified",
+        ),
+        (safetensors, "verify must be False for .*, whose format knows no checksums"),
+        (index, "verify must be False"),
+        (folder, "verify must be False"),
+        (lambda model, path: fuse([model], output=path.with_suffix(".ckpt")), "must hold checksums"),
+    ],
+)
+def test_files_without_checksums_cannot_be_verified(write: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        fuse([write(state(0), tmp_path / "a.safetensors")], verify=True)
 
 
 def test_damaged_and_foreign_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -36,7 +36,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_a_checkpoint_loads_with_class_and_hyperparameters_of_the_first(
     runs: list[Path], tmp_path: Path
 ) -> None:
-    written = fuse(runs, Interpolate(0.25), tmp_path / "fused.ckpt", sha256=True)
+    told: list[tuple[int, int]] = []
+    written = fuse(
+        runs, Interpolate(0.25), tmp_path / "fused.ckpt", sha256=True, progress=lambda *now: told.append(now)
+    )
+    hashed = sum(path.stat().st_size for path in runs)
+    assert (hashed, told[-1][1]) in told and told[-1][0] == told[-1][1] > hashed  # twice over the files
     module = Saved.load_from_checkpoint(written, weights_only=True)
     states = [torch.load(path, weights_only=True)["state_dict"] for path in runs]
     assert_equal(dict(module.state_dict()), Interpolate(0.25).fuse(states))

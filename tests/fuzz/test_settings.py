@@ -37,7 +37,11 @@ from tests.fuzz.values import CORNERS, anything, is_plain, shown
 from tests.fuzz.verdicts import Batches, refusal
 from tests.toys import Loader, Toy, trainer
 
-BUILT = [kind for kind in vars(lt).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+BUILT = [
+    kind
+    for kind in (getattr(lt, name) for name in lt.__all__)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+]
 # What policies and schedules need, by the type of a setting without default; techniques have their cases.
 SAMPLES = {
     **{"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]},

@@ -13,11 +13,10 @@ from lightning_tricks.lifecycle.checkpoints import (
     average_state,
     averaged_steps,
     live_state,
-    load_average,
     read_sets,
-    take_sets,
     write_sets,
 )
+from lightning_tricks.lifecycle.sets_of_parts import load_average, take_sets
 from lightning_tricks.lifecycle.weights_only import WeightsOnlyHook
 from tests.toys import Loader, Toy, assert_equal, trainer, weights
 

@@ -14,7 +14,7 @@ from lightning_tricks.lifecycle.technique import Technique
 
 TECHNIQUES = [
     each
-    for each in vars(lightning_tricks).values()
+    for each in (getattr(lightning_tricks, name) for name in lightning_tricks.__all__)
     if inspect.isclass(each)
     and issubclass(each, Technique)
     and each.__module__.startswith("lightning_tricks.network.")
