@@ -18,6 +18,7 @@ from lightning_tricks.core.decays import exponential_decay, inverse_sqrt, invers
 from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
+from lightning_tricks.fusion.aligned import Aligned
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
 from lightning_tricks.fusion.dare import Dare, DareTies
@@ -31,6 +32,7 @@ from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.fusion.layerwise import Layerwise
 from lightning_tricks.fusion.model_stock import ModelStock
 from lightning_tricks.fusion.over_depth import OverDepth
+from lightning_tricks.fusion.permutation_spec import permutation_spec
 from lightning_tricks.fusion.pruned import Pruned
 from lightning_tricks.fusion.robust import Median, TrimmedMean
 from lightning_tricks.fusion.similarity import SimilarityWeighted
@@ -76,6 +78,7 @@ __all__ = [
     "LAWA",
     "LSUV",
     "AdaptiveGradientClip",
+    "Aligned",
     "Average",
     "BestK",
     "Breadcrumbs",
@@ -158,6 +161,7 @@ __all__ = [
     "live_state",
     "multistep",
     "one_cycle",
+    "permutation_spec",
     "polynomial",
     "propose_stages",
     "replace_norm_",

@@ -8,6 +8,7 @@ from functools import partial
 
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod, check_finite, floating
+from lightning_tricks.fusion.of_module import for_module
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
 from lightning_tricks.lifecycle.notice import say
@@ -22,12 +23,13 @@ def check_method(method: FusionMethod, weights: Weights) -> None:
 
     Raises:
         ValueError: If its base is a file, it needs whole tensors where these are parts, or it does not know
-            what to do with one.
+            what to do with one, or with the module.
     """
     if method.base is not None:
         raise ValueError(f"base must be None, for the oldest snapshot to be it, got {method!r}")
     if weights.sharded and not method.entrywise:
         raise ValueError(f"method must be entrywise where weights are sharded, got {method!r}")
+    method = for_module(method, weights.module)
     if isinstance(method, TensorwiseMethod):
         method.resolved(floating(weights.tensors()))
 
@@ -64,7 +66,7 @@ class Candidates:
         if self.weights.sharded:
             self._check_finite(models)
         evaluate = None if objective is None else partial(self.evaluate, objective)
-        self.settle(method.fuse(models, evaluate))
+        self.settle(for_module(method, self.weights.module).fuse(models, evaluate))
 
     def _check_finite(self, models: Sequence[Model]) -> None:
         """Refuse what is not finite in any part, before the process that has it goes its own way."""

@@ -9,11 +9,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from lightning_tricks.core import checks
 from lightning_tricks.fusion import output as outputs
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.engine import Effort, Slicing, Write, run, run_whole
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
+from lightning_tricks.fusion.of_module import for_module
 from lightning_tricks.fusion.plan import Matching, Step, others_of, planned
 from lightning_tricks.fusion.provenance import provenance
 from lightning_tricks.lifecycle.opening import Readable, Reading
@@ -154,9 +157,11 @@ class Fusion:
             yield found
 
     def _resolved(self, steps: Sequence[Step]) -> FusionMethod:
-        if not isinstance(self.method, TensorwiseMethod):
-            return self.method
-        return self.method.resolved([name for step in steps if step.action == "fuse" for name in step.names])
+        module = next((model for model in self.models if isinstance(model, nn.Module)), None)
+        method = self.method if module is None else for_module(self.method, module)
+        if not isinstance(method, TensorwiseMethod):
+            return method
+        return method.resolved([name for step in steps if step.action == "fuse" for name in step.names])
 
 
 @dataclass(frozen=True)
