@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 
 __all__ = ["Channels", "fix", "join", "leaves"]
 
@@ -17,12 +18,14 @@ class Channels:
         size: How many.
         fixed: Whether they must stay, since something outside of the network knows their order.
         parts: What they turned out to be, one after the other; empty while they are one.
+        age: How many were found before them; of two that turn out to be one the first gives the name.
     """
 
     name: str
     size: int
     fixed: bool = False
     parts: tuple[Channels, ...] = ()
+    age: int = field(default_factory=count().__next__)
 
     def become(self, *parts: Channels) -> None:
         """Be ``parts`` from now on."""
@@ -72,6 +75,6 @@ def join(first: Blocks, second: Blocks) -> None:
             one.become(other, rest)
             left.insert(0, rest)
         elif one is not other:
-            one.fixed |= other.fixed
-            other.become(one)
+            older, younger = sorted((one, other), key=lambda each: each.age)
+            younger.become(older)
         left, right = list(leaves(left)), list(leaves(right))

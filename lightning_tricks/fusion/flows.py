@@ -61,7 +61,7 @@ def _joined(*values: Any, **kwargs: Any) -> Flow:
         elif replace(first, blocks=None) != replace(other, blocks=None):
             raise UnknownError("its inputs differ in their axes")
         else:
-            join(other.blocks, first.blocks)  # a shortcut comes second, and gives the name
+            join(first.blocks, other.blocks)
     return first
 
 

@@ -51,7 +51,8 @@ def permutation_spec(module: nn.Module) -> dict[str, tuple[Axis, ...] | None]:
     try:
         graph = _Tracer().trace(module)
     except Exception as error:  # whatever a forward raises on what is not a tensor
-        raise ValueError(f"the forward of {kind} cannot be traced ({error}): {_HINT}") from error
+        reason = str(error).partition(". ")[0]
+        raise ValueError(f"the forward of {kind} cannot be traced ({reason}): {_HINT}") from error
     walk = _Walk(module)
     walk.through(graph)
     return checked_spec(walk.spec(), f"the spec of {kind}")
