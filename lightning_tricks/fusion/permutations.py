@@ -192,6 +192,7 @@ def _sizes(lengths: Mapping[_Where, int]) -> dict[str, int]:
     return sizes
 
 
+@torch.no_grad()
 def permuted(model: Model, spec: Spec, permutations: Permutations) -> dict[str, Tensor]:
     """Return ``model`` with its units in another order.
 

@@ -86,6 +86,7 @@ class _Matching:
         self.found = {name: torch.arange(all_places[0].units) for name, all_places in where.items()}
         self._first, self._second, self._progress = first, second, progress
         self._known: set[str] = set()
+        self._settled: set[str] = set()  # the best as long as the others stay
         self._on: dict[str, list[tuple[str, Place]]] = {}
         for name, all_places in self.places.items():
             for place in all_places:
@@ -108,7 +109,7 @@ class _Matching:
     def finish(self, generator: torch.Generator) -> None:
         """Visit the permutations in random order until none gets better."""
         self._known |= {*self.places}
-        names, better = [*self.places], True
+        names, better = list(self.places), True
         while better:
             better = False
             for index in torch.randperm(len(names), generator=generator).tolist():
@@ -118,33 +119,40 @@ class _Matching:
         """Find a permutation anew, with the others as they are; return whether it is better."""
         with extra("alignment"):
             from scipy.optimize import linear_sum_assignment
+        fresh = name not in self._known
+        at = (self._telling(name) if fresh else []) or self.places[name]
+        self._known.add(name)
+        if name in self._settled or not at:
+            return False
         if self._progress is not None:
             self._progress(name)
-        fresh = name not in self._known
-        at = self.places[name] if not fresh else self._telling(name) or self.places[name]
-        self._known.add(name)
-        if not at:  # on nothing that counts
-            return False
-        gains = torch.stack([self._gains(name, place) for place in at]).sum(0)
-        rows, columns = linear_sum_assignment(gains.numpy(), maximize=True)
-        before, order = self.found[name], torch.from_numpy(columns)
-        if fresh:
-            self.found[name] = order
-            return True
-        least = 10 * torch.finfo(gains.dtype).eps * gains.norm()
+        gains = self._gains(name, at[0])
+        for place in at[1:]:
+            gains = gains + self._gains(name, place)
+        order = torch.from_numpy(linear_sum_assignment(gains.numpy(), maximize=True)[1])
+        if not fresh:
+            self._settled.add(name)
+            if not self._gained(name, order, gains):
+                return False
+        self.found[name] = order
+        for place in at:
+            self._settled -= {other for other, beside in self._on[place.name] if beside is not place}
+        return True
+
+    def _gained(self, name: str, order: Tensor, gains: Tensor) -> bool:
+        """Return whether ``order`` is better than what there is, by more than rounding."""
+        rows, least = torch.arange(len(order)), 10 * torch.finfo(gains.dtype).eps * gains.norm()
+        before = self.found[name]
         if not gains[rows, order].sum() - gains[rows, before].sum() > least:
             return False
-        # Where a tensor has it on two axes, what one of them gains says nothing of both.
-        tensors = [place.name for place in at]
+        tensors = [place.name for place in self.places[name]]
         if len({*tensors}) == len(tensors):
-            self.found[name] = order
             return True
-        old = self._score(tensors)
+        # Where a tensor has it on two axes, what one of them gains says nothing of both.
         self.found[name] = order
-        if not self._score(tensors) - old > least:
-            self.found[name] = before
-            return False
-        return True
+        after = self._score(tensors)
+        self.found[name] = before
+        return bool(after - self._score(tensors) > least)
 
     def _score(self, tensors: Sequence[str]) -> Tensor:
         """Return the inner product of the two models in these tensors."""
@@ -177,6 +185,7 @@ def _real(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype)
 
 
+@torch.no_grad()
 def align(
     models: Sequence[Model], spec: Spec, *, seed: int = 0, progress: Progress | None = None
 ) -> list[Model]:
@@ -200,6 +209,7 @@ def align(
     ]
 
 
+@torch.no_grad()
 def align_to_mean(
     models: Sequence[Model], spec: Spec, *, seed: int = 0, progress: Progress | None = None
 ) -> list[Model]:
