@@ -49,17 +49,17 @@ class Digits:
         return ResidualNet(dropout=0.0)
 
     def of_one_start(self) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Return a network after 5 epochs, and models that were fine-tuned from it for 8."""
-        start = self._train(self._start(0), range(len(self.train_set)), epochs=5, lr=0.05)
+        """Return a network after one epoch, and models that were fine-tuned from it for 5."""
+        start = self._train(self._start(0), range(len(self.train_set)), epochs=1, lr=0.05)
         return _state(start), [
-            _state(self._train(copy.deepcopy(start), self._part(index), epochs=8, lr=RATES[index]))
+            _state(self._train(copy.deepcopy(start), self._part(index), epochs=5, lr=RATES[index]))
             for index in range(MODELS)
         ]
 
     def of_different_starts(self) -> list[dict[str, Tensor]]:
-        """Return models that were trained from starts of their own for 13 epochs."""
+        """Return models that were trained from starts of their own for 6 epochs."""
         return [
-            _state(self._train(self._start(index + 1), self._part(index), epochs=13, lr=RATES[index]))
+            _state(self._train(self._start(index + 1), self._part(index), epochs=6, lr=RATES[index]))
             for index in range(MODELS)
         ]
 

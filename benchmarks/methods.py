@@ -2,9 +2,9 @@
 
 Four models of a residual network at a time, trained on shares of 600 digits, of whose labels a fifth are
 drawn anew: fine-tuned from one start, or each from a start of its own; the latter also with their units
-aligned to the first. Accuracies are of 797 other digits, as fused and with BatchNorm statistics estimated anew
-over the training images; 400 more digits are what methods choose by. Methods over a base get the start, and
-where there is none the first model. Also the loss along the line between two models.
+aligned to the first. Accuracies are of 797 other digits, as fused and with BatchNorm statistics estimated
+anew over the training images; 400 more digits are what methods choose by. Methods over a base get the start,
+and where there is none the first model. Also the loss along the line between two models.
 
     python -m benchmarks.methods --seeds 5
 """
@@ -201,7 +201,7 @@ def _draw_lines(axes: Axes, lines: Lines) -> None:
     axes.set_xlabel("share of the second model")
     axes.set_ylabel("loss, nats")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def _draw_accuracies(axes: Axes, found: Found) -> None:
@@ -216,7 +216,7 @@ def _draw_accuracies(axes: Axes, found: Found) -> None:
             axes.plot(statistics.median(values), at, "o", color=colour, markersize=4)
     axes.set_yticks(range(len(names)), [name.replace("`", "") for name in names], fontsize=8)
     axes.invert_yaxis()
-    axes.set_title("four models fused, BatchNorm anew")
+    axes.set_title("fused, BatchNorm anew")
     axes.set_xlabel("accuracy, %")
     axes.grid(alpha=0.3)
 

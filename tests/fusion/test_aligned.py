@@ -102,6 +102,12 @@ def test_the_command_line_takes_a_file_and_recipes_another_method(
     assert "spec must be given" in capsys.readouterr().err and not (tmp_path / "third.ckpt").exists()
 
 
+def test_a_method_within_learns_of_the_module_too() -> None:
+    soup = lt.Aligned(lt.Aligned()).for_module(network(0))
+    assert isinstance(soup, lt.Aligned) and isinstance(soup.then, lt.Aligned)
+    assert soup.spec == soup.then.spec == SPEC
+
+
 def test_in_training_the_module_tells_it(tmp_path: Path) -> None:
     method, spy = lt.Aligned(lt.Interpolate(0.25)), Epochs()
     fusion = always(method=method, collect=lt.LastEpochs(2))

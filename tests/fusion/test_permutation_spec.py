@@ -142,6 +142,25 @@ def test_units_that_meet_the_input_or_the_output_stay() -> None:
     }
 
 
+def test_units_beside_fixed_ones_and_parts_of_fixed_ones_stay_too() -> None:
+    class Joining(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = ((2, 2), (2, 3), (5, 4), (4, 1), (4, 1), (4, 6), (6, 2), (2, 2))
+            self.layers = nn.ModuleList(nn.Conv2d(*size, 1, bias=False) for size in sizes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            stays = self.layers[0](x) + x
+            wide = self.layers[2](torch.cat([stays, self.layers[1](x)], 1))
+            parts = torch.cat([self.layers[3](wide), self.layers[4](wide)], 1)
+            return self.layers[6](self.layers[5](wide)) + self.layers[7](stays + parts)
+
+    rows = [axes[:2] for axes in permutation_spec(Joining()).values() if axes is not None]
+    two, five = "layers.2", "layers.5"
+    stay = (None, None)
+    assert rows == [stay, stay, (two, None), (None, two), (None, two), (five, two), (None, five), stay]
+
+
 class Calls(nn.Module):
     """Two layers with something between."""
 

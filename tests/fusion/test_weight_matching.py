@@ -62,6 +62,18 @@ def test_no_permutation_alone_could_be_better_and_most_are_the_best_of_all() -> 
     assert best >= 4
 
 
+def test_in_a_chain_none_is_left_that_could_be_better() -> None:
+    spec = {"a": ("P", None), "b": ("Q", "P"), "c": ("R", "Q"), "d": ("S", "R"), "e": (None, "S")}
+    for seed in (6, 8, 15):  # where some get better after others have
+        generator = torch.Generator().manual_seed(seed)
+        first, second = ({n: torch.randn(4, 4, generator=generator) for n in spec} for _ in range(2))
+        found = weight_matching(spec, first, second)
+        best = likeness(first, permuted(second, spec, found))
+        for name, order in product(found, permutations(range(4))):
+            other = permuted(second, spec, {**found, name: torch.tensor(order)})
+            assert likeness(first, other) <= best + 1e-4
+
+
 def test_a_permutation_on_two_axes_of_a_tensor_never_makes_it_worse() -> None:
     spec = {"a": ("P", "P"), "a.bias": ("P",)}
     for seed in range(20):
