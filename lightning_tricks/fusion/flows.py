@@ -29,11 +29,11 @@ class Flow:
 
     def axis(self, dim: int) -> int | None:
         """Return how far the axis ``dim`` lies behind that of the units; ``None`` if that is not known."""
-        if self.last:
-            return (
-                None if dim >= 0 and self.ndim is None else dim + 1 if dim < 0 else dim - (self.ndim or 0) + 1
-            )
-        return dim - 1 if dim >= 0 else None if self.ndim is None else dim + self.ndim - 1
+        if (dim < 0) == self.last:
+            return dim + 1 if self.last else dim - 1
+        if self.ndim is None:
+            return None
+        return dim - self.ndim + 1 if self.last else dim + self.ndim - 1
 
 
 SHAPE, BATCH = "shape", "batch size"  # what stands for them as arguments
