@@ -15,6 +15,7 @@ from lightning_tricks.core.fisher import fisher_information
 from lightning_tricks.core.phases import one_cycle, stable_decay
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.shapes import constant, cosine, exponential, linear, polynomial, warmup
+from lightning_tricks.fusion.aligned import Aligned
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
 from lightning_tricks.fusion.curve import interpolation_curve
@@ -31,6 +32,7 @@ from lightning_tricks.fusion.learned_soup import LearnedSoup, learned_coefficien
 from lightning_tricks.fusion.model_stock import ModelStock
 from lightning_tricks.fusion.nelder_mead_soup import NelderMeadSoup
 from lightning_tricks.fusion.over_depth import OverDepth
+from lightning_tricks.fusion.permutation_spec import permutation_spec
 from lightning_tricks.fusion.probe import Probe
 from lightning_tricks.fusion.pruned import Pruned
 from lightning_tricks.fusion.reg_mean import RegMean, gram_matrices
@@ -78,6 +80,7 @@ __all__ = [
     "LAWA",
     "LSUV",
     "AdaptiveGradientClip",
+    "Aligned",
     "Average",
     "BestK",
     "Breadcrumbs",
@@ -168,6 +171,7 @@ __all__ = [
     "live_state",
     "multistep",
     "one_cycle",
+    "permutation_spec",
     "polynomial",
     "propose_stages",
     "replace_norm_",

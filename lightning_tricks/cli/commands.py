@@ -193,7 +193,8 @@ def _ema(settings: dict[str, Any]) -> Callable[[], None]:
 
 
 def _fuse_parser(argv: list[str]) -> ArgumentParser:
-    from lightning_tricks.cli.fuse_settings import EXAMPLES, METHODS, add_options, method_in
+    from lightning_tricks.cli.fuse_settings import EXAMPLES, add_options, method_in
+    from lightning_tricks.cli.methods import METHODS
 
     names = fill(", ".join(METHODS), 96, initial_indent="  ", subsequent_indent="  ")
     parser = new_parser(

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import inspect
-import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning_tricks.fusion as fusion
+from lightning_tricks.cli.methods import METHODS, method_name
 from lightning_tricks.core import checks
 from lightning_tricks.fusion.methods import FusionMethod
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["EXAMPLES", "METHODS", "Asked", "add_options", "asked", "bytes_of", "method_in"]
+__all__ = ["EXAMPLES", "Asked", "add_options", "asked", "bytes_of", "method_in"]
 
 EXAMPLES = """\
 examples:
@@ -47,29 +44,6 @@ with, for example,
 
 --method NAME --help shows the options of a method. Methods:
 """
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-
-
-def _methods() -> dict[str, type[FusionMethod]]:
-    """Return those in the files of methods; not by the package's name, lest all techniques be loaded."""
-    found = {}
-    for file in pkgutil.iter_modules(fusion.__path__):
-        if file.name not in _NO_METHODS:
-            module = importlib.import_module(f"{fusion.__name__}.{file.name}")
-            for name in getattr(module, "__all__", ()):
-                kind = getattr(module, name)
-                if isinstance(kind, type) and issubclass(kind, FusionMethod) and not inspect.isabstract(kind):
-                    found[_snake(name)] = kind
-    return dict(sorted(found.items()))
-
-
-_NO_METHODS = {"fusion", "former", "source", "candidates"}
-"""Files of the technique, which load Lightning."""
-METHODS = _methods()
-"""The methods by the names that the command line has for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +251,7 @@ def _value(value: Any) -> Any:
     if isinstance(value, dict) and "method" in value:
         return built(value["method"], value.get("parameters", {}))
     if isinstance(value, dict) and "class_path" in value:  # as LightningCLI writes it
-        return built(_snake(value["class_path"].rpartition(".")[2]), value.get("init_args", {}))
+        return built(method_name(value["class_path"].rpartition(".")[2]), value.get("init_args", {}))
     if isinstance(value, dict):
         return {key: _value(each) for key, each in value.items()}
     return tuple(map(_value, value)) if isinstance(value, list) else value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod, check_finite, floating
+from lightning_tricks.fusion.of_module import for_module
 from lightning_tricks.fusion.probe import informed, needs_probe
 from lightning_tricks.fusion.run_probe import RunProbe
 from lightning_tricks.lifecycle.evaluation import Objective, validate_again
@@ -28,12 +29,13 @@ def check_method(method: FusionMethod, weights: Weights) -> None:
     """Accept a method that can fuse what the processes hold of the weights.
 
     Raises:
-        ValueError: If it needs whole tensors where these are parts, does not know what to do with one, or the
-            run cannot show it what it looks at.
+        ValueError: If it needs whole tensors where these are parts, does not know what to do with one or with
+            the module, or the run cannot show it what it looks at.
     """
     if weights.sharded and not method.entrywise:
         raise ValueError(f"method must be entrywise where weights are sharded, got {method!r}")
     RunProbe(method, weights).check()
+    method = for_module(method, weights.module)
     if isinstance(method, TensorwiseMethod) and not needs_probe(method):
         method.resolved(floating(weights.tensors()))
 
@@ -71,7 +73,7 @@ class Candidates:
         if self.base is not None:
             models = self._checked([self.base.tensors(), *models])
         with RunProbe(self.method, self.weights).opened() as probe:
-            method = informed(self.method, models, probe)
+            method = informed(for_module(self.method, self.weights.module), models, probe)
         return method.fuse(models, None if self.target is None else partial(self._tell, self.target))
 
     def _checked(self, models: list[Model]) -> list[Model]:

@@ -9,11 +9,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from lightning_tricks.fusion import output as outputs
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.by_samples import BySamples
 from lightning_tricks.fusion.engine import Effort, Slicing, Write, run, run_whole
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
+from lightning_tricks.fusion.of_module import for_module
 from lightning_tricks.fusion.plan import Matching, Step, others_of, planned
 from lightning_tricks.fusion.probe import Probe, check_probe, needs_probe
 from lightning_tricks.fusion.provenance import described, provenance
@@ -180,9 +183,11 @@ class Fusion:
         check_probe(self.method, self.probe)
 
     def _resolved(self, steps: Sequence[Step]) -> FusionMethod:
-        if not isinstance(self.method, TensorwiseMethod) or needs_probe(self.method):
-            return self.method
-        return self.method.resolved([name for step in steps if step.action == "fuse" for name in step.names])
+        module = next((model for model in self.models if isinstance(model, nn.Module)), None)
+        method = self.method if module is None else for_module(self.method, module)
+        if not isinstance(method, TensorwiseMethod) or needs_probe(method):
+            return method
+        return method.resolved([name for step in steps if step.action == "fuse" for name in step.names])
 
 
 @dataclass(frozen=True)

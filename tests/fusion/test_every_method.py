@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lightning_tricks as lt
-from lightning_tricks.cli.fuse_settings import METHODS
+from lightning_tricks.cli.methods import METHODS
 from lightning_tricks.fusion.base_file import BaseFile
 from lightning_tricks.fusion.candidates import check_method
 from tests.fusion.runs import Epochs, always, fit
@@ -25,8 +25,8 @@ OF_NAMES = {
     "OverDepth": lt.OverDepth((lt.Interpolate(0.0), lt.Interpolate(0.5)), layers=("body", "head")),
     "FisherWeighted": lt.FisherWeighted(("a.fisher.pt", "b.fisher.pt")),
 }
-# Those that look at data have tests in files of their own.
-WITH_DATA = {"GreedySoup", "LearnedSoup", "NelderMeadSoup", "RegMean"}
+# Those that look at data or the module have tests in files of their own.
+WITH_DATA = {"Aligned", "GreedySoup", "LearnedSoup", "NelderMeadSoup", "RegMean"}
 NAMES = [kind.__name__ for kind in METHODS.values() if kind.__name__ not in WITH_DATA]
 
 
