@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from lightning_tricks import WarmupCosine
+from lightning_tricks import Probe, WarmupCosine
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from lightning_tricks.recipes.residual import ResidualNet
@@ -83,6 +83,14 @@ class Digits:
         )
         trainer.fit(DigitsClassifier(network, lr=lr), loader)
         return network
+
+    def probe(self, *, held_out: bool) -> Probe:
+        """Return what shows a method the images to choose by, or those of training."""
+        images, labels = self.choice if held_out else self.train_set.tensors
+        batches = list(zip(images.split(100), labels.split(100), strict=True))
+        return Probe(
+            self.network, batches, lambda network, batch: F.cross_entropy(network(batch[0]), batch[1])
+        )
 
     def put(self, model: Model, *, batchnorm: bool) -> None:
         """Put ``model`` into the network, with the statistics of BatchNorm estimated anew if asked."""

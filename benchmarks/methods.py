@@ -3,8 +3,9 @@
 Four models of a residual network at a time, trained on shares of 600 digits, of whose labels a fifth are
 drawn anew: fine-tuned from one start, or each from a start of its own; the latter also with their units
 aligned to the first. Accuracies are of 797 other digits, as fused and with BatchNorm statistics estimated
-anew over the training images; 400 more digits are what methods choose by. Methods over a base get the start,
-and where there is none the first model. Also the loss along the line between two models.
+anew over the training images. 400 more digits are what methods choose by and LearnedSoup learns from; RegMean
+and FisherWeighted look at the training images. Methods over a base get the start, and where there is none
+the first model. Also the loss along the line between two models.
 
     python -m benchmarks.methods --seeds 5
 """
@@ -31,6 +32,7 @@ from benchmarks.digits_models import MODELS, SHARES, Digits
 from benchmarks.record import ROOT, record
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import FusionMethod
+from lightning_tricks.fusion.probe import Probing, informed
 from lightning_tricks.fusion.weight_matching import align
 
 Models = Sequence[Model]
@@ -75,6 +77,11 @@ METHODS: dict[str, Entry] = {
     "`ModelStock()`": _plain(lt.ModelStock(), base=True),
     "`FedAvgM(samples)`": Entry(lambda digits, shares: lt.FedAvgM(shares), base=True),
     "`FedAdam(samples, lr=0.003)`": Entry(lambda digits, shares: lt.FedAdam(shares, lr=0.003), base=True),
+    "`RegMean()`": _plain(lt.RegMean()),
+    "`FisherWeighted()`": _plain(lt.FisherWeighted()),
+    "`LearnedSoup()`": _plain(lt.LearnedSoup(batches=4)),
+    '`LearnedSoup(per="layer")`': _plain(lt.LearnedSoup(per="layer", batches=4)),
+    "`NelderMeadSoup()`": _plain(lt.NelderMeadSoup()),
     "`Layerwise`, first model's stem": _plain(lt.Layerwise({"stem": lt.Average(_FIRST), "*": lt.Average()})),
     "`OverDepth`, less of the first": _plain(
         lt.OverDepth((lt.Average(_MORE), lt.Average(_EQUAL)), layers=("stem", "groups.?", "head"))
@@ -119,17 +126,12 @@ def fused(digits: Digits, entry: Entry, models: Models, base: Model | None) -> l
     elif entry.base:
         shares = SHARES[1:]
     method = entry.build(digits, shares)
+    if isinstance(method, Probing) and method.needs_probe:
+        method = informed(method, given, digits.probe(held_out=method.held_out))
     for batchnorm in (False, True):
         model = method.fuse(given, partial(digits.score, batchnorm=batchnorm))
         found.append(digits.accuracy(digits.logits(model, batchnorm=batchnorm)))
     return found
-
-
-def one_fewer(method: FusionMethod) -> FusionMethod:
-    """Return ``method`` for models of which the first is the base."""
-    if isinstance(method, lt.FedAvgM):
-        return lt.FedAvgM(SHARES[1:])
-    return lt.FedAdam(SHARES[1:], lr=method.lr) if isinstance(method, lt.FedAdam) else method
 
 
 def line(digits: Digits, models: Models) -> list[list[float]]:

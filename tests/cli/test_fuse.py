@@ -13,7 +13,8 @@ import torch
 import lightning_tricks
 from lightning_tricks import Average, Interpolate
 from lightning_tricks.cli import main
-from lightning_tricks.cli.fuse_settings import METHODS, bytes_of
+from lightning_tricks.cli.fuse_settings import bytes_of
+from lightning_tricks.cli.methods import METHODS
 from lightning_tricks.fusion.methods import FusionMethod
 from tests.fusion.stored import lightnings, plain, state
 from tests.toys import assert_equal
