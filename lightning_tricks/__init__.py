@@ -4,7 +4,10 @@ Add a technique to ``Trainer(callbacks=[...])``; each one's settings, effects an
 card, the docstring of its class.
 """
 
+import ast
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,17 +16,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
+@cache
+def _offered() -> dict[str, str]:
+    """Return the module of each name that the package offers.
+
+    Where they are listed is read and not run: Lightning takes longer to load than most models to fuse.
+    """
+    listed = ast.parse(Path(__file__).with_name("public.py").read_text("utf-8")).body
+    imports = [node for node in listed if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
+
+
 def __getattr__(name: str) -> Any:
-    # Not before something of it is asked for: Lightning takes longer to load than most models to fuse.
-    if name != "__all__" and name.startswith("_"):
+    if name == "__all__":
+        return list(_offered())
+    if name not in _offered():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    public = import_module("lightning_tricks.public")
-    globals().update({key: getattr(public, key) for key in ("__all__", *public.__all__)})
-    try:
-        return globals()[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(_offered()[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *_offered()})

@@ -27,7 +27,8 @@ def test_fusing_from_the_command_line_loads_no_lightning(tmp_path):
     paths = [str(tmp_path / name) for name in ("0.ckpt", "1.ckpt", "fused.ckpt")]
     statement = (
         "import sys; from lightning_tricks.cli import main; "
-        f"main(['fuse', *{paths[:2]}, '-o', {paths[2]!r}]); print(*sys.modules, file=sys.stderr)"
+        f"main(['fuse', *{paths[:2]}, '--method', 'average', '-o', {paths[2]!r}]); "
+        "print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True)
     assert "written" in done.stdout

@@ -37,11 +37,8 @@ from tests.fuzz.values import CORNERS, anything, is_plain, shown
 from tests.fuzz.verdicts import Batches, refusal
 from tests.toys import Loader, Toy, trainer
 
-BUILT = [
-    kind
-    for kind in (getattr(lt, name) for name in lt.__all__)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-]
+NAMES = {name: getattr(lt, name) for name in lt.__all__}
+BUILT = [kind for kind in NAMES.values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 # What policies and schedules need, by the type of a setting without default; techniques have their cases.
 SAMPLES = {
     **{"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]},
@@ -117,7 +114,7 @@ def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name:
         assert shown(value, str(error)), f"{value!r} is not shown: {error}"
         return
     if is_plain(value):
-        for again in (eval(repr(built), {**vars(lt), "np": np}), pickle.loads(pickle.dumps(built))):
+        for again in (eval(repr(built), {**NAMES, "np": np}), pickle.loads(pickle.dumps(built))):
             assert repr(again) == repr(built)
             assert isinstance(built, Technique) or again == built
     works(built, [name])
