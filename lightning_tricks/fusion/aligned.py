@@ -24,7 +24,7 @@ from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod
 from lightning_tricks.fusion.of_module import OfModule, for_module
 from lightning_tricks.fusion.permutation_spec import permutation_spec
-from lightning_tricks.fusion.permutations import checked_spec, read_spec
+from lightning_tricks.fusion.permutations import checked_spec, places, read_spec
 from lightning_tricks.fusion.probe import Probing
 from lightning_tricks.fusion.weight_matching import align, align_to_mean
 
@@ -92,16 +92,20 @@ class Aligned(OfModule):
         return False
 
     def for_module(self, module: nn.Module) -> FusionMethod:
-        spec = permutation_spec(module) if self.spec is None else self.spec
+        spec = permutation_spec(module) if self.spec is None else self._spec()
+        places(spec, module.state_dict())  # refuses what does not fit, before anything is trained or read
         return replace(self, then=for_module(self.then, module), spec=spec)
 
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
         self.check_count(len(models))
         if self.spec is None:
             raise ValueError(f"spec must be given where no module is at hand to find it from, got {self!r}")
-        spec = read_spec(self.spec) if isinstance(self.spec, str) else self.spec
+        spec = self._spec()
         aligned = (align if self.to == "first" else align_to_mean)(models, spec, seed=self.seed)
         return self.then.fuse(aligned, evaluate)
+
+    def _spec(self) -> dict[str, Any]:
+        return read_spec(self.spec) if isinstance(self.spec, str) else self.spec or {}
 
 
 def _within(value: object) -> list[FusionMethod]:

@@ -126,9 +126,8 @@ class FisherWeighted(ByNames, Probing):
         if self.fishers is not None:
             object.__setattr__(self, "fishers", checked_paths("fishers", self.fishers))
         if self.weights is not None:
-            if not isinstance(self.weights, list | tuple) or len(self.weights) != len(
-                self.fishers or self.weights
-            ):
+            given = len(self.weights) if isinstance(self.weights, list | tuple) else 0
+            if given == 0 or given != len(self.fishers or self.weights):
                 raise TypeError(f"weights must be one number for each of fishers, got {self.weights!r}")
             shares = [checks.finite("every entry of weights", weight) for weight in self.weights]
             check_weights(shares)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -159,7 +158,7 @@ class LearnedSoup(Probing):
         LearnedSoup(per='layer', sign='convex', steps=20, batches=20)
     """
 
-    held_out: ClassVar[bool] = True
+    held_out = True
 
     per: Per = "model"
     sign: Sign = "convex"

@@ -95,6 +95,13 @@ class NelderMeadSoup(FusionMethod):
     def objective(self) -> tuple[str | None, str | None]:
         return self.monitor, self.mode
 
+    @property
+    def needed(self) -> str:
+        return f"at most {self.evaluations}"
+
+    def accepts(self, count: int) -> bool:
+        return super().accepts(count) and count <= self.evaluations
+
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
         if evaluate is None:
             raise ValueError("evaluate must be given for a soup by Nelder and Mead, got None")

@@ -89,7 +89,7 @@ def checked_spec(value: object, label: str = "spec") -> dict[str, tuple[Axis, ..
             raise TypeError(f"{label} must have a list of axes, or nothing, for {name}, got {axes!r}")
         spec[name] = None if axes is None else tuple(_axis(label, name, axis) for axis in axes)
     if not any(_names(axis) for axes in spec.values() for axis in axes or ()):
-        raise ValueError(f"{label} must name at least one permutation, got none")
+        raise ValueError(f"{label} must name at least one permutation, got {value!r:.80}")
     return spec
 
 
@@ -115,7 +115,7 @@ def read_spec(path: str | Path) -> dict[str, tuple[Axis, ...] | None]:
         found = yaml.safe_load(Path(path).read_text("utf-8"))  # JSON is YAML
     except FileNotFoundError:
         raise FileNotFoundError(f"spec must be a file that is there, got {str(path)!r}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise ValueError(f"spec must be a file of YAML or JSON, got {str(path)!r}: {error}") from None
     return checked_spec(found, str(path))
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -127,7 +127,7 @@ class Probe:
 class Probing(FusionMethod):
     """Base of the policies that may look at data before they fuse."""
 
-    held_out: ClassVar[bool] = False
+    held_out = False  # no annotation, which parsers would look up where a subclass stands
     """Whether that must be data on which the models were not trained."""
 
     @property

@@ -122,7 +122,7 @@ def check_weights(weights: Sequence[float] | None) -> None:
     Raises:
         ValueError: If they are others.
     """
-    if weights is not None and (min(weights) < 0 or max(weights) == 0):
+    if weights is not None and (min(weights, default=0) < 0 or max(weights, default=0) == 0):
         raise ValueError(f"weights must not be below 0, nor all 0, got {weights!r}")
 
 

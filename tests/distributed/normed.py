@@ -178,7 +178,8 @@ class Own(Callback):
 
 def fused(world: World, folder: Path) -> None:
     """Fused weights get theirs; where they are not kept, each process has its own again."""
-    fusion = WeightFusion(collect=LastEpochs(2), monitor="val_loss", mode="min", keep="always")
+    settings: dict[str, Any] = {"collect": LastEpochs(2), "monitor": "val_loss", "update_batchnorm": True}
+    fusion = WeightFusion(**settings, mode="min", keep="always")
     runner, final = run(world, folder / "always", fusion)
     assert_same_on_all(buffers_of(runner.lightning_module))
     assert_statistics(final, final)
@@ -187,7 +188,7 @@ def fused(world: World, folder: Path) -> None:
     metrics = fusion.outcome()
     worse = "min" if metrics["metric_fused"] > metrics["metric_before"] else "max"
     own = Own()
-    fusion = WeightFusion(collect=LastEpochs(2), monitor="val_loss", mode=worse)
+    fusion = WeightFusion(**settings, mode=worse)
     runner, final = run(world, folder / "worse", own, fusion)
     assert fusion.outcome()["kept"] is False
     assert_equal(final, own.weights)

@@ -38,13 +38,26 @@ from tests.fuzz.verdicts import Batches, refusal
 from tests.toys import Loader, Toy, trainer
 
 NAMES = {name: getattr(lt, name) for name in lt.__all__}
-BUILT = [kind for kind in NAMES.values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+LIVE = {lt.Probe}  # hold a module and data, which no text says
+BUILT = [
+    kind
+    for kind in NAMES.values()
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in LIVE
+]
 # What policies and schedules need, by the type of a setting without default; techniques have their cases.
 SAMPLES = {
     **{"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]},
     **{"tuple[float, ...]": (1.0, 3.0), "tuple[str, ...]": ("a.pt", "b.pt")},
     "dict[str, TensorwiseMethod]": {"head": lt.Slerp(0.5), "*": lt.Average()},
     "tuple[TensorwiseMethod, ...]": (lt.Slerp(0.0), lt.Slerp(1.0)),
+}
+HIDDEN = {name: ["hidden"] for name in ("body.0.bias", "body.1.weight", "body.1.bias")}
+HIDDEN |= {f"body.1.running_{name}": ["hidden"] for name in ("mean", "var")}
+HIDDEN |= {"body.0.weight": ["hidden", None], "head.weight": [None, "hidden"]}
+# What defaults do not know of the toy.
+GIVEN: dict[Callable[..., Any], dict[str, Any]] = {
+    lt.inverse_sqrt: {"timescale": 1},  # by default the length of a warm-up, and here there is none
+    lt.Aligned: {"spec": {**HIDDEN, "head.bias": None, "body.1.num_batches_tracked": None}},
 }
 METRIC: dict[str, Any] = {"monitor": "val_loss", "mode": "min"}
 HOSTS: dict[type, Callable[[Any], Callback]] = {
@@ -82,8 +95,7 @@ def valid(thing: Callable[..., Any]) -> dict[str, Any]:
         for name, each in parameters(thing).items()
         if each.default is inspect.Parameter.empty
     }
-    # Its default is the length of a warm-up, and here there is none.
-    return {"timescale": 1} if thing is lt.inverse_sqrt else needed
+    return {**needed, **GIVEN.get(thing, {})}
 
 
 SETTINGS = [

@@ -176,7 +176,7 @@ class InValidation(StopAfter):
     """Saves and breaks off within a validation."""
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._stop("on_validation_batch_end", trainer)
+        self._called("on_validation_batch_end", trainer)
 
 
 @pytest.mark.parametrize(
