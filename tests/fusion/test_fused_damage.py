@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import platform
+import resource
 import re
 import signal
 import time
@@ -131,6 +132,13 @@ def test_a_full_disk_leaves_what_was_there(
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
             fuse([state(0), state(1)], output=path, overwrite=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fuse([{name: torch.zeros(300_000) for name in "abc"}], output=path, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"\d+ bytes are needed in .*, but 1000 are free"):
         fuse([state(0), state(1)], output=path, overwrite=True)
