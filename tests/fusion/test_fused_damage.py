@@ -6,8 +6,8 @@ import errno
 import os
 import pickle
 import platform
-import resource
 import re
+import resource
 import signal
 import time
 from functools import partial
