@@ -24,7 +24,12 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.functional import count_samples, differentiable_statistics, in_evaluation
+from lightning_tricks.core.functional import (
+    check_loss,
+    count_samples,
+    differentiable_statistics,
+    in_evaluation,
+)
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import Evaluate, check_finite
@@ -115,7 +120,7 @@ class _Landscape:
         for batch in self.probe.batches:
             # Copies, because some modules write into them, such as into counters.
             others = {name: value.clone() for name, value in self.still.items()}
-            loss = self.probe.loss_of({**others, **leaves}, batch)
+            loss = check_loss(self.probe.loss_of({**others, **leaves}, batch))
             count = count_samples(batch)
             found = torch.autograd.grad(loss * count, [*leaves.values()], allow_unused=True)
             for gradient, part in zip(gradients, found, strict=True):

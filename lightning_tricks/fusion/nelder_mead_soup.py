@@ -12,7 +12,6 @@ without increasing inference time", 2022, https://arxiv.org/abs/2203.05482.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +22,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.nelder_mead import Point, nelder_mead
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_finite, floating
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_finite, floating, score_of
 from lightning_tricks.fusion.mixture import Mixture, Sign, coefficients
 
 __all__ = ["NelderMeadSoup", "nelder_mead_soup"]
@@ -58,8 +57,7 @@ def nelder_mead_soup(
         return Mixture({"": shares.tolist()}, dict.fromkeys(floating(models[0]), "")).fuse(models)
 
     def badness(point: Point) -> float:
-        score = evaluate(mixed(point))
-        return math.inf if math.isnan(score) else -score
+        return -score_of(evaluate, mixed(point))
 
     free = len(models) - 1
     simplex = [tuple(float(row == place) for place in range(free)) for row in range(-1, free)]
