@@ -139,12 +139,16 @@ _NOT_OF_CURVES = ("allow_missing", "verify", "max_memory", "threads")
 
 
 def method_in(argv: Sequence[str]) -> str | None:
-    """Return the method that ``argv`` means; ``None`` if a recipe or a question for help stands there."""
+    """Return the method that ``argv`` names, or has options of; ``None`` if there is none.
+
+    To make the options of a method loads Lightning: not even the usual one has them unasked.
+    """
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         if word == "--method" or word.startswith("--method="):
             return checks.one_of("--method", word.partition("=")[2] or after, tuple(METHODS))
-    other = any(word in ("-h", "--help") or word.endswith(_RECIPES) for word in argv)
-    return None if other else "average"
+    options = {f"--{each.name}" for each in dataclasses.fields(METHODS["average"])}  # type: ignore[arg-type]
+    given = any(word.partition("=")[0] in options for word in argv)
+    return "average" if given and not any(word.endswith(_RECIPES) for word in argv) else None
 
 
 _RECIPES = (".yaml", ".yml")

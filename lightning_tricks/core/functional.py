@@ -64,8 +64,8 @@ def check_loss(found: Any) -> Tensor:
         raise TypeError(f"loss must return a tensor of shape (), got {got}")
     if not found.requires_grad:
         raise ValueError(
-            "loss must depend on the module's parameters, got one without gradient: leave out detach() and "
-            "torch.no_grad()"
+            "loss must depend on the module's parameters, got one without gradient, as after detach(), "
+            "torch.no_grad() or where all are frozen"
         )
     return found
 

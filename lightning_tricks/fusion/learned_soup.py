@@ -153,6 +153,9 @@ def _descended(landscape: _Landscape, shape: tuple[int, int], sign: Sign, steps:
 class LearnedSoup(Probing):
     """Fuse by the mixture with the least loss on held-out data (:func:`learned_soup`).
 
+    Costs a few passes over all batches, forward and backward, for each of ``steps``; holds all models in
+    memory. With few batches, coefficients per layer or tensor fit these and nothing else.
+
     Args:
         per: What has coefficients of its own: each ``"model"``, or of it each ``"layer"`` or ``"tensor"``.
         sign: ``"convex"`` for coefficients not below 0, ``"affine"`` for any; they always make 1.

@@ -68,6 +68,9 @@ def nelder_mead_soup(
 class NelderMeadSoup(FusionMethod):
     """Fuse by the mixture with the best metric (:func:`nelder_mead_soup`).
 
+    Costs ``evaluations`` passes of what evaluates; holds all models in memory. The more models,
+    the more evaluations it needs; a metric with a gradient is better given to ``LearnedSoup``.
+
     Args:
         monitor: The metric that decides; ``None`` for that of the technique which uses it.
         mode: ``"min"`` or ``"max"``, which way ``monitor`` is better; ``None`` as there.

@@ -116,6 +116,10 @@ def test_an_output_is_replaced_only_if_it_may_and_of_a_known_kind(tmp_path: Path
         ValueError, match=r"suffix of output must be one of '.ckpt', '.safetensors', got '.pt'"
     ):
         fuse([state(0)], output=tmp_path / "fused.pt")
+    folder = tmp_path / "folder.ckpt"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"output must be a file, got .*folder.ckpt, a folder"):
+        fuse([state(0)], output=folder, overwrite=True)
 
 
 @pytest.mark.parametrize("output", ["fused.ckpt", "fused.safetensors"])
