@@ -99,6 +99,14 @@ def _explained(message: str, options: Iterable[str]) -> str:
     message = " ".join(message.split())
     if wrong := re.search(r"Parser key \"(\w+)\": Expected a <class 'int'>. Got value: (.*)", message):
         return f"--{wrong[1]} must be a whole number, got {wrong[2]};"
+    if wrong := re.search(r"Parser key \"(\w+)\": Expected a <class 'float'>. Got value: (.*)", message):
+        return f"--{wrong[1]} must be a number, got {wrong[2]};"
+    if wrong := re.search(r"Parser key \"(\w+)\": .*tuple\[(\w+), \.\.\.\].* Given value: (.*)", message):
+        such = "[0.5, 0.5]" if wrong[2] == "float" else "[one, another]"
+        return f'--{wrong[1]} must be a list, such as "{such}", got {wrong[3]};'
+    if lacking := re.search(r"arguments are required: \w+\.(\w+)$", message):
+        name = lacking[1].replace("_", "-")
+        return f"{'--' if f'--{name}' in options else ''}{name} must be given;"
     if unknown := re.search(r"nrecognized arguments: (--\w+)", message):
         close = checks.nearest(unknown[1], options, count=1)
         if close and close[0] != unknown[1]:

@@ -22,6 +22,7 @@ __all__ = ["EXAMPLES", "Asked", "add_options", "asked", "bytes_of", "method_in"]
 EXAMPLES = """\
 examples:
   lightning-tricks fuse a.ckpt b.ckpt c.ckpt -o fused.ckpt
+  lightning-tricks fuse a.ckpt b.ckpt --weights "[0.7, 0.3]" -o fused.ckpt
   lightning-tricks fuse a.ckpt b.ckpt --method interpolate --alpha 0.3 -o fused.safetensors
   lightning-tricks fuse recipe.yaml --dry-run
   lightning-tricks fuse --compare a.ckpt b.ckpt --png alike.png
@@ -29,18 +30,16 @@ examples:
   lightning-tricks fuse a.ckpt b.ckpt --method greedy_soup --evaluate my_project.scores:accuracy -o fused.ckpt
   lightning-tricks fuse a.ckpt b.ckpt --method reg_mean --probe my_project.data:probe -o fused.ckpt
 
-what --evaluate names gets a state dict:
+what --evaluate and --probe name, for example:
   def loss(state_dict): model.load_state_dict(state_dict); return mean_loss(model)
-
-a recipe has the options as its entries, and a method with its parameters:
-  models: [a.ckpt, b.ckpt]
-  method: average
-  parameters: {weights: [0.7, 0.3]}
-  output: fused.ckpt
-
-with, for example,
   def accuracy(state_dict): model.load_state_dict(state_dict); return score(model)  # higher is better
   def probe(): return lightning_tricks.Probe(model, batches, lambda model, batch: model.loss(batch))
+
+a recipe has the options as its entries, and a method with its parameters, which may be methods:
+  models: [a.ckpt, b.ckpt]
+  method: layerwise
+  parameters: {recipe: {"head.*": {method: slerp, parameters: {t: 0.3}}, "*": {method: average}}}
+  output: fused.ckpt
 
 --method NAME --help shows the options of a method. Methods:
 """
@@ -95,34 +94,64 @@ class Asked:
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Check what belongs together."""
+        """Check types, which a recipe may not keep, and what belongs together."""
+        self._check_types()
+        self._check_shown()
+        if self.output is None and not (self.compare or self.curve or self.dry_run):
+            raise ValueError("--output must be given, such as -o fused.ckpt")
+
+    def _check_types(self) -> None:
+        for each in dataclasses.fields(self):
+            if each.default is False:
+                checks.flag(each.name, getattr(self, each.name))
+        for name in ("output", "evaluate", "probe", "png"):
+            if getattr(self, name) is not None:
+                checks.text(name, getattr(self, name))
+
+    def _check_shown(self) -> None:
         shows = [f"--{name}" for name in ("compare", "curve") if getattr(self, name)]
         if len(shows) > 1:
             raise ValueError("--compare and --curve must not go together")
         if shows and len(self.models) < 2:
             raise ValueError(f"{shows[0]} needs at least 2 models, got {len(self.models)}")
-        self._check_curve()
+        self._check_read()
         if self.png is not None and not shows:
             raise ValueError(f"--png must go with --compare or --curve, got {self.png}")
-        if self.output is None and not (shows or self.dry_run):
-            raise ValueError("--output must be given, such as -o fused.ckpt")
+        if self.png is not None and not Path(self.png).absolute().parent.is_dir():
+            raise ValueError(f"the folder of --png must be there, got {self.png}")
 
-    def _check_curve(self) -> None:
+    def _check_read(self) -> None:
         if self.curve and self.evaluate is None:
             raise ValueError("--evaluate must be given for --curve, got none")
-        of_fusing = ("output", "dry_run", "allow_missing", "force", "sha256", "probe")
-        for name in of_fusing if self.curve else ("points",):
-            if getattr(self, name) != getattr(Asked, name):
-                which = "with" if self.curve else "without"
-                raise ValueError(f"--{name.replace('_', '-')} must be left out {which} --curve")
+        of_fusing = ("output", "dry_run", "force", "sha256", "probe")
+        unread = {
+            "with --compare": (*of_fusing, "evaluate") if self.compare else (),
+            "with --curve": (*of_fusing, *_NOT_OF_CURVES) if self.curve else (),
+            "without --curve": () if self.curve else ("points",),
+        }
+        for where, names in unread.items():
+            for name in names:
+                if getattr(self, name) != getattr(Asked, name):
+                    raise ValueError(f"--{name.replace('_', '-')} must be left out {where}")
+
+
+_NOT_OF_CURVES = ("allow_missing", "verify", "max_memory", "threads")
 
 
 def method_in(argv: Sequence[str]) -> str | None:
-    """Return the method that ``argv`` names; ``None`` if it names none."""
+    """Return the method that ``argv`` names, or has options of; ``None`` if there is none.
+
+    To make the options of a method loads Lightning: not even the usual one has them unasked.
+    """
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         if word == "--method" or word.startswith("--method="):
             return checks.one_of("--method", word.partition("=")[2] or after, tuple(METHODS))
-    return None
+    options = {f"--{each.name}" for each in dataclasses.fields(METHODS["average"])}  # type: ignore[arg-type]
+    given = any(word.partition("=")[0] in options for word in argv)
+    return "average" if given and not any(word.endswith(_RECIPES) for word in argv) else None
+
+
+_RECIPES = (".yaml", ".yml")
 
 
 def add_options(parser: ArgumentParser, method: str | None) -> None:
@@ -190,12 +219,12 @@ def asked(settings: Mapping[str, Any]) -> Asked:
     known = {each.name for each in dataclasses.fields(Asked)}
     parameters = {key: given.pop(key) for key in [*given] if key not in known}
     recipe: dict[str, Any] = {}
-    if models and Path(models[0]).suffix in {".yaml", ".yml"}:
+    if models and models[0].endswith(_RECIPES):
         if len(models) > 1:
             raise ValueError(f"a recipe must stand alone, got {models[1]} after {models[0]}")
         recipe = _recipe(models[0])
         models = recipe.pop("models")
-    inner = {"parameters": recipe.pop("parameters", {}), "method": recipe.pop("method", "average")}
+    inner = {"parameters": recipe.pop("parameters", parameters), "method": recipe.pop("method", "average")}
     method = built(name, parameters) if name else built(inner["method"], inner["parameters"])
     chosen = {**recipe, **given}
     if "max_memory" in chosen:
@@ -248,10 +277,13 @@ def built(name: object, parameters: object) -> FusionMethod:
 
 
 def _value(value: Any) -> Any:
-    if isinstance(value, dict) and "method" in value:
-        return built(value["method"], value.get("parameters", {}))
-    if isinstance(value, dict) and "class_path" in value:  # as LightningCLI writes it
-        return built(method_name(value["class_path"].rpartition(".")[2]), value.get("init_args", {}))
+    value = value.as_dict() if hasattr(value, "as_dict") else value  # of the parser, within lists
+    for kind, inner in (("method", "parameters"), ("class_path", "init_args")):  # ours, LightningCLI's
+        if isinstance(value, dict) and kind in value:
+            for key in value:
+                checks.one_of(f"every entry of {value[kind]}", key, (kind, inner))
+            name = value[kind] if kind == "method" else method_name(str(value[kind]).rpartition(".")[2])
+            return built(name, value.get(inner, {}))
     if isinstance(value, dict):
         return {key: _value(each) for key, each in value.items()}
-    return tuple(map(_value, value)) if isinstance(value, list) else value
+    return tuple(map(_value, value)) if isinstance(value, list | tuple) else value

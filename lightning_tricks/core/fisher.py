@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_tricks.core.functional import Loss, in_evaluation, loss_with
+from lightning_tricks.core.functional import Loss, check_loss, in_evaluation, loss_with
 from lightning_tricks.core.tensors import Model
 
 __all__ = ["fisher_information", "squared_gradients"]
@@ -44,7 +44,8 @@ def fisher_information(module: nn.Module, batches: Iterable[Any], loss: Loss) ->
         Of each trainable parameter, by name, a tensor of its shape, not below 0; in at least float32.
 
     Raises:
-        ValueError: If a batch is of another form, or there is no sample.
+        TypeError: If ``loss`` returns something else.
+        ValueError: If a batch is of another form, there is no sample, or the loss depends on no parameter.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -72,7 +73,8 @@ def squared_gradients(
         loss: Likewise.
 
     Raises:
-        ValueError: If a batch is of another form.
+        TypeError: As :func:`fisher_information`.
+        ValueError: Likewise, except if there is no sample.
     """
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     learning = [tensors[name].detach() for name in names]
@@ -90,7 +92,7 @@ def squared_gradients(
             def sample_loss(values: list[Tensor], sample: list[Tensor], rebuilt: Any = rebuilt) -> Tensor:
                 one = rebuilt([column.unsqueeze(0) for column in sample])
                 named = dict(zip(names, values, strict=True))
-                return loss_with(module, {**others, **named}, loss, one)
+                return check_loss(loss_with(module, {**others, **named}, loss, one))
 
             at_once = max(1, _MEMORY // max(size, 1))
             for found in _gradients(sample_loss, learning, columns, at_once):

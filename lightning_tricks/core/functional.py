@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_tricks.core.tensors import Model
 
-__all__ = ["Loss", "count_samples", "differentiable_statistics", "in_evaluation", "loss_with"]
+__all__ = ["Loss", "check_loss", "count_samples", "differentiable_statistics", "in_evaluation", "loss_with"]
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """Calls a module on a batch and returns the loss, shape ()."""
@@ -49,6 +49,24 @@ def loss_with(module: nn.Module, tensors: Model, loss: Loss, batch: Any) -> Tens
     """
     named = {f"module.{name}": tensor for name, tensor in tensors.items()}
     found: Tensor = functional_call(_Call(module, loss), named, (batch,))
+    return found
+
+
+def check_loss(found: Any) -> Tensor:
+    """Return what a :data:`Loss` returned, if a gradient can be taken of it.
+
+    Raises:
+        TypeError: If it is no tensor of one number.
+        ValueError: If it depends on nothing.
+    """
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.80}"
+        raise TypeError(f"loss must return a tensor of shape (), got {got}")
+    if not found.requires_grad:
+        raise ValueError(
+            "loss must depend on the module's parameters, got one without gradient, as after detach(), "
+            "torch.no_grad() or where all are frozen"
+        )
     return found
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.average import Average
+from lightning_tricks.fusion.layerwise import Layerwise
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod
 from lightning_tricks.fusion.of_module import OfModule, for_module
 from lightning_tricks.fusion.permutation_spec import permutation_spec
@@ -59,7 +60,9 @@ class Aligned(OfModule):
     def __post_init__(self) -> None:
         if not isinstance(self.then, FusionMethod):
             raise TypeError(f"then must be a FusionMethod such as Average(), got {self.then!r}")
-        if any(isinstance(method, Probing) for method in _within(self.then)):
+        inner = _within(self.then)
+        # A recipe looks at nothing by itself, and the methods that it holds are among these.
+        if any(isinstance(method, Probing) and not isinstance(method, Layerwise) for method in inner):
             raise ValueError(
                 "then must hold no method that looks at data, which it does before models are aligned, got "
                 f"{self.then!r}"

@@ -105,6 +105,9 @@ class WithFishers(Known):
 class FisherWeighted(ByNames, Probing):
     """Fuse by the mean weighted by Fisher information (:func:`fisher_weighted`).
 
+    Without files it costs the gradient of each sample for each model, which ``batches`` bounds in a run, and
+    holds all models and as much information in memory.
+
     Args:
         fishers: For each model a file that ``torch.save`` wrote: a dict of the diagonal of its Fisher
             information, by the names of the model's tensors, such as

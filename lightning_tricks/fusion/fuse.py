@@ -93,13 +93,19 @@ def fuse(  # noqa: PLR0913  # settings
         FileNotFoundError: If a model is not there.
         OSError: If a file cannot be read or written.
         ValueError: If a file is damaged or holds more than it may, the models do not fit one another or the
-            method, an entry is not finite, or ``output`` is one of the models.
+            method, an entry is not finite, ``output`` is one of the models, or ``evaluate`` or ``probe`` is
+            missing or of no use.
 
     Example:
         >>> from torch import tensor
         >>> fuse([{"w": tensor([1.0, 2.0])}, {"w": tensor([3.0, 4.0])}])
         {'w': tensor([2., 3.])}
     """
+    if isinstance(method, FusionMethod) and (method.objective or (None, None))[1] == "min":
+        raise ValueError(
+            f"mode must not be 'min' where evaluate returns a score, better the higher, got {method!r}: "
+            "return the metric times -1"
+        )
     target = None if output is None else Path(output)
     fusion = Fusion(
         models=models,
@@ -180,7 +186,14 @@ class Fusion:
         """
         if self.method.objective is not None and self.evaluate is None:
             raise ValueError(f"evaluate must be given for {self.method!r}, got None")
+        if self.evaluate is not None:
+            if not callable(self.evaluate):
+                raise TypeError(f"evaluate must be a function of a state dict, got {self.evaluate!r:.80}")
+            if self.method.objective is None:
+                raise ValueError(f"evaluate must be left out for {self.method!r}, which evaluates nothing")
         check_probe(self.method, self.probe)
+        if self.probe is not None and not needs_probe(self.method):
+            raise ValueError(f"probe must be left out for {self.method!r}, which looks at no data")
 
     def _resolved(self, steps: Sequence[Step]) -> FusionMethod:
         module = next((model for model in self.models if isinstance(model, nn.Module)), None)

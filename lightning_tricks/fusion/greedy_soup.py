@@ -12,7 +12,6 @@ without increasing inference time", 2022, https://arxiv.org/abs/2203.05482, reci
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +21,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.average import average
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_alike
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_alike, score_of
 
 __all__ = ["GreedySoup", "greedy_soup"]
 
@@ -45,20 +44,16 @@ def greedy_soup(models: Sequence[Model], evaluate: Evaluate) -> dict[str, Tensor
         {'w': tensor(2.)}
     """
     check_alike(models)
-    scores = [_rank(evaluate(model)) for model in models]
+    scores = [score_of(evaluate, model) for model in models]
     order = sorted(range(len(models)), key=lambda index: -scores[index])
     soup, best = [order[0]], scores[order[0]]
     for index in order[1:]:
         # In the models' own order, so that what is taken from the last model is the latest.
         tried = sorted([*soup, index])
-        score = _rank(evaluate(average([models[i] for i in tried])))
+        score = score_of(evaluate, average([models[i] for i in tried]))
         if score >= best:
             soup, best = tried, score
     return average([models[i] for i in soup])
-
-
-def _rank(score: float) -> float:
-    return -math.inf if math.isnan(score) else score
 
 
 @dataclass(frozen=True)

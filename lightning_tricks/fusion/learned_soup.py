@@ -23,7 +23,12 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.functional import count_samples, differentiable_statistics, in_evaluation
+from lightning_tricks.core.functional import (
+    check_loss,
+    count_samples,
+    differentiable_statistics,
+    in_evaluation,
+)
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import Evaluate, check_finite
@@ -114,7 +119,7 @@ class _Landscape:
         for batch in self.probe.batches:
             # Copies, because some modules write into them, such as into counters.
             others = {name: value.clone() for name, value in self.still.items()}
-            loss = self.probe.loss_of({**others, **leaves}, batch)
+            loss = check_loss(self.probe.loss_of({**others, **leaves}, batch))
             count = count_samples(batch)
             found = torch.autograd.grad(loss * count, [*leaves.values()], allow_unused=True)
             for gradient, part in zip(gradients, found, strict=True):
@@ -146,6 +151,9 @@ def _descended(landscape: _Landscape, shape: tuple[int, int], sign: Sign, steps:
 @dataclass(frozen=True)
 class LearnedSoup(Probing):
     """Fuse by the mixture with the least loss on held-out data (:func:`learned_soup`).
+
+    Costs a few passes over all batches, forward and backward, for each of ``steps``; holds all models in
+    memory. With few batches, coefficients per layer or tensor fit these and nothing else.
 
     Args:
         per: What has coefficients of its own: each ``"model"``, or of it each ``"layer"`` or ``"tensor"``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
@@ -24,6 +25,7 @@ __all__ = [
     "check_same",
     "floating",
     "fuse_tensors",
+    "score_of",
 ]
 
 Evaluate = Callable[[Model], float]  # how good a model is; higher is better, NaN is worst
@@ -154,6 +156,20 @@ class TensorwiseMethod(FusionMethod):
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:
         self.check_count(len(models))
         return fuse_tensors(models, self.resolved(floating(models[0])).combined)
+
+
+def score_of(evaluate: Evaluate, model: Model) -> float:
+    """Return how good ``evaluate`` says ``model`` is; minus infinity for NaN.
+
+    Raises:
+        TypeError: If that is no number.
+    """
+    score = evaluate(model)
+    try:
+        score = float(score)
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(f"evaluate must return a number, got {score!r:.80}") from None
+    return -math.inf if math.isnan(score) else score
 
 
 def check_base(base: str | None) -> None:

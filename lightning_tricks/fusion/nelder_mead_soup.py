@@ -12,7 +12,6 @@ without increasing inference time", 2022, https://arxiv.org/abs/2203.05482.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +22,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.nelder_mead import Point, nelder_mead
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_finite, floating
+from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_finite, floating, score_of
 from lightning_tricks.fusion.mixture import Mixture, Sign, coefficients
 
 __all__ = ["NelderMeadSoup", "nelder_mead_soup"]
@@ -58,8 +57,7 @@ def nelder_mead_soup(
         return Mixture({"": shares.tolist()}, dict.fromkeys(floating(models[0]), "")).fuse(models)
 
     def badness(point: Point) -> float:
-        score = evaluate(mixed(point))
-        return math.inf if math.isnan(score) else -score
+        return -score_of(evaluate, mixed(point))
 
     free = len(models) - 1
     simplex = [tuple(float(row == place) for place in range(free)) for row in range(-1, free)]
@@ -69,6 +67,9 @@ def nelder_mead_soup(
 @dataclass(frozen=True)
 class NelderMeadSoup(FusionMethod):
     """Fuse by the mixture with the best metric (:func:`nelder_mead_soup`).
+
+    Costs ``evaluations`` passes of what evaluates; holds all models in memory. The more models,
+    the more evaluations it needs; a metric with a gradient is better given to ``LearnedSoup``.
 
     Args:
         monitor: The metric that decides; ``None`` for that of the technique which uses it.

@@ -36,6 +36,7 @@ def check_output(
 
     Raises:
         FileExistsError: If it is there, and may not be replaced.
+        IsADirectoryError: If it is a folder.
         OSError: If the disk has no room for it.
         ValueError: If it is one of the inputs, also by another name, or of an unknown kind.
     """
@@ -44,6 +45,8 @@ def check_output(
         for path in model.files:
             if output.exists() and output.samefile(path):
                 raise ValueError(f"output must be none of the inputs, got {output}, which is {model.label}")
+    if output.is_dir():
+        raise IsADirectoryError(f"output must be a file, got {output}, a folder")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} must not be there, or overwrite must be True (--force)")
     folder = next(each for each in output.absolute().parents if each.exists())

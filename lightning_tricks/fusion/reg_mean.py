@@ -194,6 +194,9 @@ def _divided(total: Tensor, gram: Tensor, scale: float) -> Tensor:
 class RegMean(ByNames, Probing):
     """Fuse linear layers by least squares on their inputs, and average the rest (:func:`reg_mean`).
 
+    Without files it costs a forward pass over the batches for each model, and holds all models in memory,
+    with a matrix of (in, in) in double precision for each layer of each. Convolutions are averaged.
+
     Args:
         scale: What entries of Gram matrices off the diagonal are multiplied by, in [0, 1]. Small models and
             few samples want less.

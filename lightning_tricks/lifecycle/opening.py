@@ -146,8 +146,12 @@ def _placed(read: torch_files.TorchFile, file: OpenFile, value: Any) -> Any:
 
 
 def _stored(label: str, name: str, value: Tensor | Stored) -> Stored:
+    if type(name) is not str:
+        raise TypeError(f"every name in {label} must be text, got {name!r}")
     if isinstance(value, Stored):
         return value
+    if value.is_meta:
+        raise ValueError(f"{name} of {label} must hold values, got a tensor on the meta device")
     if value.layout != torch.strided or value.is_quantized:
         raise ValueError(f"{name} of {label} must be a dense tensor, got {value.layout}, {value.dtype}")
     return in_memory(value)

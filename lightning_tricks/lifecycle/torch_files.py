@@ -169,8 +169,9 @@ def lay_out(
     Raises:
         ValueError: If tensors stand in it elsewhere than in dicts, lists and tuples.
     """
-    with saving(path), torch.serialization.skip_data():
-        torch.save(content, path)
+    # Through a stream, for what the disk says of a path torch does not pass on.
+    with saving(path), torch.serialization.skip_data(), path.open("wb") as stream:
+        torch.save(content, stream)
     written = TorchFile.load(path, allow_pickle=allow_pickle)
     places = [written.offset(there) for there in _tensors(written.content)]
     if written.base is None and any(map(_has_content, _tensors(written.content))):

@@ -133,7 +133,7 @@ def test_a_missing_package_is_named_before_anything_is_written(checkpoints, tmp_
     ("argv", "message"),
     [
         (["no/such"], "no/such must be a folder of snapshots with their index.json"),
-        ([], "required: ema.folder; see lightning-tricks ema --help"),
+        ([], "error: folder must be given; see lightning-tricks ema --help"),
         (["FOLDER", "--sigma-rel", "wide"], "sigma-rel must be numbers such as 0.05,0.1, got 'wide'"),
         (["FOLDER", "--sigma-rel", "0.1,0.1"], "sigma-rel must name each width once, got '0.1,0.1'"),
         (["FOLDER", "--sigma-rel", "0.5"], "sigma_rel must lie in [0.0001, 0.288"),

@@ -67,7 +67,6 @@ def test_settings_of_a_method_are_options(paths: list[str], tmp_path: Path, caps
         *paths,
         "--weights",
         "[0.25, 0.75]",
-        "--method=average",
         "-o",
         str(output),
         "--force",
@@ -76,6 +75,10 @@ def test_settings_of_a_method_are_options(paths: list[str], tmp_path: Path, caps
     told = json.loads(text)
     assert told["models"] == 2 and told["size"] == output.stat().st_size
     assert_equal(loaded(output), Average((0.25, 0.75)).fuse([state(0), state(1)]))
+    slerps = '[{"class_path": "lightning_tricks.Slerp", "init_args": {"t": 1.0}}, {"class_path": "Slerp", '
+    slerps += '"init_args": {"t": 1.0}}]'
+    argv = ("--method", "over_depth", "--methods", slerps, "--layers", '["*"]', "-o", str(output), "--force")
+    assert "OverDepth(methods=(Slerp(t=1.0), Slerp(t=1.0))" in printed(capsys, *paths, *argv)
 
 
 def test_a_recipe_says_the_same_and_options_go_before_it(
@@ -111,6 +114,13 @@ def test_a_recipe_says_the_same_and_options_go_before_it(
         ("{models: [a.ckpt], method: interpolate}", "alpha must be given for interpolate: --alpha, or under"),
         ("{models: [a.ckpt], parameters: {weights: [2.0]}}", "weights must make 1 together"),
         ("models: [a.ckpt]", "--output must be given, such as -o fused.ckpt"),
+        ("{models: [a.ckpt], output: x.ckpt, force: 'no'}", "force must be True or False, got 'no'"),
+        ("{models: [a.ckpt], output: [x.ckpt]}", "output must be text, got ['x.ckpt']"),
+        ("{models: [a.ckpt], output: x.ckpt, method: reg_mean, probe: 3}", "probe must be text, got 3"),
+        (
+            "{models: [a.ckpt], method: aligned, parameters: {then: {method: ties, paramters: {}}}}",
+            "every entry of ties must be one of 'method', 'parameters', got 'paramters'",
+        ),
     ],
 )
 def test_a_mistake_in_a_recipe_is_one_line(text: str, message: str, tmp_path: Path, capsys: Any) -> None:
@@ -218,6 +228,23 @@ def test_help_shows_methods_examples_and_the_options_of_a_method(capsys: Any) ->
             "--output must be left out",
         ),
         (["a.ckpt", "-o", "x.ckpt", "--points", "5"], "--points must be left out without --curve"),
+        (
+            ["--compare", "a.ckpt", "a.ckpt", "-o", "x.ckpt"],
+            "--output must be left out with --compare",
+        ),
+        (
+            ["--compare", "a.ckpt", "a.ckpt", "--png", "no/x.png"],
+            "the folder of --png must be there, got no/x.png",
+        ),
+        (
+            ["a.ckpt", "-o", "x.ckpt", "--weights", "1"],
+            '--weights must be a list, such as "[0.5, 0.5]", got 1',
+        ),
+        (
+            ["a.ckpt", "-o", "x.ckpt", "--method", "ties", "--density", "x"],
+            "--density must be a number, got x;",
+        ),
+        (["a.ckpt", "-o", "x.ckpt", "--method", "slerp"], "error: --t must be given;"),
         (["--curve", "--compare", "a.ckpt", "a.ckpt"], "--compare and --curve must not go together"),
         (
             ["--curve", "a.ckpt", "a.ckpt", "--evaluate", "json"],

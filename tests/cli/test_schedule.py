@@ -122,7 +122,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch, tmp_path, cap
         (["step(every=0)"], "every must be above 0, got 0"),
         (["step(every='1 epoch')"], "every must be in steps, since --epochs is not given, got '1 epoch'"),
         (["inverse_sqrt()"], "timescale must be given where no warm-up comes before"),
-        ([], "required: schedule.text; see lightning-tricks schedule --help"),
+        ([], "error: text must be given; see lightning-tricks schedule --help"),
         (
             [USUAL, "--steps", "many"],
             "--steps must be a whole number, got many; see lightning-tricks schedule",

@@ -150,3 +150,14 @@ def test_no_sample_is_refused_and_errors_of_the_loss_come_out() -> None:
             fisher_information(nn.Linear(4, 1), batches, lambda module, x: module(x).sum())
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         fisher_information(nn.Linear(4, 1), [torch.zeros(2, 3)], lambda module, x: module(x).sum())
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    shape = r"loss must return a tensor of shape \(\), got"
+    for loss, error, message in (
+        (lambda module, x: module(x).sum().detach(), ValueError, "loss must depend on the module's param"),
+        (lambda module, x: module(x), TypeError, rf"{shape} shape \(1, 2\)"),
+        (lambda module, x: None, TypeError, f"{shape} None"),
+    ):
+        with pytest.raises(error, match=message):
+            fisher_information(nn.Linear(4, 2), [torch.ones(2, 4)], loss)

@@ -65,6 +65,12 @@ def test_what_the_method_needs_is_asked_for() -> None:
     assert_equal(fused, first)
 
 
+def test_a_recipe_of_methods_may_follow() -> None:
+    models = [network(0).state_dict(), shuffled(network(0).state_dict(), 1)]
+    then = lt.Layerwise({"3.*": lt.Interpolate(1.0), "*": lt.Average()})
+    assert_equal(lt.Aligned(then, spec=SPEC).fuse(models), models[0])
+
+
 def test_modules_tell_their_spec() -> None:
     models = [network(0), network(0)]
     models[1].load_state_dict(shuffled(models[0].state_dict(), 0))

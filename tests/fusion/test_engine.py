@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_tricks import Average, GreedySoup, Interpolate, fuse
+from lightning_tricks import Average, GreedySoup, Interpolate, NelderMeadSoup, Probe, fuse
 from lightning_tricks.fusion.fuse import Fusion
 from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod
 from tests.fusion.stored import KINDS, plain, state
@@ -215,8 +215,26 @@ def test_arguments_of_other_types_are_refused(tmp_path: Path) -> None:
         (lambda: fuse([state(0)], "average"), "method must be a FusionMethod such as Average"),
         (lambda: fuse([state(0)], max_memory="1GB"), "max_memory must be a whole number"),
         (lambda: fuse([state(0)], allow_missing=1), "allow_missing must be True or False"),
+        (lambda: fuse([state(0)], GreedySoup(), evaluate="acc"), "evaluate must be a function .*, got 'acc'"),
+        (lambda: fuse([state(0)], GreedySoup(), evaluate=str), "evaluate must return a number, got"),
+        (lambda: fuse([state(0)], NelderMeadSoup(), evaluate=dict), "evaluate must return a number, got {"),
     ):
         with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_what_the_method_does_not_use_is_refused() -> None:
+    module = torch.nn.Linear(1, 1)
+    probe = Probe(module, [torch.ones(1, 1)], lambda module, x: module(x).sum())
+    for call, message in (
+        (lambda: fuse([module], evaluate=len), "evaluate must be left out for Average"),
+        (lambda: fuse([module], probe=probe), "probe must be left out for Average"),
+        (
+            lambda: fuse([module], GreedySoup(mode="min"), evaluate=len),
+            "mode must not be 'min' .* higher",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
             call()
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import platform
 import re
+import resource
 import signal
 import time
 from functools import partial
@@ -115,6 +116,10 @@ def test_an_output_is_replaced_only_if_it_may_and_of_a_known_kind(tmp_path: Path
         ValueError, match=r"suffix of output must be one of '.ckpt', '.safetensors', got '.pt'"
     ):
         fuse([state(0)], output=tmp_path / "fused.pt")
+    folder = tmp_path / "folder.ckpt"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"output must be a file, got .*folder.ckpt, a folder"):
+        fuse([state(0)], output=folder, overwrite=True)
 
 
 @pytest.mark.parametrize("output", ["fused.ckpt", "fused.safetensors"])
@@ -131,6 +136,13 @@ def test_a_full_disk_leaves_what_was_there(
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
             fuse([state(0), state(1)], output=path, overwrite=True)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fuse([{name: torch.zeros(300_000) for name in "abc"}], output=path, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"\d+ bytes are needed in .*, but 1000 are free"):
         fuse([state(0), state(1)], output=path, overwrite=True)

@@ -142,6 +142,10 @@ def test_a_file_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
 def test_tensors_that_are_not_dense_are_refused() -> None:
     with pytest.raises(ValueError, match=r"w of model 0 must be a dense tensor, got torch.sparse_coo"):
         fuse([{"w": torch.eye(2).to_sparse()}])
+    with pytest.raises(ValueError, match=r"w of model 0 must hold values, got a tensor on the meta device"):
+        fuse([{"w": torch.ones(2, device="meta")}])
+    with pytest.raises(TypeError, match=r"every name in model 0 must be text, got 1"):
+        fuse([{1: torch.ones(2)}])  # type: ignore[dict-item]
 
 
 def test_types_that_a_format_does_not_know_are_refused(tmp_path: Path) -> None:

@@ -197,6 +197,10 @@ def test_what_cannot_be_learned_is_refused() -> None:
         learned_soup(models, probe(batches=[]))
     with pytest.raises(ValueError, match="loss of the plain average must be a finite number, got nan"):
         learned_soup(models, probe(loss=lambda module, x: module(x).sum() * torch.nan))
+    with pytest.raises(TypeError, match=r"loss must return a tensor of shape \(\), got 1.0"):
+        lt.fuse(models, LearnedSoup(), probe=probe(loss=lambda module, batch: 1.0))
+    with pytest.raises(ValueError, match="loss must depend on the module's parameters"):
+        lt.fuse(models, LearnedSoup(), probe=probe(loss=lambda module, batch: torch.ones(())))
     with pytest.raises(ValueError, match="body.bias must be finite in every model, but is not in model 1"):
         learned_soup([models[0], {**models[1], "body.bias": torch.full((3,), torch.inf)}], probe())
 
