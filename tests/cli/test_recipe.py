@@ -76,7 +76,7 @@ def test_help_shows_the_names_and_examples_that_run(capsys):
             ["transfomer"],
             "name must be one of 'finetune', 'from_scratch_cnn', 'transformer', 'gan', got 'transf",
         ),
-        ([], "required: recipe.name; see lightning-tricks recipe --help"),
+        ([], "name must be given; see lightning-tricks recipe --help"),
         (["gan", "--stages", "[head]"], "--stages must be left out for gan, got ['head']"),
         (["finetune", "--generator", "g"], "--generator must be left out for finetune, got 'g'"),
         (
