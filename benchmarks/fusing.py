@@ -5,8 +5,8 @@ where tensors begin. All variants run in one process, in turns and in a new rand
 ratio to the system calls is taken within a round, and its median over rounds is reported with the middle
 half. The output goes to memory (``/dev/shm``), the inputs lie in ``--folder``.
 
-Methods are compared with the average of as many models in the same way; with ``--mergekit PYTHON``, of an
-environment that has mergekit, whole commands too, imports included.
+Methods are compared with the average of as many models in the same way. ``benchmarks.fusing_commands`` times
+whole commands, beside mergekit's.
 
 Memory is the anonymous memory of a process of its own (``RssAnon``, sampled every 2 ms) above that after the
 imports, for several numbers of models, and for models four times as large.
@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import fusing_commands
 from benchmarks.record import ROOT, record
 from benchmarks.turns import Run, in_turns, ratio
 from lightning_tricks import Average, Dare, Slerp, TaskArithmetic, Ties, fuse
@@ -186,7 +185,7 @@ def memory(paths: list[Path], output: Path, note: str) -> dict[str, Any]:
     return {"models": note, "size": size, "peak": int(said), "share": int(said) / size, "goal": MEMORY_GOAL}
 
 
-def table(rows: list[dict[str, Any]], commands: list[dict[str, Any]], memories: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], memories: list[dict[str, Any]]) -> str:
     """Return the figures as Markdown tables."""
     lines = [
         f"| {MODELS} models into one by | s | beside | ratio (middle half of rounds) | aim |",
@@ -196,7 +195,6 @@ def table(rows: list[dict[str, Any]], commands: list[dict[str, Any]], memories: 
         spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
         goal = "" if row["goal"] is None else f"{row['goal']:g}"
         lines.append(f"| {row['variant']} | {row['seconds']:.2f} | {row['beside']} | {spread} | {goal} |")
-    lines += fusing_commands.table(commands)
     lines += [
         "",
         "| average of | one model, MB | memory, MB | model sizes | aim |",
@@ -208,13 +206,10 @@ def table(rows: list[dict[str, Any]], commands: list[dict[str, Any]], memories: 
     return "\n".join(lines)
 
 
-def figures(
-    folder: Path, target: Path, total: int, rounds: int, mergekit: str | None
-) -> tuple[list[Any], list[Any], list[Any]]:
+def figures(folder: Path, target: Path, total: int, rounds: int) -> tuple[list[Any], list[Any]]:
     """Return the rows of the tables."""
     checkpoints, safe = write_models(folder, total)
     rows = measure(variants(checkpoints, safe, target), target, rounds)
-    commands = fusing_commands.beside_mergekit(mergekit, safe, target, rounds) if mergekit else []
     output = target / "fused.ckpt"
     memories = [memory(checkpoints[:2] * times, output, f"{2 * times} models") for times in (1, 2, 4)]
     for path in (*checkpoints, *safe):
@@ -222,7 +217,7 @@ def figures(
     large = [folder / f"large{seed}.ckpt" for seed in range(2)]
     for seed, path in enumerate(large):
         torch.save({"state_dict": model(4 * total, seed)}, path)
-    return rows, commands, [*memories, memory(large, output, "2 models, four times as large")]
+    return rows, [*memories, memory(large, output, "2 models, four times as large")]
 
 
 def scratch(folder: str | None) -> AbstractContextManager[str]:
@@ -239,7 +234,6 @@ def main() -> None:
         "--folder", default=None, help="for the models (default: the system's for temporary files)"
     )
     parser.add_argument("--output", default="/dev/shm", help="for what is written (default: /dev/shm)")
-    parser.add_argument("--mergekit", help="Python of an environment that has mergekit, to compare with")
     parser.add_argument(
         "--try", dest="trial", action="store_true", help="print the tables, write nothing down"
     )
@@ -250,15 +244,13 @@ def main() -> None:
         return
     torch.set_num_threads(2)
     with scratch(chosen.folder) as folder, scratch(chosen.output) as target:
-        rows, commands, memories = figures(
-            Path(folder), Path(target), chosen.megabytes * 10**6, chosen.rounds, chosen.mergekit
-        )
-    shown = table(rows, commands, memories)
+        rows, memories = figures(Path(folder), Path(target), chosen.megabytes * 10**6, chosen.rounds)
+    shown = table(rows, memories)
     if chosen.trial:
         print(shown)
         return
     about = {"rounds": chosen.rounds, "megabytes": chosen.megabytes}
-    record("fusing", {**about, "rows": rows, "commands": commands, "memory": memories}, shown)
+    record("fusing", {**about, "rows": rows, "memory": memories}, shown)
 
 
 if __name__ == "__main__":

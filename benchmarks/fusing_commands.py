@@ -1,7 +1,14 @@
-"""Whole commands that fuse, ours beside mergekit's: each a process of its own, with its imports."""
+"""Whole commands that fuse, ours beside mergekit's: each a process of its own, with its imports.
+
+All run in turns, on the same files of safetensors, which lie in the page cache; the output goes to memory.
+The quotient of the times is taken within a round, and its median over rounds reported with the middle half.
+
+    python -m benchmarks.fusing_commands --mergekit /path/to/mergekit/bin/python --rounds 3
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -12,10 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import ROOT
+from benchmarks.fusing import scratch, write_models
+from benchmarks.record import ROOT, record
 from benchmarks.turns import Run, in_turns, ratio
-
-__all__ = ["beside_mergekit", "table"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ COMMANDS = {
 }
 
 
-def beside_mergekit(python: str, models: Sequence[Path], folder: Path, rounds: int) -> list[dict[str, Any]]:
+def beside_mergekit(
+    python: str, models: Sequence[Path], folder: Path, rounds: int, names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return a row of figures for each method, and one for what both need to start.
 
     Args:
@@ -67,11 +75,13 @@ def beside_mergekit(python: str, models: Sequence[Path], folder: Path, rounds: i
         models: Files of safetensors.
         folder: For what is written.
         rounds: Turns of each.
+        names: Of the methods.
     """
     ours = [sys.executable, "-m", "lightning_tricks.cli", "fuse"]
     theirs = [str(Path(python).with_name("mergekit-pytorch"))]
     runs: dict[str, Run] = {}
-    for name, command in COMMANDS.items():
+    for name in names:
+        command = COMMANDS[name]
         paths = [str(path) for path in models[: command.models]]
         config = models[0].with_name(f"{name.replace(' ', '_')}.yml")
         base = {"base_model": paths[0]} if command.based else {}
@@ -82,8 +92,8 @@ def beside_mergekit(python: str, models: Sequence[Path], folder: Path, rounds: i
         runs[f"mergekit {name}"] = partial(_run, [*theirs, str(config), str(folder / "merged"), "--quiet"])
     runs[f"ours {STARTING}"] = partial(_run, [*ours, "--help"])
     runs[f"mergekit {STARTING}"] = partial(_run, [*theirs, "--help"])
-    times = in_turns(runs, folder, rounds)
-    return [_row(name, times[f"ours {name}"], times[f"mergekit {name}"]) for name in (*COMMANDS, STARTING)]
+    times = in_turns(runs, folder, rounds, warmup=False)
+    return [_row(name, times[f"ours {name}"], times[f"mergekit {name}"]) for name in (*names, STARTING)]
 
 
 def _run(command: list[str]) -> None:
@@ -96,10 +106,9 @@ def _row(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
     return {"command": name, **seconds, **ratio(theirs, ours), "goal": goal}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the lines of a Markdown table; none without rows."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the figures as a Markdown table."""
     lines = [
-        "",
         "| whole command, .safetensors | s | mergekit, s | times as fast (middle half of rounds) | aim |",
         "|---|---:|---:|---:|---:|",
     ]
@@ -109,4 +118,24 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(
             f"| {row['command']} | {row['seconds']:.2f} | {row['mergekit']:.2f} | {spread} | {goal} |"
         )
-    return lines if rows else []
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, write the figures as JSON, and put the table into the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--mergekit", required=True, help="Python of an environment that has mergekit")
+    parser.add_argument("--megabytes", type=int, default=1200, help="of each model (default: 1200)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every command (default: 3)")
+    parser.add_argument("--methods", nargs="+", choices=COMMANDS, default=[*COMMANDS], help="default: all")
+    parser.add_argument("--output", default="/dev/shm", help="for what is written (default: /dev/shm)")
+    chosen = parser.parse_args()
+    with scratch(None) as folder, scratch(chosen.output) as target:
+        _, safe = write_models(Path(folder), chosen.megabytes * 10**6)
+        rows = beside_mergekit(chosen.mergekit, safe, Path(target), chosen.rounds, chosen.methods)
+    about = {"rounds": chosen.rounds, "megabytes": chosen.megabytes}
+    record("fusing_commands", {**about, "commands": rows}, table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,13 +16,15 @@ __all__ = ["Run", "in_turns", "ratio"]
 Run = Callable[[], object]
 
 
-def in_turns(runs: Mapping[str, Run], folder: Path, rounds: int) -> dict[str, list[float]]:
+def in_turns(
+    runs: Mapping[str, Run], folder: Path, rounds: int, *, warmup: bool = True
+) -> dict[str, list[float]]:
     """Return the seconds of each of ``runs`` in each round, in a random order every round.
 
-    ``folder`` is emptied before each; a first round, which fills caches, is not counted.
+    ``folder`` is emptied before each; with ``warmup`` a first round, which fills caches, is not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in track(range(-1, rounds), "time"):
+    for turn in track(range(-1 if warmup else 0, rounds), "time"):
         for name in random.sample(list(runs), len(runs)):
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
