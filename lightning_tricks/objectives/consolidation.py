@@ -194,7 +194,7 @@ class ElasticWeightConsolidation(Technique):
         if (strength := self._strength()) > (limit := sgd_limit(trainer.optimizers, self._anchors)):
             warn(
                 trainer,
-                f"{self.state_key}: strength should be below {limit:.3g} for SGD with its rate, got "
+                f"{self.state_key}: strength should be below {limit:g} for SGD with its rate, got "
                 f"{strength:g}: above that, the penalty alone makes weights diverge",
             )
 
