@@ -61,7 +61,8 @@ def other_batches(
         if samples is None and any(sized_len(part) is None for part in loader.flattened):
             raise ValueError(f"samples must be given for data without length, got None for {data!r:.80}")
         batches = (batch for batch, *_ in iter(loader))
-        yield from _first(on_device(trainer, pl_module, batches), samples)
+        # In this order, because processes wait for one another where a batch moves.
+        yield from on_device(trainer, pl_module, _first(batches, samples))
 
 
 def _first(batches: Iterator[Any], samples: int | None) -> Iterator[Any]:

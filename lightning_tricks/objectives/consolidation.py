@@ -123,6 +123,18 @@ class ElasticWeightConsolidation(Technique):
 
         With squares of batches' mean gradients, which other implementations take, it would keep 0.38: they
         are some 60 times smaller here, and the larger the batch, the smaller they are.
+
+        The same for LightningCLI::
+
+            trainer:
+              callbacks:
+              - class_path: lightning_tricks.ElasticWeightConsolidation
+                init_args:
+                  strength: 300
+                  data:
+                    class_path: lightning_tricks.recipes.digits.DigitsData
+                    init_args:
+                      classes: [0, 1, 2, 3, 4]
     """
 
     strength: float | str | Schedule

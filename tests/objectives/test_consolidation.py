@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
@@ -17,6 +20,7 @@ from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
 from tests.contract.old_task import OldTask
 from tests.fuzz.verdicts import Batches
 from tests.toys import Loader, Logged, Toy, TwoOptimizers, seed, trainer, weights
+from tests.yaml_trainer import yaml_trainer
 
 Tasks = list[dict[str, dict[str, Tensor]]]
 
@@ -137,10 +141,32 @@ def test_manual_optimization_takes_what_a_run_before_has_left(tmp_path: Path) ->
     assert not torch.equal(plain["head.weight"], held["head.weight"])
 
 
+def test_added_to_a_run_that_goes_on_it_anchors_the_weights_that_were_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, runner = Toy(), trainer(max_epochs=1)
+    runner.fit(module, Loader())
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    technique = ElasticWeightConsolidation(strength=1.0, data=OldTask())
+    trainer(technique, max_epochs=2).fit(Toy(), Loader(), ckpt_path=tmp_path / "a.ckpt")
+    anchors = technique.saved()["tasks"][0]["anchors"]
+    assert all(torch.equal(anchors[name], p) for name, p in module.named_parameters())
+    assert "anchors are the weights of step 5" in capsys.readouterr().out
+
+
 def test_weights_that_are_frozen_when_it_looks_are_held_once_they_learn() -> None:
     technique = ElasticWeightConsolidation(strength=1.0, data=OldTask())
     trained(Toy(), ProgressiveUnfreeze(stages=["head", "body"], at=2), technique)
     assert technique.saved()["tasks"][0]["fisher"]["body.0.weight"].any()
+
+
+def test_the_yaml_of_its_card_builds_it() -> None:
+    card = inspect.getdoc(ElasticWeightConsolidation)
+    config = yaml.safe_load(textwrap.dedent(card.partition("LightningCLI::")[2]))
+    runner = yaml_trainer(config, Toy, DigitsData)
+    (technique,) = (each for each in runner.callbacks if isinstance(each, ElasticWeightConsolidation))
+    assert technique.data.classes == (0, 1, 2, 3, 4)
+    assert technique.strength == 300
 
 
 class Other(Toy):
