@@ -64,6 +64,7 @@ from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
+from lightning_tricks.objectives.consolidation import ElasticWeightConsolidation
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -90,6 +91,7 @@ __all__ = [
     "DareTies",
     "DropoutSchedule",
     "EMAWeights",
+    "ElasticWeightConsolidation",
     "EverySteps",
     "ExactResume",
     "FedAdam",

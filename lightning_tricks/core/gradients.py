@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
-__all__ = ["Gradients", "Groups", "gradients_of", "groups_of_held", "groups_of_tensor"]
+__all__ = ["Gradients", "Groups", "gradients_of", "groups_of_held", "groups_of_tensor", "sign_of"]
 
 Groups = tuple[ProcessGroup, ...]
 
@@ -77,3 +77,8 @@ def groups_of_held(tensor: Tensor, spread: Mapping[nn.Parameter, Groups]) -> Gro
     if isinstance(tensor, DTensor):
         return groups_of_tensor(tensor)
     return spread.get(tensor, ()) if isinstance(tensor, nn.Parameter) else ()
+
+
+def sign_of(group: dict[str, Any]) -> float:
+    """Return by what a penalty's gradient is multiplied: -1 where the optimizer climbs, else 1."""
+    return -1.0 if group.get("maximize") else 1.0

@@ -14,6 +14,7 @@ from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.fusion.probe import Probe, Probing
 from lightning_tricks.lifecycle.closures import check_automatic
 from lightning_tricks.lifecycle.step_loss import looking_at_loss
+from lightning_tricks.lifecycle.strategies import check_whole
 from lightning_tricks.lifecycle.training_pass import training_batches, validation_batches
 from lightning_tricks.lifecycle.weights import Weights
 
@@ -61,11 +62,7 @@ class RunProbe:
             return
         trainer = self.weights.trainer
         check_automatic(self.weights.module, repr(method))
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise ValueError(
-                f"strategy must leave weights whole, as DDP does, for {method!r}, which looks at data, got "
-                f"{type(trainer.strategy).__name__}"
-            )
+        check_whole(trainer, repr(method))
         if method.held_out and not trainer.enable_validation:
             raise ValueError(f"there must be a validation loop for {method!r} to look at its data, got none")
 

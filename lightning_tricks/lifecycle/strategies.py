@@ -21,6 +21,7 @@ __all__ = [
     "any_of",
     "check_parts",
     "check_places",
+    "check_whole",
     "flat_shapes",
     "flat_shards",
     "flat_units",
@@ -119,6 +120,19 @@ def check_parts(trainer: Trainer) -> None:
         )
     if any(not unit._use_orig_params for unit in flat_units(trainer)):
         raise ValueError(f"use_orig_params of {name} must be True, or weights have no names, got False")
+
+
+def check_whole(trainer: Trainer, who: str) -> None:
+    """Refuse strategies under which processes hold parts of weights, for ``who``, which looks at data.
+
+    Raises:
+        ValueError: If it is one; names it.
+    """
+    if trainer.strategy.restore_checkpoint_after_setup:
+        raise ValueError(
+            f"strategy must leave weights whole, as DDP does, for {who}, which looks at data, got "
+            f"{type(trainer.strategy).__name__}"
+        )
 
 
 def check_places(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:

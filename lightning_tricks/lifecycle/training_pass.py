@@ -28,7 +28,14 @@ from lightning_tricks.lifecycle.keeping import kept_generators, kept_tensors
 from lightning_tricks.lifecycle.randomness import collected_states, generators_of
 from lightning_tricks.lifecycle.strategies import reshard
 
-__all__ = ["UNSIZED_BATCHES", "only_looking", "training_batches", "training_steps", "validation_batches"]
+__all__ = [
+    "UNSIZED_BATCHES",
+    "on_device",
+    "only_looking",
+    "training_batches",
+    "training_steps",
+    "validation_batches",
+]
 
 UNSIZED_BATCHES = 200
 """How many are looked at where a loader has no length."""
@@ -104,7 +111,7 @@ def training_batches(trainer: Trainer, pl_module: LightningModule, most: int | N
     with _same_draws(loader):
         # The loader itself goes on past ``limit_train_batches``, and some never end.
         batches = islice(iter(loader), _limit(trainer.num_training_batches, most))
-        yield from _on_device(trainer, pl_module, (batch for batch, *_ in batches))
+        yield from on_device(trainer, pl_module, (batch for batch, *_ in batches))
 
 
 def validation_batches(trainer: Trainer, pl_module: LightningModule, most: int | None) -> Iterator[Any]:
@@ -115,7 +122,7 @@ def validation_batches(trainer: Trainer, pl_module: LightningModule, most: int |
     assert loop._combined_loader is not None
     with _kept_iterators(loop._combined_loader), _same_draws(loop._combined_loader):
         batches = islice(iter(loop._combined_loader.flattened[0]), _limit(loop._max_batches[0], most))
-        yield from _on_device(trainer, pl_module, batches)
+        yield from on_device(trainer, pl_module, batches)
 
 
 def _limit(batches: float, most: int | None) -> int:
@@ -134,7 +141,8 @@ def _same_draws(loader: CombinedLoader) -> Iterator[None]:
         yield
 
 
-def _on_device(trainer: Trainer, pl_module: LightningModule, batches: Iterator[Any]) -> Iterator[Any]:
+def on_device(trainer: Trainer, pl_module: LightningModule, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield ``batches`` as ``training_step`` gets them, as many as each process has."""
     while True:
         batch = next(batches, None)
         # In a step one process may wait for the others.

@@ -32,7 +32,6 @@ __all__ = [
     "decay_",
     "pairs_of",
     "prox_",
-    "sign_of",
     "why_not_coupled",
     "without_proximal",
 ]
@@ -49,11 +48,6 @@ def pairs_of(group: dict[str, Any], chosen: set[nn.Parameter]) -> tuple[list[Ten
     """
     moved = [p for p in group["params"] if p.grad is not None and p in chosen]
     return [local(p.detach()) for p in moved], [local(p.grad) for p in moved]
-
-
-def sign_of(group: dict[str, Any]) -> float:
-    """Return by what a penalty's gradient is multiplied: -1 where the optimizer climbs, else 1."""
-    return -1.0 if group.get("maximize") else 1.0
 
 
 @torch.no_grad()

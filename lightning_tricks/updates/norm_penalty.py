@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
+from lightning_tricks.core.gradients import sign_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
@@ -40,7 +41,6 @@ from lightning_tricks.updates.decay import (
     coupled_adaptive,
     pairs_of,
     prox_,
-    sign_of,
     why_not_coupled,
     without_proximal,
 )

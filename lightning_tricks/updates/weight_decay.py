@@ -20,6 +20,7 @@ from torch import nn
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
+from lightning_tricks.core.gradients import sign_of
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns
@@ -33,7 +34,6 @@ from lightning_tricks.updates.decay import (
     coupled_adaptive,
     decay_,
     pairs_of,
-    sign_of,
     why_not_coupled,
 )
 from lightning_tricks.updates.decaying import check_steps, decaying_parameters, own_decay

@@ -17,6 +17,7 @@ from tests.contract.adapting import (
     without_own_decay,
 )
 from tests.contract.mixing import Mixes, as_by_hand, in_layers
+from tests.contract.old_task import OldTask
 from tests.toys import Toy
 
 
@@ -203,6 +204,13 @@ CASES: dict[str, Case] = {
         active=lambda: lt.WeightFusion(
             method=lt.Average(), keep="always", monitor="val_loss", mode="min", every="1 epoch"
         ),
+    ),
+    "ElasticWeightConsolidation": Case(
+        neutral=lambda: lt.ElasticWeightConsolidation(strength=0.0, data=OldTask()),
+        active=lambda: lt.ElasticWeightConsolidation(
+            strength="10 * linear(to=0.5)", data=OldTask(), samples=12, decay=0.9, params=("body", "head")
+        ),
+        refused=NOT_MANUAL,
     ),
     "GradientHealth": Case(
         neutral=lambda: lt.GradientHealth(every=1),

@@ -19,6 +19,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.adapting import as_it_is
 from tests.contract.cases import CASES, Case
 from tests.contract.from_yaml import from_yaml
+from tests.contract.old_task import OldTask
 from tests.contract.regimes import ON_GPU, REGIMES, Regime, needs_gpu
 from tests.fuzz.verdicts import Batches
 from tests.toys import Loader, StopAfter, StopError, Toy, assert_equal, trainer, weights
@@ -167,6 +168,7 @@ def test_checkpoint_holds_tensors_and_plain_values_only(case: Case, tmp_path: Pa
 @law("rebuild")
 def test_repr_pickle_and_yaml_rebuild_it(case: Case) -> None:
     names = {name: getattr(lightning_tricks, name) for name in lightning_tricks.__all__}
+    names["OldTask"] = OldTask
     for technique in (case.neutral(), case.active()):
         assert repr(eval(repr(technique), names.copy())) == repr(technique)
         assert repr(pickle.loads(pickle.dumps(technique))) == repr(technique)

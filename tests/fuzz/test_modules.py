@@ -26,6 +26,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "AdaptiveGradientClip": lambda _: lt.AdaptiveGradientClip(clip=0.02),
     "DropoutSchedule": lambda _: lt.DropoutSchedule(schedule="linear(to=0.9, start=0.3)"),
     "EMAWeights": lambda _: lt.EMAWeights(decay=0.9, buffers="average", decay_warmup=False),
+    "ElasticWeightConsolidation": lambda _: lt.ElasticWeightConsolidation(strength=5.0, data=Loader(1)),
     "Freeze": lambda module: lt.Freeze(params=lt.propose_stages(module)[-1], at=1, dropout="off"),
     "GradientClip": lambda _: lt.GradientClip(max_norm=0.1),
     "GradientCentralization": lambda _: lt.GradientCentralization(),

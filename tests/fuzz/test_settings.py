@@ -32,6 +32,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger
 from tests.contract.cases import CASES
 from tests.contract.mixing import Mixes
+from tests.contract.old_task import OldTask
 from tests.fuzz.effort import LONG, examples
 from tests.fuzz.values import CORNERS, anything, is_plain, shown
 from tests.fuzz.verdicts import Batches, refusal
@@ -126,7 +127,10 @@ def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name:
         assert shown(value, str(error)), f"{value!r} is not shown: {error}"
         return
     if is_plain(value):
-        for again in (eval(repr(built), {**NAMES, "np": np}), pickle.loads(pickle.dumps(built))):
+        for again in (
+            eval(repr(built), {**NAMES, "np": np, "OldTask": OldTask}),
+            pickle.loads(pickle.dumps(built)),
+        ):
             assert repr(again) == repr(built)
             assert isinstance(built, Technique) or again == built
     works(built, [name])
