@@ -64,6 +64,12 @@ from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
+from lightning_tricks.objectives.label_smoothing import LabelSmoothing
+from lightning_tricks.objectives.smoothed_losses import (
+    smooth_labels,
+    smoothed_binary_cross_entropy,
+    smoothed_cross_entropy,
+)
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -106,6 +112,7 @@ __all__ = [
     "HalfLife",
     "Interpolate",
     "InverseDecay",
+    "LabelSmoothing",
     "LastEpochs",
     "Layerwise",
     "LearnedSoup",
@@ -175,6 +182,9 @@ __all__ = [
     "polynomial",
     "propose_stages",
     "replace_norm_",
+    "smooth_labels",
+    "smoothed_binary_cross_entropy",
+    "smoothed_cross_entropy",
     "spectral_norm_",
     "stable_decay",
     "step",

@@ -11,6 +11,7 @@ import lightning_tricks as lt
 from tests.contract.adapting import (
     as_it_is,
     with_batchnorm,
+    with_cross_entropy,
     with_dropout,
     with_layer_norm,
     with_residual_block,
@@ -103,6 +104,11 @@ CASES: dict[str, Case] = {
         active=lambda: lt.PreciseBatchNorm(batches=3),
         exempt={"neutral": "statistics that are estimated anew are others"},
         adapt=with_batchnorm,
+    ),
+    "LabelSmoothing": Case(
+        neutral=lambda: lt.LabelSmoothing(smoothing=0.0),
+        active=lambda: lt.LabelSmoothing(smoothing="0.4 * linear(to=0.1)", losses="criterion"),
+        adapt=with_cross_entropy,
     ),
     "GradientClip": Case(
         neutral=lambda: lt.GradientClip(max_norm=1e9),

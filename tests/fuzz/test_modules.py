@@ -32,6 +32,7 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "GradientNoise": lambda _: lt.GradientNoise(variance=0.1),
     "GradientSurgery": lambda _: lt.GradientSurgery(),
     "LSUV": lambda _: lt.LSUV(),
+    "LabelSmoothing": lambda _: lt.LabelSmoothing(smoothing="0.5 * step(every=1, gamma=0.5)"),
     "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
     "NormPenalty": lambda _: lt.NormPenalty(l1=0.1, proximal=True, params="*"),
     "Lookahead": lambda _: lt.Lookahead(k=2),
