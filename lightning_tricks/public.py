@@ -64,6 +64,7 @@ from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
+from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
 from lightning_tricks.objectives.label_smoothing import LabelSmoothing
 from lightning_tricks.objectives.smoothed_losses import (
     smooth_labels,
@@ -158,6 +159,8 @@ __all__ = [
     "ZScore",
     "ZeroInitResidual",
     "average_state",
+    "balanced_sampler",
+    "class_weights",
     "constant",
     "cosine",
     "cosine_restarts",
