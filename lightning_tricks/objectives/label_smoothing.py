@@ -83,8 +83,8 @@ class LabelSmoothing(Technique):
       labels that are smoothed already.
 
     Class weights, ``ignore_index``, labels as probabilities and the shapes of segmentation are torch's own.
-    On digits of whose labels 30 % are drawn anew, accuracy on true ones rises from 89.0 % to 91.6 % with 0.1
-    and to 93.6 % with 0.3, and for each of five seeds (``python -m benchmarks.label_noise``).
+    On digits of whose labels 30 % are drawn anew, accuracy on true ones rises from 89 % to 92 % with 0.1 and
+    to 94 % with 0.3, with each of five seeds (``python -m benchmarks.label_noise``).
 
     Args:
         smoothing: Share of each label that is spread over all classes, in [0, 1); a number, a schedule or its
