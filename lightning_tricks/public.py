@@ -65,7 +65,9 @@ from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
 from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
+from lightning_tricks.objectives.cut_mix import CutMix
 from lightning_tricks.objectives.label_smoothing import LabelSmoothing
+from lightning_tricks.objectives.mixup import Mixup
 from lightning_tricks.objectives.smoothed_losses import (
     smooth_labels,
     smoothed_binary_cross_entropy,
@@ -93,6 +95,7 @@ __all__ = [
     "Breadcrumbs",
     "CAGrad",
     "ConflictError",
+    "CutMix",
     "Dare",
     "DareTies",
     "DropoutSchedule",
@@ -120,6 +123,7 @@ __all__ = [
     "LearningRate",
     "Lookahead",
     "Median",
+    "Mixup",
     "ModelStock",
     "MonteCarloDropout",
     "NelderMeadSoup",

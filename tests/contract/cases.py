@@ -41,6 +41,7 @@ class Case:
 
 
 NO_NEUTRAL_WEIGHTS = {"neutral": "no setting of it leaves all weights as they are"}
+MIXES_ITS_OWN = {"same numbers": "each process mixes the samples of its own share"}
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
@@ -104,6 +105,16 @@ CASES: dict[str, Case] = {
         active=lambda: lt.PreciseBatchNorm(batches=3),
         exempt={"neutral": "statistics that are estimated anew are others"},
         adapt=with_batchnorm,
+    ),
+    "Mixup": Case(
+        neutral=lambda: lt.Mixup(classes=3, probability=0.0),
+        active=lambda: lt.Mixup(classes=3, alpha=0.4, probability="linear(to=0.5)", seed=2),
+        exempt=MIXES_ITS_OWN,
+    ),
+    "CutMix": Case(
+        neutral=lambda: lt.CutMix(classes=3, probability=0.0),
+        active=lambda: lt.CutMix(classes=3, probability=0.8, seed=2),
+        exempt=MIXES_ITS_OWN,
     ),
     "LabelSmoothing": Case(
         neutral=lambda: lt.LabelSmoothing(smoothing=0.0),

@@ -34,6 +34,8 @@ ACTIVE: dict[str, Callable[[Patchwork], Technique]] = {
     "LSUV": lambda _: lt.LSUV(),
     "LabelSmoothing": lambda _: lt.LabelSmoothing(smoothing="0.5 * step(every=1, gamma=0.5)"),
     "LearningRate": lambda _: lt.LearningRate(schedule="cyclic(2, to=0.1)"),
+    "CutMix": lambda _: lt.CutMix(classes=3),
+    "Mixup": lambda _: lt.Mixup(classes=3),
     "NormPenalty": lambda _: lt.NormPenalty(l1=0.1, proximal=True, params="*"),
     "Lookahead": lambda _: lt.Lookahead(k=2),
     "PlateauDecay": lambda _: lt.PlateauDecay(monitor="val_loss", patience=1, min_delta=1e3),
