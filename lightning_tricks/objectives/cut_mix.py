@@ -60,7 +60,7 @@ def pasted(inputs: Tensor, order: Tensor, *, box: Box) -> Tensor:
                 [1, 1, 2]])
     """
     mixed = inputs.clone()
-    mixed[(..., *box)] = inputs[(slice(None), ..., *box)][order]
+    mixed[(..., *box)] = inputs[(..., *box)][order]
     return mixed
 
 
