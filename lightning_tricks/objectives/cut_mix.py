@@ -12,7 +12,7 @@ Features", 2019, https://arxiv.org/abs/1905.04899, algorithm A1.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -60,7 +60,8 @@ def pasted(inputs: Tensor, order: Tensor, *, box: Box) -> Tensor:
                 [1, 1, 2]])
     """
     mixed = inputs.clone()
-    mixed[(..., *box)] = inputs[(..., *box)][order]
+    place: Any = (..., *box)
+    mixed[place] = inputs[place][order]
     return mixed
 
 
@@ -85,6 +86,9 @@ class CutMix(MixedBatches):
     ``labels.argmax(1)``, the greater part, where labels are floating. Each process draws for its own share of
     the data.
 
+    On digits of whose labels 30 % are drawn anew, accuracy on true ones rises from 89 % to 94 %, with each
+    of five seeds (``python -m benchmarks.label_noise``).
+
     Args:
         classes: How many the labels have, at least 2.
         alpha: Both parameters of the beta distribution of a sample's own share, above 0; the paper's 1 makes
@@ -95,10 +99,41 @@ class CutMix(MixedBatches):
         seed: Of the draws, at least 0.
 
     Example:
-        Half of the batches, in dictionaries:
+        Two layers in plain PyTorch learn 1,000 handwritten digits, of whose labels 30 % are drawn anew.
+        ``DigitsClassifier`` trains any network on them by cross entropy and SGD; with ``QUIET`` the Trainer
+        shows no bars and writes no files.
 
-        >>> CutMix(classes=10, probability=0.5, inputs="image", labels="label").alpha
-        1.0
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from torch import nn
+        >>> from lightning_tricks import CutMix, to_yaml
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> def accuracy(*techniques):
+        ...     _ = torch.manual_seed(0)
+        ...     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        ...     trainer = Trainer(max_epochs=20, callbacks=list(techniques), **QUIET)
+        ...     trainer.fit(DigitsClassifier(network), DigitsData(label_noise=0.3))
+        ...     return float(trainer.callback_metrics["val_accuracy"])
+
+        On digits with true labels, which are never mixed:
+
+        >>> mixing = CutMix(classes=10)
+        >>> accuracy(mixing) > accuracy() + 0.01
+        True
+
+        The same for LightningCLI, with all settings there are:
+
+        >>> print(to_yaml(mixing), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.CutMix
+            init_args:
+              classes: 10
+              alpha: 1.0
+              probability: 1.0
+              inputs: 0
+              labels: 1
+              seed: 0
     """
 
     alpha: float = 1.0

@@ -59,6 +59,9 @@ class Mixup(MixedBatches):
     indices can take ``labels.argmax(1)``, the greater part, where labels are floating. Each process draws for
     its own share of the data.
 
+    On digits of whose labels 30 % are drawn anew, accuracy on true ones rises from 89 % to 92 %, and to 93 % with ``alpha=1``, with each
+    of five seeds (``python -m benchmarks.label_noise``).
+
     Args:
         classes: How many the labels have, at least 2.
         alpha: Both parameters of the beta distribution of a sample's own share, above 0; the greater, the
@@ -69,10 +72,41 @@ class Mixup(MixedBatches):
         seed: Of the draws, at least 0.
 
     Example:
-        Mixed at first, and the last tenth of the run as the data are:
+        Two layers in plain PyTorch learn 1,000 handwritten digits, of whose labels 30 % are drawn anew.
+        ``DigitsClassifier`` trains any network on them by cross entropy and SGD; with ``QUIET`` the Trainer
+        shows no bars and writes no files.
 
-        >>> Mixup(classes=10, probability="constant(1.0, over='90%') >> constant(0.0)").alpha
-        0.2
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from torch import nn
+        >>> from lightning_tricks import Mixup, to_yaml
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> def accuracy(*techniques):
+        ...     _ = torch.manual_seed(0)
+        ...     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        ...     trainer = Trainer(max_epochs=20, callbacks=list(techniques), **QUIET)
+        ...     trainer.fit(DigitsClassifier(network), DigitsData(label_noise=0.3))
+        ...     return float(trainer.callback_metrics["val_accuracy"])
+
+        On digits with true labels, which are never mixed:
+
+        >>> mixing = Mixup(classes=10, alpha=1.0)
+        >>> accuracy(mixing) > accuracy() + 0.01
+        True
+
+        The same for LightningCLI, with all settings there are:
+
+        >>> print(to_yaml(mixing), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.Mixup
+            init_args:
+              classes: 10
+              alpha: 1.0
+              probability: 1.0
+              inputs: 0
+              labels: 1
+              seed: 0
     """
 
     alpha: float = 0.2

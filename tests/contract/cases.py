@@ -41,7 +41,7 @@ class Case:
 
 
 NO_NEUTRAL_WEIGHTS = {"neutral": "no setting of it leaves all weights as they are"}
-MIXES_ITS_OWN = {"same numbers": "each process mixes the samples of its own share"}
+MIXES_ITS_OWN = {"same data": "each process mixes the samples of its own share"}
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
