@@ -19,7 +19,6 @@ from lightning_tricks import CutMix, LabelSmoothing, Mixup
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
 
-
 TECHNIQUES: dict[str, Callable[[], list[Technique]]] = {
     "neither": list,
     "LabelSmoothing()": lambda: [LabelSmoothing()],
