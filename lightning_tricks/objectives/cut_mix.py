@@ -90,7 +90,7 @@ class CutMix(MixedBatches):
     of five seeds (``python -m benchmarks.label_noise``).
 
     Args:
-        classes: How many the labels have, at least 2.
+        classes: How many there are, at least 2; as many as the network tells apart.
         alpha: Both parameters of the beta distribution of a sample's own share, above 0; the paper's 1 makes
             all shares alike.
         probability: With which a batch is mixed at all, in [0, 1]; a number, a schedule or its text.

@@ -218,6 +218,7 @@ class Patchwork(LightningModule):
         for name, kind in parts.items():
             self.parts.add_module(name, PARTS[kind]())
         self.head = nn.Linear(4, 3) if head else nn.Tanh()
+        self.outputs = 3 if head else 4
         self.criterion = nn.CrossEntropyLoss()
         self.foreign = [nn.Parameter(torch.ones(2))] if foreign else []
 
