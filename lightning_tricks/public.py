@@ -64,7 +64,16 @@ from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
+from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
 from lightning_tricks.objectives.consolidation import ElasticWeightConsolidation
+from lightning_tricks.objectives.cut_mix import CutMix
+from lightning_tricks.objectives.label_smoothing import LabelSmoothing
+from lightning_tricks.objectives.mixup import Mixup
+from lightning_tricks.objectives.smoothed_losses import (
+    smooth_labels,
+    smoothed_binary_cross_entropy,
+    smoothed_cross_entropy,
+)
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -87,6 +96,7 @@ __all__ = [
     "Breadcrumbs",
     "CAGrad",
     "ConflictError",
+    "CutMix",
     "Dare",
     "DareTies",
     "DropoutSchedule",
@@ -108,12 +118,14 @@ __all__ = [
     "HalfLife",
     "Interpolate",
     "InverseDecay",
+    "LabelSmoothing",
     "LastEpochs",
     "Layerwise",
     "LearnedSoup",
     "LearningRate",
     "Lookahead",
     "Median",
+    "Mixup",
     "ModelStock",
     "MonteCarloDropout",
     "NelderMeadSoup",
@@ -153,6 +165,8 @@ __all__ = [
     "ZScore",
     "ZeroInitResidual",
     "average_state",
+    "balanced_sampler",
+    "class_weights",
     "constant",
     "cosine",
     "cosine_restarts",
@@ -177,6 +191,9 @@ __all__ = [
     "polynomial",
     "propose_stages",
     "replace_norm_",
+    "smooth_labels",
+    "smoothed_binary_cross_entropy",
+    "smoothed_cross_entropy",
     "spectral_norm_",
     "stable_decay",
     "step",

@@ -87,7 +87,8 @@ class Toy(LightningModule):
         self.lr, self.optimizer, self.options = lr, optimizer, options
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return cross_entropy(self.head(self.body(batch[0])), batch[1])
+        criterion = getattr(self, "criterion", cross_entropy)
+        return criterion(self.head(self.body(batch[0])), batch[1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         seed(1000 * self.current_epoch + batch_idx)

@@ -164,6 +164,7 @@ class DigitsClassifier(LightningModule):
         self.network = network
         self.lr = checks.in_range("lr", lr, 0.0, open_low=True)
         self.momentum, self.weight_decay = momentum, weight_decay
+        self.criterion = nn.CrossEntropyLoss()
         self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class DigitsClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels)
+        loss: Tensor = self.criterion(self(images), labels)
         self.log("train_loss", loss)
         return loss
 
@@ -181,7 +182,7 @@ class DigitsClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         self.accuracy(logits, labels)
-        self.log("val_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
+        self.log("val_loss", self.criterion(logits, labels), batch_size=len(labels))
         self.log("val_accuracy", self.accuracy, batch_size=len(labels))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

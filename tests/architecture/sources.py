@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "lightning_tricks"
-BASES = {"Technique", "AveragedWeights", "SnapshotMean"}
+BASES = {"Technique", "AveragedWeights", "SnapshotMean", "MixedBatches"}
 STAGES = ("network", "objectives", "gradients", "updates", "averaging", "fusion", "reporting")
 
 

@@ -89,3 +89,9 @@ def with_residual_block(module: Toy) -> Toy:
     """Return ``module`` with a residual block at the end of its body."""
     module.body.append(ResidualLinear(8).to(module.head.weight.dtype))
     return module
+
+
+def with_cross_entropy(module: Toy) -> Toy:
+    """Return ``module`` with its loss as an object."""
+    module.criterion = nn.CrossEntropyLoss()
+    return module

@@ -11,6 +11,7 @@ import lightning_tricks as lt
 from tests.contract.adapting import (
     as_it_is,
     with_batchnorm,
+    with_cross_entropy,
     with_dropout,
     with_layer_norm,
     with_residual_block,
@@ -41,6 +42,7 @@ class Case:
 
 
 NO_NEUTRAL_WEIGHTS = {"neutral": "no setting of it leaves all weights as they are"}
+MIXES_ITS_OWN = {"same data": "each process mixes the samples of its own share"}
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
@@ -104,6 +106,21 @@ CASES: dict[str, Case] = {
         active=lambda: lt.PreciseBatchNorm(batches=3),
         exempt={"neutral": "statistics that are estimated anew are others"},
         adapt=with_batchnorm,
+    ),
+    "Mixup": Case(
+        neutral=lambda: lt.Mixup(classes=3, probability=0.0),
+        active=lambda: lt.Mixup(classes=3, alpha=0.4, probability="linear(to=0.5)", seed=2),
+        exempt=MIXES_ITS_OWN,
+    ),
+    "CutMix": Case(
+        neutral=lambda: lt.CutMix(classes=3, probability=0.0),
+        active=lambda: lt.CutMix(classes=3, probability=0.8, seed=2),
+        exempt=MIXES_ITS_OWN,
+    ),
+    "LabelSmoothing": Case(
+        neutral=lambda: lt.LabelSmoothing(smoothing=0.0),
+        active=lambda: lt.LabelSmoothing(smoothing="0.4 * linear(to=0.1)", losses="criterion"),
+        adapt=with_cross_entropy,
     ),
     "GradientClip": Case(
         neutral=lambda: lt.GradientClip(max_norm=1e9),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from torch.nn.utils import parametrizations
 
 from tests.toys import optimizers_for, parted, seed
@@ -218,11 +218,13 @@ class Patchwork(LightningModule):
         for name, kind in parts.items():
             self.parts.add_module(name, PARTS[kind]())
         self.head = nn.Linear(4, 3) if head else nn.Tanh()
+        self.outputs = 3 if head else 4
+        self.criterion = nn.CrossEntropyLoss()
         self.foreign = [nn.Parameter(torch.ones(2))] if foreign else []
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x = torch.tanh(sum((part(batch[0]) for part in self.parts.children()), batch[0]))
-        return cross_entropy(self.head(x), batch[1])
+        return self.criterion(self.head(x), batch[1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         seed(batch_idx)

@@ -1,0 +1,167 @@
+"""Batches of which each sample is mixed with another one, and its label with that one's.
+
+What is mixed follows from a seed, the number of the batch and the process, so that a resumed run mixes as the
+uninterrupted one does. Labels become probabilities; ``torch.nn.functional.cross_entropy`` takes them.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lightning_tricks.core import checks
+from lightning_tricks.core.conflicts import Claim
+from lightning_tricks.core.notation import as_schedule
+from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.core.seeds import seed_of
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.objectives.batch_entries import replaced_entries, taken_entry
+from lightning_tricks.objectives.smoothed_losses import smooth_labels
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+__all__ = ["MixedBatches", "mixed_labels"]
+
+
+def mixed_labels(labels: Tensor, order: Tensor, *, share: float, classes: int) -> Tensor:
+    """Return each label mixed with that of the sample that ``order`` puts in its place.
+
+    Args:
+        labels: Class indices, shape (n,), or probabilities, shape (n, classes).
+        order: A permutation of the samples, shape (n,).
+        share: That of each sample's own label, in [0, 1].
+        classes: How many there are.
+
+    Returns:
+        Probabilities, shape (n, classes).
+
+    Example:
+        >>> mixed_labels(torch.tensor([0, 1]), torch.tensor([1, 0]), share=0.75, classes=2)
+        tensor([[0.7500, 0.2500],
+                [0.2500, 0.7500]])
+    """
+    soft = smooth_labels(labels, smoothing=0.0, classes=classes)
+    return share * soft + (1 - share) * soft[order]
+
+
+def refuses_probabilities(loss: nn.Module) -> str | None:
+    """Return why ``loss`` takes no probabilities as labels; ``None`` if it may, or is no loss."""
+    if isinstance(loss, nn.NLLLoss | nn.MultiMarginLoss):
+        return f"{type(loss).__name__} takes class indices only; use nn.CrossEntropyLoss on logits"
+    if isinstance(loss, nn.CrossEntropyLoss) and loss.ignore_index >= 0:
+        return f"torch ignores no class there, as ignore_index={loss.ignore_index} asks for"
+    return None
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class MixedBatches(Technique):
+    """Base of techniques that mix the samples of a batch; not to be used itself.
+
+    Args:
+        classes: How many the labels have, at least 2.
+        alpha: Both parameters of the beta distribution of a sample's own share, above 0.
+        probability: With which a batch is mixed at all, in [0, 1]; a number, a schedule or its text.
+        inputs: Place or key of the inputs in a batch.
+        labels: Place or key of the labels.
+        seed: Of the draws, at least 0.
+    """
+
+    classes: int
+    alpha: float
+    probability: float | str | Schedule = 1.0
+    inputs: int | str = 0
+    labels: int | str = 1
+    seed: int = 0
+    _course: Course | None = field(default=None, init=False, repr=False)
+    _seen: int = field(default=0, init=False, repr=False)
+    _attributes: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    _former: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        checks.whole("classes", self.classes, 2)
+        self.alpha = checks.in_range("alpha", self.alpha, 0.0, 1e6, open_low=True)
+        as_schedule("probability", self.probability, 0.0, 1.0)
+        checks.whole("seed", self.seed)
+        for name in ("inputs", "labels"):
+            if type(value := getattr(self, name)) not in (int, str):
+                raise TypeError(f"{name} must be a place or a key in a batch, got {value!r}")
+
+    @abstractmethod
+    def mix(self, inputs: Tensor, order: Tensor, share: float, draws: random.Random) -> tuple[Tensor, float]:
+        """Return ``inputs`` mixed in the ``order``, and the share that is each sample's own in the end."""
+
+    @final
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "dataloader_iter" in signature(pl_module.training_step).parameters:
+            raise ValueError("training_step must get a batch to have it mixed, got a dataloader_iter")
+        for name, loss in pl_module.named_modules():
+            if why := refuses_probabilities(loss):
+                raise ValueError(f"losses must take probabilities as labels, got {name!r}: {why}")
+
+    @final
+    def claims(self) -> Iterator[Claim]:
+        yield self.claim("batch", None)
+
+    @final
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._course = self.lay(trainer, "probability", as_schedule("probability", self.probability))
+        selector = trainer._data_connector._datahook_selector
+        assert selector is not None
+        holder = selector.get_instance("on_after_batch_transfer")
+        after: Callable[..., Any] = holder.on_after_batch_transfer
+
+        @wraps(after)
+        def mixes(batch: Any, dataloader_idx: int) -> Any:
+            moved = after(batch, dataloader_idx)
+            return self._mixed(trainer, moved) if trainer.training else moved
+
+        self._attributes = vars(holder)
+        self._former = self._attributes.get("on_after_batch_transfer")
+        self._attributes["on_after_batch_transfer"] = mixes
+
+    def _mixed(self, trainer: Trainer, batch: Any) -> Any:
+        assert self._course is not None
+        draws = random.Random(seed_of(self.seed, self.label, self._seen, trainer.global_rank))
+        if draws.random() >= self._course(self.clock.position):
+            return batch
+        inputs = taken_entry(batch, self.inputs, name="inputs")
+        labels = taken_entry(batch, self.labels, name="labels")
+        if len(inputs) != len(labels):
+            raise ValueError(f"labels must be one for each of {len(inputs)} inputs, got {len(labels)}")
+        generator = torch.Generator().manual_seed(draws.getrandbits(48))
+        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        mixed, share = self.mix(inputs, order, draws.betavariate(self.alpha, self.alpha), draws)
+        soft = mixed_labels(labels, order, share=share, classes=self.classes)
+        soft = soft.to(inputs.dtype) if inputs.is_floating_point() else soft
+        return replaced_entries(batch, {self.inputs: mixed, self.labels: soft})
+
+    @final
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert self._course is not None
+        self._seen += 1
+        self.report(trainer, pl_module, probability=self._course(self.clock.position))
+
+    @final
+    def saved(self) -> dict[str, Any]:
+        return {"seen": self._seen}
+
+    @final
+    def restore(self, state: dict[str, Any]) -> None:
+        self._seen = state["seen"]
+
+    @final
+    def undo(self) -> None:
+        if self._attributes is not None:
+            del self._attributes["on_after_batch_transfer"]
+            if self._former is not None:
+                self._attributes["on_after_batch_transfer"] = self._former
+        self._attributes, self._former = None, None
