@@ -83,6 +83,7 @@ class MixedBatches(Technique):
     seed: int = 0
     _course: Course | None = field(default=None, init=False, repr=False)
     _seen: int = field(default=0, init=False, repr=False)
+    _tried: bool = field(default=False, init=False, repr=False)
     _attributes: dict[str, Any] | None = field(default=None, init=False, repr=False)
     _former: Any = field(default=None, init=False, repr=False)
 
@@ -114,6 +115,7 @@ class MixedBatches(Technique):
     @final
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "probability", as_schedule("probability", self.probability))
+        self._tried = False
         selector = trainer._data_connector._datahook_selector
         assert selector is not None
         holder = selector.get_instance("on_after_batch_transfer")
@@ -131,7 +133,8 @@ class MixedBatches(Technique):
     def _mixed(self, trainer: Trainer, batch: Any) -> Any:
         assert self._course is not None
         draws = random.Random(seed_of(self.seed, self.label, self._seen, trainer.global_rank))
-        if draws.random() >= self._course(self.clock.position):
+        wanted = draws.random() < self._course(self.clock.position)
+        if not wanted and self._tried:
             return batch
         inputs = taken_entry(batch, self.inputs, name="inputs")
         labels = taken_entry(batch, self.labels, name="labels")
@@ -142,7 +145,8 @@ class MixedBatches(Technique):
         mixed, share = self.mix(inputs, order, draws.betavariate(self.alpha, self.alpha), draws)
         soft = mixed_labels(labels, order, share=share, classes=self.classes)
         soft = soft.to(inputs.dtype) if inputs.is_floating_point() else soft
-        return replaced_entries(batch, {self.inputs: mixed, self.labels: soft})
+        self._tried = True  # the first batch in any case, so that one that cannot be mixed shows at once
+        return replaced_entries(batch, {self.inputs: mixed, self.labels: soft}) if wanted else batch
 
     @final
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -173,6 +173,14 @@ def test_what_cannot_be_mixed_has_a_named_error(module, settings, words):
         trainer(lt.Mixup(**{"classes": 3, **settings})).fit(module(), Loader())
 
 
+def test_it_is_told_at_the_first_batch_though_none_is_mixed_yet():
+    module = Sees()
+    mixup = lt.Mixup(classes=2, probability="constant(0.0, over='1 epoch') >> constant(1.0)")
+    with pytest.raises(ValueError, match="labels must hold classes from 0 to 1, got 2"):
+        trainer(mixup, max_epochs=2).fit(module, Loader())
+    assert "train" not in module.seen
+
+
 def test_two_do_not_mix_one_batch():
     with pytest.raises(lt.ConflictError, match="'batch' must have one owner, got Mixup and CutMix"):
         trainer(*(kind(classes=3) for kind in BOTH)).fit(Toy(), Loader())
