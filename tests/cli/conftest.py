@@ -14,7 +14,8 @@ def stranger(folder):
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch, tmp_path):
     environment = stranger(tmp_path)
-    for name in os.environ.keys() - environment.keys():
+    # WANDB_SERVICE is where this process has its own service, and would be given back after that has ended.
+    for name in os.environ.keys() - environment.keys() - {"WANDB_SERVICE"}:
         monkeypatch.delenv(name)
     for name in ("NETRC", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, environment[name])
