@@ -47,7 +47,7 @@ def run_demo(demo: Demo) -> None:
     """
     with extra("demo"):
         import matplotlib  # noqa: F401  # found missing now, and not after the training
-        import sklearn  # noqa: F401  # likewise
+        import sklearn  # noqa: F401  # found missing now, too
 
     # Bound to the terminal now, because what techniques print while they train is kept from it.
     console, output = Console(file=sys.stdout), Path(demo.output)

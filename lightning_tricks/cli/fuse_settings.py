@@ -146,7 +146,8 @@ def method_in(argv: Sequence[str]) -> str | None:
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         if word == "--method" or word.startswith("--method="):
             return checks.one_of("--method", word.partition("=")[2] or after, tuple(METHODS))
-    options = {f"--{each.name}" for each in dataclasses.fields(METHODS["average"])}  # type: ignore[arg-type]
+    known = dataclasses.fields(METHODS["average"])  # type: ignore[arg-type]  # methods are dataclasses
+    options = {f"--{each.name}" for each in known}
     given = any(word.partition("=")[0] in options for word in argv)
     return "average" if given and not any(word.endswith(_RECIPES) for word in argv) else None
 

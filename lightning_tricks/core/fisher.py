@@ -139,10 +139,11 @@ def _gradients(
         part = [column[start : start + (at_once if vectorized else 1)] for column in columns]
         try:
             found = together(learning, part) if vectorized else _one(sample_loss, learning, part)
-        except Exception:
+        except (
+            Exception
+        ):  # not all that modules do can be vectorized; what is wrong otherwise, the loop shows
             if not vectorized:
                 raise
-            # Not all that modules do can be vectorized. What is wrong otherwise shows in the loop, too.
             vectorized = False
             continue
         yield tuple(found)

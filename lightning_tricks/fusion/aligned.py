@@ -114,7 +114,8 @@ class Aligned(OfModule):
 def _within(value: object) -> list[FusionMethod]:
     """Return the methods of which ``value`` is made."""
     if isinstance(value, FusionMethod):
-        inner = [getattr(value, each.name) for each in dataclasses.fields(value)]  # type: ignore[arg-type]
+        known = dataclasses.fields(value)  # type: ignore[arg-type]  # methods are dataclasses
+        inner = [getattr(value, each.name) for each in known]
         return [value, *_within(inner)]
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return [method for each in values for method in _within(each)]

@@ -39,6 +39,10 @@ class BySamples(TensorwiseMethod):
     def count(self) -> int | None:
         return None if self.samples is None else self.untrained + len(self.samples)
 
+    @property
+    def least(self) -> int:
+        return self.untrained + 1
+
     def accepts(self, count: int) -> bool:
         self._given()
         return super().accepts(count)

@@ -163,10 +163,6 @@ class FedAvgM(BySamples):
     def untrained(self) -> int:
         return 1
 
-    @property
-    def least(self) -> int:
-        return 2
-
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         return combination(tensors, [1 - self.lr, *(self.lr * share for share in self.shares)])
 
@@ -209,10 +205,6 @@ class FedAdam(BySamples):
     @property
     def untrained(self) -> int:
         return 1
-
-    @property
-    def least(self) -> int:
-        return 2
 
     def step(self, change: Tensor, memory: Tensor) -> Tensor:
         """Return how far the server goes; ``memory``, the means of ``change`` and its square, is changed."""
