@@ -141,7 +141,7 @@ def _gradients(
             found = together(learning, part) if vectorized else _one(sample_loss, learning, part)
         except (
             Exception
-        ):  # not all that modules do can be vectorized; what is wrong otherwise, the loop shows
+        ):  # not all can be vectorized; what is wrong otherwise, the loop shows
             if not vectorized:
                 raise
             vectorized = False
