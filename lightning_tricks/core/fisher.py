@@ -139,9 +139,7 @@ def _gradients(
         part = [column[start : start + (at_once if vectorized else 1)] for column in columns]
         try:
             found = together(learning, part) if vectorized else _one(sample_loss, learning, part)
-        except (
-            Exception
-        ):  # not all can be vectorized; what is wrong otherwise, the loop shows
+        except Exception:  # not all can be vectorized; what is wrong otherwise, the loop shows
             if not vectorized:
                 raise
             vectorized = False
