@@ -75,6 +75,7 @@ from lightning_tricks.objectives.smoothed_losses import (
     smoothed_cross_entropy,
 )
 from lightning_tricks.reporting.gradient_health import GradientHealth
+from lightning_tricks.reporting.run_report import RunReport
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -145,6 +146,7 @@ __all__ = [
     "Pruned",
     "RegMean",
     "ReplaceNorm",
+    "RunReport",
     "SWAWeights",
     "Schedule",
     "ScheduleFree",

@@ -148,6 +148,9 @@ class GradientHealth(Technique):
     def claims(self) -> Iterable[Claim]:
         return []
 
+    def touched(self) -> Iterable[nn.Parameter]:
+        return self._names
+
     @property
     def findings(self) -> dict[str, list[str]]:
         """The layers that were found exploding, vanishing, dead and symmetric in the run, by kind."""

@@ -234,6 +234,11 @@ CASES: dict[str, Case] = {
         active=lambda: lt.GradientHealth(every=2, per_layer=False),
         exempt={"active": "it changes nothing, as law neutral shows"},
     ),
+    "RunReport": Case(
+        neutral=lt.RunReport,
+        active=lt.RunReport,
+        exempt={"active": "it changes nothing, as law neutral shows"},
+    ),
     "ExactResume": Case(
         neutral=lt.ExactResume,
         active=lt.ExactResume,
