@@ -65,7 +65,7 @@ class RunReport(Technique):
     * **Saves** nothing: after a resume, costs are those of the rest of the run.
     * **Cost** about 2 µs for each hook of each technique, which it measures.
     * **Use** in every run that somebody will look at again; last in the list, so that what others do at the
-      end of a batch is counted. **not** to see what a technique adds to the passes of the module
+      end of a batch is counted; **not** to see what a technique adds to the passes of the module
       (SharpnessAware, GradientSurgery), or starts on a device without waiting: hooks alone are timed.
 
     Example:
@@ -93,6 +93,7 @@ class RunReport(Technique):
         trainer:
           callbacks:
           - class_path: lightning_tricks.RunReport
+            init_args: {}
     """
 
     # After all others.
