@@ -74,6 +74,7 @@ from lightning_tricks.objectives.smoothed_losses import (
     smoothed_binary_cross_entropy,
     smoothed_cross_entropy,
 )
+from lightning_tricks.reporting.diagnosis import Diagnosis
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.reporting.run_report import RunReport
 from lightning_tricks.updates.learning_rate import LearningRate
@@ -100,6 +101,7 @@ __all__ = [
     "CutMix",
     "Dare",
     "DareTies",
+    "Diagnosis",
     "DropoutSchedule",
     "EMAWeights",
     "ElasticWeightConsolidation",

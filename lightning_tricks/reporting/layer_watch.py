@@ -67,6 +67,15 @@ class LayerWatch:
             self._sums[optimizer] = layer_sums(parts, len(self._layers))
             self._copies |= {p: part.weight.clone() for p, part in zip(chosen, parts, strict=True)}
 
+    def without_gradient(self, optimizer: Optimizer) -> list[str]:
+        """Return the layers that ``optimizer`` steps of which no parameter has got a gradient.
+
+        Of what is held in flat pieces nobody knows.
+        """
+        stepped = self._stepped(optimizer)
+        reached = {self.names[p] for p in stepped if p.grad is not None or p in self._spread}
+        return [name for name in dict.fromkeys(self.names[p] for p in stepped) if name not in reached]
+
     def after_step(self, optimizer: Optimizer) -> None:
         """Measure what the step did, if its gradients were measured."""
         if optimizer not in self._sums:
