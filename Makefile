@@ -31,6 +31,7 @@ bench: .venv/.stamp ## measure what the techniques cost
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/pip install --quiet --no-deps timm==1.0.31 # to compare with; without torchvision, which it asks for
 	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.health
 	$(BIN)/pip install --quiet --no-deps ema-pytorch==0.8.3 diffusers==0.42.0 # to compare with
 	$(BIN)/python -m benchmarks.averaging
 	$(BIN)/python -m benchmarks.fusing

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from lightning_tricks.fusion.curve import Curve, along, draw_curve
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.lifecycle import files
-from lightning_tricks.lifecycle.line_plot import log_line
 from lightning_tricks.lifecycle.processes import in_first
+from lightning_tricks.lifecycle.wandb_media import log_line
 
 if TYPE_CHECKING:
     from pathlib import Path

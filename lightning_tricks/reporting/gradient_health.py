@@ -19,6 +19,7 @@ from lightning_tricks.core.select import Patterns, as_patterns
 from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.lifecycle.wandb_media import log_histograms, wandb_loggers
 from lightning_tricks.reporting.health import KINDS, PER_LAYER, LayerHealth, ailments, overall
 from lightning_tricks.reporting.layer_watch import LayerWatch
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GradientHealth"]
 
+_SAMPLES = 2000  # entries of a parameter in a histogram
 _WORDS = {
     "exploding": "gradients explode (norm above {exploding:g}, or not finite)",
     "vanishing": "gradients vanish (root mean square below {vanishing:g} of the largest layer's)",
@@ -50,7 +52,8 @@ class GradientHealth(Technique):
     * **Logs** ``gradient_health/gradient_norm``, ``/update_to_weight``, ``/zero``, ``/non_finite``, and how
       many layers are ``/exploding``, ``/vanishing``, ``/dead``, ``/symmetric``; with ``per_layer`` also
       ``/gradient_norm/LAYER``, ``/gradient_to_weight/LAYER``, ``/update_to_weight/LAYER``, ``/zero/LAYER``
-      and ``/non_finite/LAYER``. Warns once for each layer and kind, when two measurements in a row agree: a
+      and ``/non_finite/LAYER``, and to Weights & Biases a histogram ``/gradients/LAYER`` of 2,000 entries of
+      each parameter. Warns once for each layer and kind, when two measurements in a row agree: a
       branch that begins at zero has no gradient in its first step.
     * **Saves** when it measures next, and what it suspected and found.
     * **Cost** where it measures a copy of the weights, some passes over weights and gradients, and one read
@@ -77,6 +80,7 @@ class GradientHealth(Technique):
     vanishing: float = 1e-6
     params: Patterns = "*"
     _watch: LayerWatch | None = field(default=None, init=False, repr=False)
+    _samples: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _next: int = field(default=-1, init=False, repr=False)
     _measured: int = field(default=0, init=False, repr=False)
     _suspected: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False)
@@ -113,6 +117,8 @@ class GradientHealth(Technique):
         assert self._watch is not None
         if self._looks(trainer):
             self._watch.before_step(optimizer)
+            if self.per_layer and wandb_loggers(trainer):
+                self._samples |= self._watch.samples(optimizer, _SAMPLES)
 
     def after_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, applied: bool | Tensor
@@ -122,9 +128,12 @@ class GradientHealth(Technique):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert self._watch is not None
-        results = self._watch.end_batch()
+        results, samples = self._watch.end_batch(), self._samples
+        self._samples = {}
         if not results:
             return
+        named = {f"{self.metric_prefix}/gradients/{name}": values for name, values in samples.items()}
+        log_histograms(trainer, named, step=self.clock.position - 1)
         self._next = self.clock.position - 1 + self.every
         self._measured += 1
         suspected: dict[str, list[str]] = {kind: [] for kind in KINDS}

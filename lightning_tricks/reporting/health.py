@@ -92,7 +92,17 @@ def layer_sums(parts: Sequence[Part], layers: int) -> Tensor:
         gradients and of weights; of the gradients' entries the number, of those that are zero, and of those
         that are not finite; the number of pairs of rows that were compared, and of those that differ.
     """
-    return _by_layer([_sums(part) for part in parts], parts, layers)
+    sums = _by_layer([_sums(part) for part in parts], parts, layers)
+    # Squares may leave the range of float32, and what is not finite must be counted: both cost much more than
+    # all else here, so it is done where it is called for.
+    entries, zeros = sums[:, 2], sums[:, 3]
+    odd = ~sums[:, :2].isfinite().all(dim=1) | ((sums[:, 0] < 1e-30) & (zeros < entries))
+    if odd.any():
+        layers_odd = set(odd.nonzero().flatten().tolist())
+        again = [part for part in parts if part.layer in layers_odd]
+        exact = _by_layer([_sums(part, exact=True) for part in again], again, layers)
+        sums[odd] = exact[odd]
+    return sums
 
 
 @torch.no_grad()
@@ -101,10 +111,10 @@ def update_squares(parts: Sequence[Part], before: Sequence[Tensor], layers: int)
 
     Args:
         parts: At least one, with weights as they are after the step.
-        before: The weights before it.
+        before: The weights before it; what they hold afterwards is of no use.
         layers: How many layers there are.
     """
-    squares = [_square(part.weight - old)[None] for part, old in zip(parts, before, strict=True)]
+    squares = [_square(old.sub_(part.weight))[None] for part, old in zip(parts, before, strict=True)]
     return _by_layer(squares, parts, layers)
 
 
@@ -122,11 +132,11 @@ def _by_layer(rows: list[Tensor], parts: Sequence[Part], layers: int) -> Tensor:
     return sums
 
 
-def _sums(part: Part) -> Tensor:
+def _sums(part: Part, *, exact: bool = False) -> Tensor:
     weight = part.weight
     gradient = torch.zeros_like(weight) if part.gradient is None else part.gradient
     zeros = gradient.numel() - torch.count_nonzero(gradient)
-    not_finite = gradient.numel() - torch.isfinite(gradient).sum()
+    not_finite = gradient.numel() - torch.isfinite(gradient).sum() if exact else zeros.new_zeros(())
     pairs, differ = 0, zeros.new_zeros(())
     if part.units is not None and weight.ndim > 1 and gradient.shape == weight.shape:
         own, learned = weight.movedim(part.units, 0), gradient.movedim(part.units, 0)
@@ -135,7 +145,8 @@ def _sums(part: Part) -> Tensor:
         for other in (1, -1)[:pairs]:
             differ = differ + ~((own[0] == own[other]).all() & _close(learned[0], learned[other]))
     counts = (zeros.new_full((), gradient.numel()), zeros, not_finite, zeros.new_full((), pairs), differ)
-    return torch.stack([_square(gradient), _square(weight), *(each.double() for each in counts)])
+    squares = [_square(each, exact=exact) for each in (gradient, weight)]
+    return torch.stack([*squares, *(each.double() for each in counts)])
 
 
 def _close(first: Tensor, second: Tensor) -> Tensor:
@@ -143,9 +154,8 @@ def _close(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).abs().max() <= 1e-4 * first.abs().max()
 
 
-def _square(tensor: Tensor) -> Tensor:
-    # In double precision, in which the square of no entry in float32 is lost.
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
+def _square(tensor: Tensor, *, exact: bool = False) -> Tensor:
+    wide = torch.promote_types(tensor.dtype, torch.float64 if exact else torch.float32)
     square: Tensor = torch.linalg.vector_norm(tensor, dtype=wide).double().square()
     return square
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
@@ -75,6 +76,20 @@ class LayerWatch:
         stepped = self._stepped(optimizer)
         reached = {self.names[p] for p in stepped if p.grad is not None or p in self._spread}
         return [name for name in dict.fromkeys(self.names[p] for p in stepped) if name not in reached]
+
+    def samples(self, optimizer: Optimizer, most: int) -> dict[str, Tensor]:
+        """Return of the gradients of each layer that ``optimizer`` steps some entries, evenly spread.
+
+        Args:
+            optimizer: The optimizer.
+            most: Of each parameter.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for parameter in self._stepped(optimizer):
+            if parameter.grad is not None:
+                flat = local(parameter.grad).flatten()
+                found.setdefault(self.names[parameter], []).append(flat[:: max(1, len(flat) // most)][:most])
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Measure what the step did, if its gradients were measured."""

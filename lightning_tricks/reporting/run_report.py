@@ -12,11 +12,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from lightning_tricks.lifecycle.hook_times import HookTimes
-from lightning_tricks.lifecycle.logger_table import log_table
 from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say
 from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.lifecycle.wandb_media import log_table
 from lightning_tricks.reporting.activity import (
     changed,
     in_words,

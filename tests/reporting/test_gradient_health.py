@@ -7,13 +7,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
 from lightning_tricks import GradientClip, GradientHealth
-from lightning_tricks.reporting.layer_watch import unit_axes
+from lightning_tricks.reporting.layer_watch import LayerWatch, unit_axes
+from tests import wandb_offline
 from tests.contract.test_together import reads_per_step
 from tests.toys import Loader, Logged, StopAfter, StopError, Toy, TwoOptimizers, scaler_plugin, trainer
 
@@ -68,6 +72,36 @@ def test_values_are_those_of_the_step() -> None:
     assert logged.column("gradient_norm/head")[-1] == pytest.approx(asks.norm, rel=1e-5)
     assert logged.column("update_to_weight/head")[-1] == pytest.approx(asks.update, rel=1e-5)
     assert logged.column("dead")[-1] == 0.0
+
+
+def test_weights_and_biases_gets_histograms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+
+    class Watches(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: Any) -> None:
+            gradients.append(torch.cat([p.grad.flatten() for p in pl_module.head.parameters()]).numpy())
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True, project="health")
+    trainer(Watches(), GradientHealth(every=4), logger=logger, max_epochs=1).fit(Toy(), Loader())
+    logger.experiment.finish()
+    wandb.teardown()  # waits for the process that writes
+    [run] = tmp_path.rglob("*.wandb")
+    history = wandb_offline.history(run)
+    name = "gradient_health/gradients/head"
+    values, bins = np.histogram(gradients[3], bins=64)
+    assert history[f"{name}/values"] == [values.tolist()]
+    assert history[f"{name}/bins"] == [pytest.approx(bins.tolist())]
+
+
+def test_samples_are_spread_evenly_and_bounded() -> None:
+    network = nn.Linear(100, 50)
+    network.weight.grad, network.bias.grad = torch.arange(5000.0).reshape(50, 100), torch.ones(50)
+    watch = LayerWatch(dict(network.named_parameters()), network, {})
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    found = watch.samples(optimizer, 1000)["bias"]
+    assert len(found) == 50
+    assert watch.samples(optimizer, 1000)["weight"].tolist() == list(range(0, 5000, 5))
 
 
 def test_overall_values_only() -> None:
