@@ -1,4 +1,4 @@
-"""How long techniques work within a run: the time that their hooks take, each without those it calls.
+"""How long techniques work within a run: the time that their hooks take.
 
 It is the time of this process's own thread of Python. What a hook starts on a device without waiting for it,
 and what a technique adds to the passes of the module itself, is not in it.
@@ -44,7 +44,6 @@ class HookTimes:
         watched = list(callbacks)
         self.batches = dict.fromkeys(watched, 0.0)
         self.beside = dict.fromkeys(watched, 0.0)
-        self._inner = 0.0
         self._wrapped: list[tuple[Callback, str]] = []
         for callback in watched:
             for name in _HOOKS:
@@ -64,14 +63,11 @@ class HookTimes:
     ) -> Callable[..., Any]:
         @wraps(hook)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            outer, self._inner = self._inner, 0.0
             begun = perf_counter()
             try:
                 return hook(*args, **kwargs)
             finally:
-                spent = perf_counter() - begun
-                sums[callback] += spent - self._inner
-                self._inner = outer + spent
+                sums[callback] += perf_counter() - begun
 
         return counted
 

@@ -112,7 +112,7 @@ def test_resumed_it_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 
     whole, path = run(), tmp_path / "a.ckpt"
     with pytest.raises(StopError):
-        run(StopAfter(8, path))
+        run(StopAfter(7, path))
     again = run(path=path)
     assert again._run == whole._run and again.findings == whole.findings
     assert whole.findings and torch.load(path, weights_only=True)
