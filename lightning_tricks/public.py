@@ -64,16 +64,21 @@ from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
+from lightning_tricks.objectives.balanced_losses import BalancedLosses
 from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
 from lightning_tricks.objectives.consolidation import ElasticWeightConsolidation
 from lightning_tricks.objectives.cut_mix import CutMix
+from lightning_tricks.objectives.grad_norm import GradNorm
 from lightning_tricks.objectives.label_smoothing import LabelSmoothing
+from lightning_tricks.objectives.loss_balance import FixedWeights
 from lightning_tricks.objectives.mixup import Mixup
 from lightning_tricks.objectives.smoothed_losses import (
     smooth_labels,
     smoothed_binary_cross_entropy,
     smoothed_cross_entropy,
 )
+from lightning_tricks.objectives.uncertainty_balance import UncertaintyBalance
+from lightning_tricks.objectives.value_balances import DynamicWeightAverage, MagnitudeBalance, RandomWeights
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -92,6 +97,7 @@ __all__ = [
     "AdaptiveGradientClip",
     "Aligned",
     "Average",
+    "BalancedLosses",
     "BestK",
     "Breadcrumbs",
     "CAGrad",
@@ -100,6 +106,7 @@ __all__ = [
     "Dare",
     "DareTies",
     "DropoutSchedule",
+    "DynamicWeightAverage",
     "EMAWeights",
     "ElasticWeightConsolidation",
     "EverySteps",
@@ -108,7 +115,9 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FisherWeighted",
+    "FixedWeights",
     "Freeze",
+    "GradNorm",
     "GradientCentralization",
     "GradientClip",
     "GradientHealth",
@@ -124,6 +133,7 @@ __all__ = [
     "LearnedSoup",
     "LearningRate",
     "Lookahead",
+    "MagnitudeBalance",
     "Median",
     "Mixup",
     "ModelStock",
@@ -143,6 +153,7 @@ __all__ = [
     "Probe",
     "ProgressiveUnfreeze",
     "Pruned",
+    "RandomWeights",
     "RegMean",
     "ReplaceNorm",
     "SWAWeights",
@@ -158,6 +169,7 @@ __all__ = [
     "Ties",
     "TorchJD",
     "TrimmedMean",
+    "UncertaintyBalance",
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",

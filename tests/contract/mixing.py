@@ -7,24 +7,46 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_tricks import OptimizerMixin, OptimizerSettings
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lightning_tricks import BalancedLosses, OptimizerMixin, OptimizerSettings
+from lightning_tricks.objectives.loss_balance import LossBalance
 from tests.toys import Toy, TwoOptimizers
 
 
 class Mixes(Callback):
-    """Makes OptimizerMixin the first base of the module's class.
+    """Makes a mixin the first base of the module's class.
 
     Attributes:
-        settings: Gives the settings for a module.
+        settings: Gives the attributes of that class for a module.
+        mixin: Which.
     """
 
-    def __init__(self, settings: Callable[[Toy], Any]) -> None:
-        self.settings = settings
+    def __init__(self, settings: Callable[[Toy], dict[str, Any]], mixin: type) -> None:
+        self.settings, self.mixin = settings, mixin
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            kind, own = type(pl_module), {"optimizer_settings": self.settings(pl_module)}
-            pl_module.__class__ = type(kind.__name__, (OptimizerMixin, kind), own)
+            kind, own = type(pl_module), self.settings(pl_module)
+            pl_module.__class__ = type(kind.__name__, (self.mixin, kind), own)
+
+
+def optimized(settings: Callable[[Toy], Any]) -> Mixes:
+    """Return what gives a module ``settings`` for its optimizers."""
+    return Mixes(lambda module: {"optimizer_settings": settings(module)}, OptimizerMixin)
+
+
+def balanced(strategy: LossBalance) -> Mixes:
+    """Return what gives a module a second loss, of the size of its logits, and a strategy for the two."""
+    return Mixes(lambda _: {"loss_balance": strategy, "loss": two_losses}, BalancedLosses)
+
+
+def two_losses(self: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the balance of the toy's own loss and the mean square of its logits."""
+    logits = self.head(self.body(batch[0].to(self.head.weight.dtype)))
+    total: Tensor = self.balance({"fit": cross_entropy(logits, batch[1]), "size": logits.square().mean()})
+    return total
 
 
 def as_by_hand(module: Toy) -> Any:

@@ -1,0 +1,309 @@
+"""Several losses in one module: ``self.balance({"box": l1, "class": l2})`` returns the scalar to minimise.
+
+    L = sum of w_i L_i,    w by a strategy, the same for all batches of an optimizer step
+
+References: those of the strategies; Caruana, "Multitask Learning", 1997,
+https://doi.org/10.1023/A:1007379606734, for losses on one network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as functorch_config
+from torch.distributed.tensor import DTensor
+
+from lightning_tricks.core.chosen import chosen_parameters
+from lightning_tricks.core.compiled import is_compiled
+from lightning_tricks.core.duration import Horizon
+from lightning_tricks.core.select import Patterns, select
+from lightning_tricks.lifecycle.clock import Clock
+from lightning_tricks.lifecycle.closures import averaged
+from lightning_tricks.lifecycle.horizon import run_horizon
+from lightning_tricks.lifecycle.notice import warn
+from lightning_tricks.objectives.balancing import Balancing, stacked
+from lightning_tricks.objectives.grad_norm import norms_of, task_gradients
+from lightning_tricks.objectives.loss_balance import FixedWeights, LossBalance
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+__all__ = ["BalancedLosses"]
+
+KEY = "balanced_losses"
+LEARNED = "loss_log_variances"
+
+
+class BalancedLosses:
+    """Weigh several losses against each other; inherit it before LightningModule.
+
+    * **When** ``training_step`` calls ``self.balance(losses)``, with the same names in each batch. Weights are
+      decided once per optimizer step, from the losses of the steps before it, and are the same for all
+      batches of an accumulation; another pass over a batch changes nothing.
+    * **Changes** nothing but what it returns. In evaluation that is the sum with the weights of the last
+      training step (1 each if there was none), and nothing moves: to choose a checkpoint, watch the losses
+      themselves rather than this. Over several processes weights are the same, and follow from the losses'
+      means over all.
+    * **Logs** ``balanced_losses/loss/NAME`` and ``balanced_losses/weight/NAME``, as means over processes where
+      weights follow from losses.
+    * **Saves** what the strategy remembers, under ``"balanced_losses"`` in checkpoints, and a parameter
+      ``loss_log_variances`` for ``UncertaintyBalance``, which ``configure_optimizers`` must give to an
+      optimizer; OptimizerMixin does, without decay. A new run begins anew, except for that parameter.
+    * **Cost** one all-reduce of a few numbers per batch; ``GradNorm`` a backward pass per loss. On a device
+      nothing is read back but on steps that Lightning logs: only there is a loss that is NaN named at once.
+    * **Use** for losses in different units, or that fall at different speeds; **not** before equal weights
+      were tried, nor for losses that pull against each other: that is GradientSurgery.
+
+    Attributes:
+        loss_balance: The strategy: ``FixedWeights({"box": 1.0, "class": 0.1})``, ``MagnitudeBalance()``,
+            ``UncertaintyBalance({"box": "regression", "class": "classification"})``,
+            ``GradNorm("trunk[-1]")``, ``DynamicWeightAverage()`` or ``RandomWeights()``. What each promises
+            stands in its docstring.
+    """
+
+    loss_balance: LossBalance = FixedWeights()
+    loss_log_variances: nn.Parameter
+    _balancing: Balancing | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class in which a hook that balancing needs would not be called.
+
+        Raises:
+            TypeError: If one would not; names it.
+        """
+        super().__init_subclass__(**options)
+        for hook in ("configure_model", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint"):
+            for kind in cls.__mro__[: cls.__mro__.index(BalancedLosses)]:
+                if hook not in vars(kind):
+                    continue
+                if kind.__module__.startswith("lightning."):
+                    raise TypeError(f"{cls.__name__} must inherit BalancedLosses before {kind.__name__}")
+                code = getattr(inspect.unwrap(vars(kind)[hook]), "__code__", None)
+                if code is not None and hook not in code.co_names:
+                    raise TypeError(
+                        f"{hook} of {kind.__name__} must call super().{hook}(...), for BalancedLosses"
+                    )
+
+    @property
+    def loss_weights(self) -> dict[str, Tensor]:
+        """The weights in force, by name: those of the last call of :meth:`balance` in training."""
+        run = self._balancing
+        return {} if run is None or run.weights is None else dict(zip(run.names, run.weights, strict=True))
+
+    def balance(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Return the scalar to minimise, at least in single precision.
+
+        Args:
+            losses: Tensors of one number each, by name.
+
+        Raises:
+            TypeError: If ``losses`` are not tensors by name.
+            ValueError: If one is not a single number, NaN, infinite, or negative where the strategy gives that
+                no meaning; or if the names are not those of the batch before, of the settings, or of the
+                checkpoint that the run goes on from.
+        """
+        module, strategy = cast("LightningModule", self), self.loss_balance
+        names, values = stacked(losses)
+        run = self._balancing
+        if run is not None:
+            run.check_names(names)
+        if not (module.training and torch.is_grad_enabled()):
+            if run is None or run.weights is None:
+                return values.sum()
+            return (run.weights.to(values) * values).sum()
+        if run is None:
+            strategy.check(names)
+            run = self._balancing = Balancing(names)
+        return self._balance(run, values, module._trainer)
+
+    def _balance(self, run: Balancing, values: Tensor, trainer: Trainer | None) -> Tensor:
+        """Return the scalar of a training batch."""
+        strategy = self.loss_balance
+        logs = trainer is not None and trainer._logger_connector.should_update_logs
+        seen = values.detach()
+        if strategy.looks and trainer is not None and trainer.world_size > 1:
+            # Not a view of what belongs to the graph.
+            seen = cast("Tensor", trainer.strategy.reduce(seen.clone(), reduce_op="mean"))
+        run.to(seen.device)
+        # On a CPU there is nothing to wait for.
+        run.check_values(strategy, seen, read=logs or seen.is_cpu or run.state is None)
+        batch = None
+        if trainer is None:
+            run.open(strategy, stamp=None, epoch=0)
+        else:
+            run.open(strategy, stamp=trainer.global_step, epoch=trainer.current_epoch)
+            batch = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        if run.is_new(batch):
+            norms = None if strategy.shared is None else self._norms(run, values, trainer)
+            run.see(strategy, seen, norms, batch=batch)
+        if run.courses is None:
+            run.courses = strategy.lay(_horizon(trainer, run.steps))
+        moment = run.moment(self._learned())
+        if run.weights is None:
+            run.weights = strategy.weigh(moment).to(seen, non_blocking=True)
+        if logs and trainer is not None and not trainer.barebones:
+            self._report(run, seen)
+        total = (run.weights * values).sum()
+        term = strategy.learning_term(moment, seen)
+        # What the losses count for is there already.
+        return total if term is None else total + term - (run.weights * seen).sum()
+
+    def _learned(self) -> Tensor | None:
+        """Return what an optimizer learns, whole."""
+        if not self.loss_balance.learned:
+            return None
+        learned = getattr(self, LEARNED, None)
+        if learned is None:
+            raise RuntimeError(
+                f"{type(self).__name__} must call configure_model() before its optimizer is made, as a Trainer "
+                f"does, for {LEARNED}"
+            )
+        return learned.full_tensor() if isinstance(learned, DTensor) else cast("Tensor", learned)
+
+    def _norms(self, run: Balancing, values: Tensor, trainer: Trainer | None) -> Tensor:
+        """Return the norms of the gradients of the losses so far in this step, the same in all processes."""
+        module = cast("LightningModule", self)
+        patterns = self.loss_balance.shared
+        assert patterns is not None
+        optimizers = () if trainer is None else trainer.optimizers
+        chosen = (
+            select(module, patterns) if trainer is None else chosen_parameters(module, patterns, optimizers)
+        )
+        shared = [parameter for parameter in chosen.values() if parameter.requires_grad]
+        if not shared:
+            raise ValueError(f"params must match a parameter that is trained, got {patterns!r}")
+        scaler = getattr(trainer and trainer.precision_plugin, "scaler", None)
+        losses = values.unbind() if scaler is None else scaler.scale(values).unbind()
+        gradients = task_gradients(losses, shared)
+        if trainer is not None and trainer.world_size > 1:
+            gradients = averaged(trainer, gradients)
+        before = run.gradients or [torch.zeros_like(each) for each in gradients]
+        run.gradients = [each + own for each, own in zip(before, gradients, strict=True)]
+        norms = norms_of(run.gradients, len(values))
+        if run.state is None and not norms.all():
+            name = run.names[int((norms == 0).nonzero()[0])]
+            raise ValueError(f"losses must depend on params, {patterns!r}, got {name!r} with a gradient of 0")
+        return norms / (run.batches + 1)
+
+    def _report(self, run: Balancing, losses: Tensor) -> None:
+        assert run.weights is not None
+        named = {
+            f"{KEY}/{what}/{name}": value
+            for what, values in (("loss", losses), ("weight", run.weights))
+            for name, value in zip(run.names, values, strict=True)
+        }
+        cast("LightningModule", self).log_dict(named, on_step=True, on_epoch=False)
+
+    # What Lightning calls.
+
+    def configure_model(self) -> None:
+        """Make the parameter that the strategy learns, if it does."""
+        cast("Any", super()).configure_model()
+        module = cast("LightningModule", self)
+        if not isinstance(self.loss_balance, LossBalance):
+            raise TypeError(
+                f"loss_balance must be a strategy such as MagnitudeBalance(), got {self.loss_balance!r}"
+            )
+        if self.loss_balance.learned and getattr(self, LEARNED, None) is None:
+            weights = [p for p in module.parameters() if p.is_floating_point()]
+            kind = weights[0].dtype if weights else None
+            zeros = torch.zeros(len(self.loss_balance.learned), dtype=kind, device=module.device)
+            self.loss_log_variances = nn.Parameter(zeros)
+
+    def on_fit_start(self) -> None:
+        """Check what the strategy needs of the run.
+
+        Raises:
+            ValueError: If it is not there; says what to do.
+        """
+        cast("Any", super()).on_fit_start()
+        trainer = cast("LightningModule", self).trainer
+        strategy = self.loss_balance
+        if strategy.learned:
+            self._check_learned(trainer)
+        elif trainer.ckpt_path is None and trainer.global_step == 0:
+            self._balancing = None
+        if self._balancing is not None:
+            self._balancing.courses = None
+        if strategy.shared is not None:
+            self._check_shared(trainer, strategy.shared)
+
+    def _check_learned(self, trainer: Trainer) -> None:
+        groups = [group for each in trainer.optimizers for group in each.param_groups]
+        holding = [group for group in groups if any(p is self.loss_log_variances for p in group["params"])]
+        if not holding:
+            raise ValueError(
+                f"{LEARNED} must be in an optimizer for {type(self.loss_balance).__name__}, got none that "
+                "holds it: let configure_optimizers take self.parameters(), or add a group for it"
+            )
+        if decay := holding[0].get("weight_decay", 0.0):
+            warn(trainer, f"{LEARNED} should not decay, got weight_decay={decay}: give it a group of its own")
+
+    def _check_shared(self, trainer: Trainer, patterns: Patterns) -> None:
+        module, name = cast("LightningModule", self), type(self.loss_balance).__name__
+        if trainer.strategy.restore_checkpoint_after_setup:
+            kind = type(trainer.strategy).__name__
+            raise ValueError(f"{name} needs whole gradients in each process: use DDP, got {kind}")
+        if is_compiled(module) and functorch_config.donated_buffer:
+            raise ValueError(
+                f"{name} needs the graph of compiled code more than once: set "
+                "torch._functorch.config.donated_buffer = False before training"
+            )
+        chosen_parameters(module, patterns, trainer.optimizers)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the strategy remembers."""
+        cast("Any", super()).on_save_checkpoint(checkpoint)
+        if self._balancing is not None:
+            saved = self._balancing.saved()
+            checkpoint[KEY] = {"strategy": repr(self.loss_balance), **saved}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back; a checkpoint without it, as from before there was a balance, starts anew.
+
+        Raises:
+            ValueError: If a run goes on with another strategy, or with other losses to learn for.
+        """
+        cast("Any", super()).on_load_checkpoint(checkpoint)
+        trainer = cast("LightningModule", self)._trainer
+        goes_on = trainer is not None and trainer.state.fn == "fit"
+        entry = dict(checkpoint.get(KEY, {}))
+        before, now = entry.pop("strategy", None), repr(self.loss_balance)
+        same = before is None or before.partition("(")[0] == type(self.loss_balance).__name__
+        if goes_on and not same:
+            raise ValueError(f"loss_balance must be that of the checkpoint, {before}, got {now}")
+        self._balancing = Balancing.restored(entry) if entry and same else None
+        if goes_on and before not in (None, now):
+            warn(
+                cast("Trainer", trainer), f"loss_balance was resumed with changed settings: {before} -> {now}"
+            )
+        self._fit_learned(checkpoint.get("state_dict"), goes_on=goes_on)
+
+    def _fit_learned(self, state: dict[str, Tensor] | None, *, goes_on: bool) -> None:
+        """Give ``state`` the parameter that is learned, or take it away, unless a run is to go on with it."""
+        learned = self.loss_balance.learned
+        if self._balancing is not None and learned:
+            self._balancing.check_names(learned)
+        if state is None or bool(learned) == (LEARNED in state):
+            return
+        if not learned:
+            del state[LEARNED]
+        elif goes_on:
+            raise ValueError(
+                f"a checkpoint to go on from must hold {LEARNED} for {type(self.loss_balance).__name__}, but "
+                "it does not: load its weights alone, by load_from_checkpoint"
+            )
+        else:
+            state[LEARNED] = self.loss_log_variances.detach().clone()
+
+
+def _horizon(trainer: Trainer | None, steps: int) -> Horizon:
+    if trainer is None:
+        return Horizon(None)
+    clock = Clock()
+    clock.position = steps
+    return run_horizon(trainer, clock)
