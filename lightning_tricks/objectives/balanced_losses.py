@@ -61,7 +61,7 @@ class BalancedLosses:
     Attributes:
         loss_balance: The strategy: ``FixedWeights({"box": 1.0, "class": 0.1})``, ``MagnitudeBalance()``,
             ``UncertaintyBalance({"box": "regression", "class": "classification"})``,
-            ``GradNorm("trunk[-1]")``, ``DynamicWeightAverage()`` or ``RandomWeights()``. What each promises
+            ``GradNorm("trunk.3")``, ``DynamicWeightAverage()`` or ``RandomWeights()``. What each promises
             stands in its docstring.
     """
 
@@ -144,7 +144,7 @@ class BalancedLosses:
             run.courses = strategy.lay(_horizon(trainer, run.steps))
         moment = run.moment(self._learned())
         if run.weights is None:
-            run.weights = strategy.weigh(moment).to(seen, non_blocking=True)
+            run.weights = strategy.weigh(moment).to(seen.dtype).to(seen.device, non_blocking=True)
         if logs and trainer is not None and not trainer.barebones:
             self._report(run, seen)
         total = (run.weights * values).sum()

@@ -73,8 +73,10 @@ def grad_norm_step(weights: Tensor, norms: Tensor, ratios: Tensor, *, alpha: flo
     """
     weighted = weights * norms
     mean = weighted.mean()
-    aims = mean * (ratios / ratios.mean()) ** alpha
-    moved = weights * torch.exp(-lr * torch.sign(weighted - aims) * weighted / mean)
+    gaps = weighted / mean - (ratios / ratios.mean()) ** alpha
+    # Where it has arrived, as at first, rounding should not say which way it goes.
+    ways = torch.where(gaps.abs() > 1e-5, gaps.sign(), 0.0)
+    moved = weights * torch.exp(-lr * ways * weighted / mean)
     moved = moved / moved.mean()
     return torch.where(moved.isfinite().all(), moved, weights)
 
@@ -98,8 +100,8 @@ class GradNorm(LossBalance):
         lr: Rate of the descent, in (0, 1].
 
     Example:
-        >>> GradNorm("trunk[-1]", alpha=0.5)
-        GradNorm(params='trunk[-1]', alpha=0.5, lr=0.025)
+        >>> GradNorm("trunk.3", alpha=0.5)
+        GradNorm(params='trunk.3', alpha=0.5, lr=0.025)
     """
 
     params: Patterns

@@ -169,7 +169,8 @@ class FixedWeights(LossBalance):
 
     def weigh(self, moment: Moment) -> Tensor:
         courses = moment.courses
-        return torch.tensor([courses[n](moment.step) if courses else 1.0 for n in moment.names])
+        values = [courses[name](moment.step) if courses else 1.0 for name in moment.names]
+        return torch.tensor(values, dtype=torch.double)
 
 
 # Else a module that saves them as hyperparameters could not be resumed: they hold plain values only.

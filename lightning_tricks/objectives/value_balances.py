@@ -67,13 +67,14 @@ def dynamic_weights(last: Tensor, before: Tensor, *, temperature: float) -> Tens
 
 
 def random_weights(count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` random weights, whose mean is 1.
+    """Return ``count`` random weights, whose mean is 1, in double precision.
 
     Example:
         >>> random_weights(3, torch.Generator().manual_seed(0)).mean()
-        tensor(1.)
+        tensor(1., dtype=torch.float64)
     """
-    return count * torch.softmax(torch.randn(count, generator=generator), 0)
+    # In the default type, runs with another one would draw other weights.
+    return count * torch.softmax(torch.randn(count, generator=generator, dtype=torch.double), 0)
 
 
 @dataclass(frozen=True)

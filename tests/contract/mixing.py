@@ -39,7 +39,20 @@ def optimized(settings: Callable[[Toy], Any]) -> Mixes:
 
 def balanced(strategy: LossBalance) -> Mixes:
     """Return what gives a module a second loss, of the size of its logits, and a strategy for the two."""
-    return Mixes(lambda _: {"loss_balance": strategy, "loss": two_losses}, BalancedLosses)
+    return Mixes(lambda _: two_tasks(strategy), BalancedLosses)
+
+
+def two_tasks(strategy: LossBalance) -> dict[str, Any]:
+    """Return the attributes of a class for that."""
+    return {"loss_balance": strategy, "loss": two_losses, "configure_optimizers": that_learn}
+
+
+def that_learn(self: Any) -> Any:
+    """Return the toy's own optimizers; of several, the first with what is learned for the losses."""
+    optimizers = super(type(self), self).configure_optimizers()
+    if isinstance(optimizers, list) and self.loss_balance.learned:
+        optimizers[0].add_param_group({"params": [self.loss_log_variances], "weight_decay": 0.0})
+    return optimizers
 
 
 def two_losses(self: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
