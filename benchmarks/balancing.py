@@ -16,7 +16,6 @@ import statistics
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 import lightning_tricks as lt
-from benchmarks.record import record
 from lightning_tricks.objectives.loss_balance import LossBalance
 from lightning_tricks.recipes.digits import QUIET, DigitsData
 
@@ -63,7 +61,9 @@ class ThreeTasks(lt.BalancedLosses, lt.OptimizerMixin, LightningModule):
         super().__init__()
         self.loss_balance, self.unit = strategy, unit
         self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
-        self.heads = nn.ModuleDict({"digit": nn.Linear(32, 10), "odd": nn.Linear(32, 2), "ink": nn.Linear(32, 1)})
+        self.heads = nn.ModuleDict(
+            {"digit": nn.Linear(32, 10), "odd": nn.Linear(32, 2), "ink": nn.Linear(32, 1)}
+        )
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """Return what each head says."""

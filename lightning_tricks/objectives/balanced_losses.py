@@ -8,26 +8,23 @@ https://doi.org/10.1023/A:1007379606734, for losses on one network.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch_config
 from torch.distributed.tensor import DTensor
 
-from lightning_tricks.core.chosen import chosen_parameters
-from lightning_tricks.core.compiled import is_compiled
 from lightning_tricks.core.duration import Horizon
-from lightning_tricks.core.select import Patterns, select
 from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.closures import averaged
 from lightning_tricks.lifecycle.horizon import run_horizon
+from lightning_tricks.lifecycle.mixin_hooks import check_hooks
 from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.objectives.balancing import Balancing, stacked
-from lightning_tricks.objectives.grad_norm import norms_of, task_gradients
+from lightning_tricks.objectives.grad_norm import shared_parameters, task_gradients
 from lightning_tricks.objectives.loss_balance import FixedWeights, LossBalance
+from lightning_tricks.objectives.uncertainty_balance import check_learned
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -41,20 +38,20 @@ LEARNED = "loss_log_variances"
 class BalancedLosses:
     """Weigh several losses against each other; inherit it before LightningModule.
 
-    * **When** ``training_step`` calls ``self.balance(losses)``, with the same names in each batch. Weights are
-      decided once per optimizer step, from the losses of the steps before it, and are the same for all
-      batches of an accumulation; another pass over a batch changes nothing.
+    * **When** ``training_step`` calls ``self.balance(losses)``, with the same names in each batch. Weights
+      are those of an optimizer step, made from the steps before it: all batches of an accumulation have the
+      same, and another pass over a batch changes nothing.
     * **Changes** nothing but what it returns. In evaluation that is the sum with the weights of the last
-      training step (1 each if there was none), and nothing moves: to choose a checkpoint, watch the losses
-      themselves rather than this. Over several processes weights are the same, and follow from the losses'
-      means over all.
-    * **Logs** ``balanced_losses/loss/NAME`` and ``balanced_losses/weight/NAME``, as means over processes where
-      weights follow from losses.
-    * **Saves** what the strategy remembers, under ``"balanced_losses"`` in checkpoints, and a parameter
+      training step (1 each if there was none), and nothing moves; to choose a checkpoint, watch the losses
+      themselves. Over several processes weights follow from the losses' means over all, and are the same.
+    * **Logs** ``balanced_losses/loss/NAME`` and ``balanced_losses/weight/NAME``.
+    * **Saves** what the strategy remembers, under ``"balanced_losses"`` in checkpoints; and a parameter
       ``loss_log_variances`` for ``UncertaintyBalance``, which ``configure_optimizers`` must give to an
-      optimizer; OptimizerMixin does, without decay. A new run begins anew, except for that parameter.
-    * **Cost** one all-reduce of a few numbers per batch; ``GradNorm`` a backward pass per loss. On a device
-      nothing is read back but on steps that Lightning logs: only there is a loss that is NaN named at once.
+      optimizer, as ``self.parameters()`` does, and OptimizerMixin without decay. A new run begins anew, but
+      for that parameter.
+    * **Cost** one all-reduce of a few numbers per batch; ``GradNorm`` a backward pass per loss. From a device
+      nothing is read but on steps that Lightning logs, where a loss that was NaN since the last one is named;
+      on a CPU it is named at once.
     * **Use** for losses in different units, or that fall at different speeds; **not** before equal weights
       were tried, nor for losses that pull against each other: that is GradientSurgery.
 
@@ -76,17 +73,8 @@ class BalancedLosses:
             TypeError: If one would not; names it.
         """
         super().__init_subclass__(**options)
-        for hook in ("configure_model", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint"):
-            for kind in cls.__mro__[: cls.__mro__.index(BalancedLosses)]:
-                if hook not in vars(kind):
-                    continue
-                if kind.__module__.startswith("lightning."):
-                    raise TypeError(f"{cls.__name__} must inherit BalancedLosses before {kind.__name__}")
-                code = getattr(inspect.unwrap(vars(kind)[hook]), "__code__", None)
-                if code is not None and hook not in code.co_names:
-                    raise TypeError(
-                        f"{hook} of {kind.__name__} must call super().{hook}(...), for BalancedLosses"
-                    )
+        hooks = ("configure_model", "on_fit_start", "on_save_checkpoint", "on_load_checkpoint")
+        check_hooks(cls, BalancedLosses, hooks)
 
     @property
     def loss_weights(self) -> dict[str, Tensor]:
@@ -102,8 +90,8 @@ class BalancedLosses:
 
         Raises:
             TypeError: If ``losses`` are not tensors by name.
-            ValueError: If one is not a single number, NaN, infinite, or negative where the strategy gives that
-                no meaning; or if the names are not those of the batch before, of the settings, or of the
+            ValueError: If one is not a single number, NaN, infinite, or negative where that means nothing to
+                the strategy; or if the names are not those of the batch before, of the settings, or of the
                 checkpoint that the run goes on from.
         """
         module, strategy = cast("LightningModule", self), self.loss_balance
@@ -129,8 +117,7 @@ class BalancedLosses:
             # Not a view of what belongs to the graph.
             seen = cast("Tensor", trainer.strategy.reduce(seen.clone(), reduce_op="mean"))
         run.to(seen.device)
-        # On a CPU there is nothing to wait for.
-        run.check_values(strategy, seen, read=logs or seen.is_cpu or run.state is None)
+        run.check_values(strategy, seen, read=logs or run.state is None)
         batch = None
         if trainer is None:
             run.open(strategy, stamp=None, epoch=0)
@@ -141,7 +128,9 @@ class BalancedLosses:
             norms = None if strategy.shared is None else self._norms(run, values, trainer)
             run.see(strategy, seen, norms, batch=batch)
         if run.courses is None:
-            run.courses = strategy.lay(_horizon(trainer, run.steps))
+            clock = Clock()
+            clock.position = run.steps
+            run.courses = strategy.lay(Horizon(None) if trainer is None else run_horizon(trainer, clock))
         moment = run.moment(self._learned())
         if run.weights is None:
             run.weights = strategy.weigh(moment).to(seen.dtype).to(seen.device, non_blocking=True)
@@ -159,35 +148,23 @@ class BalancedLosses:
         learned = getattr(self, LEARNED, None)
         if learned is None:
             raise RuntimeError(
-                f"{type(self).__name__} must call configure_model() before its optimizer is made, as a Trainer "
-                f"does, for {LEARNED}"
+                f"{LEARNED} must be there before an optimizer is made: call configure_model(), as a Trainer does"
             )
         return learned.full_tensor() if isinstance(learned, DTensor) else cast("Tensor", learned)
 
     def _norms(self, run: Balancing, values: Tensor, trainer: Trainer | None) -> Tensor:
         """Return the norms of the gradients of the losses so far in this step, the same in all processes."""
         module = cast("LightningModule", self)
-        patterns = self.loss_balance.shared
-        assert patterns is not None
-        optimizers = () if trainer is None else trainer.optimizers
-        chosen = (
-            select(module, patterns) if trainer is None else chosen_parameters(module, patterns, optimizers)
-        )
-        shared = [parameter for parameter in chosen.values() if parameter.requires_grad]
-        if not shared:
-            raise ValueError(f"params must match a parameter that is trained, got {patterns!r}")
+        if run.shared is None:
+            assert self.loss_balance.shared is not None
+            optimizers = None if trainer is None else trainer.optimizers
+            run.shared = shared_parameters(module, self.loss_balance.shared, optimizers)
+        # Else small gradients would be 0 in half precision; only their ratios count.
         scaler = getattr(trainer and trainer.precision_plugin, "scaler", None)
-        losses = values.unbind() if scaler is None else scaler.scale(values).unbind()
-        gradients = task_gradients(losses, shared)
+        gradients = task_gradients((values if scaler is None else scaler.scale(values)).unbind(), run.shared)
         if trainer is not None and trainer.world_size > 1:
             gradients = averaged(trainer, gradients)
-        before = run.gradients or [torch.zeros_like(each) for each in gradients]
-        run.gradients = [each + own for each, own in zip(before, gradients, strict=True)]
-        norms = norms_of(run.gradients, len(values))
-        if run.state is None and not norms.all():
-            name = run.names[int((norms == 0).nonzero()[0])]
-            raise ValueError(f"losses must depend on params, {patterns!r}, got {name!r} with a gradient of 0")
-        return norms / (run.batches + 1)
+        return run.norms_with(gradients)
 
     def _report(self, run: Balancing, losses: Tensor) -> None:
         assert run.weights is not None
@@ -221,39 +198,21 @@ class BalancedLosses:
             ValueError: If it is not there; says what to do.
         """
         cast("Any", super()).on_fit_start()
-        trainer = cast("LightningModule", self).trainer
-        strategy = self.loss_balance
+        module, strategy = cast("LightningModule", self), self.loss_balance
+        trainer = module.trainer
         if strategy.learned:
-            self._check_learned(trainer)
+            if decay := check_learned(self.loss_log_variances, trainer.optimizers):
+                warn(trainer, f"{LEARNED} should not decay, got weight_decay={decay}: give it its own group")
         elif trainer.ckpt_path is None and trainer.global_step == 0:
             self._balancing = None
         if self._balancing is not None:
-            self._balancing.courses = None
+            self._balancing.courses = self._balancing.shared = None
         if strategy.shared is not None:
-            self._check_shared(trainer, strategy.shared)
-
-    def _check_learned(self, trainer: Trainer) -> None:
-        groups = [group for each in trainer.optimizers for group in each.param_groups]
-        holding = [group for group in groups if any(p is self.loss_log_variances for p in group["params"])]
-        if not holding:
-            raise ValueError(
-                f"{LEARNED} must be in an optimizer for {type(self.loss_balance).__name__}, got none that "
-                "holds it: let configure_optimizers take self.parameters(), or add a group for it"
-            )
-        if decay := holding[0].get("weight_decay", 0.0):
-            warn(trainer, f"{LEARNED} should not decay, got weight_decay={decay}: give it a group of its own")
-
-    def _check_shared(self, trainer: Trainer, patterns: Patterns) -> None:
-        module, name = cast("LightningModule", self), type(self.loss_balance).__name__
-        if trainer.strategy.restore_checkpoint_after_setup:
-            kind = type(trainer.strategy).__name__
-            raise ValueError(f"{name} needs whole gradients in each process: use DDP, got {kind}")
-        if is_compiled(module) and functorch_config.donated_buffer:
-            raise ValueError(
-                f"{name} needs the graph of compiled code more than once: set "
-                "torch._functorch.config.donated_buffer = False before training"
-            )
-        chosen_parameters(module, patterns, trainer.optimizers)
+            name, whole = type(strategy).__name__, not trainer.strategy.restore_checkpoint_after_setup
+            if not whole:
+                kind = type(trainer.strategy).__name__
+                raise ValueError(f"{name} needs whole gradients in each process: use DDP, got {kind}")
+            shared_parameters(module, strategy.shared, trainer.optimizers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the strategy remembers."""
@@ -299,11 +258,3 @@ class BalancedLosses:
             )
         else:
             state[LEARNED] = self.loss_log_variances.detach().clone()
-
-
-def _horizon(trainer: Trainer | None, steps: int) -> Horizon:
-    if trainer is None:
-        return Horizon(None)
-    clock = Clock()
-    clock.position = steps
-    return run_horizon(trainer, clock)

@@ -7,13 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.schedule import Course
+from lightning_tricks.objectives.grad_norm import norms_of
 from lightning_tricks.objectives.loss_balance import LossBalance, Moment, State
 
-__all__ = ["Balancing", "stacked"]
+__all__ = ["Balancing", "read_freely", "stacked"]
+
+
+def read_freely(tensor: Tensor) -> bool:
+    """Return whether nothing waits for a device when ``tensor`` is read."""
+    return tensor.is_cpu
 
 
 def stacked(losses: Mapping[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
@@ -58,6 +64,7 @@ class Balancing:
         batches: How many.
         wrong: Which losses were no numbers that they may be, shape (losses,).
         courses: The strategy's schedules over the run, once it has begun.
+        shared: The parameters whose gradients it looks at, once it has begun.
         gradients: Those behind ``norms``, summed.
     """
 
@@ -72,6 +79,7 @@ class Balancing:
     batches: int = 0
     wrong: Tensor | None = None
     courses: dict[str, Course] | None = None
+    shared: list[nn.Parameter] | None = None
     gradients: list[Tensor] = field(default_factory=list)
     _batch: int | None = None
 
@@ -103,7 +111,7 @@ class Balancing:
         self.stamp, self.epoch = stamp, epoch
 
     def is_new(self, batch: int | None) -> bool:
-        """Return whether ``batch`` is the first of that number in this step; another pass counts for nothing."""
+        """Return whether ``batch`` is new in this step; another pass over one counts for nothing."""
         return batch is None or batch != self._batch
 
     def see(self, strategy: LossBalance, losses: Tensor, norms: Tensor | None, *, batch: int | None) -> None:
@@ -122,6 +130,23 @@ class Balancing:
         self.norms = norms
         self.batches += 1
 
+    def norms_with(self, gradients: list[Tensor]) -> Tensor:
+        """Return the norms of the means of the gradients over the batches of this step, with one batch more.
+
+        Args:
+            gradients: Of each loss in turn, for each parameter; the same in all processes.
+
+        Raises:
+            ValueError: If a loss has none in the first batch; names it.
+        """
+        before = self.gradients or [torch.zeros_like(each) for each in gradients]
+        self.gradients = [each + own for each, own in zip(before, gradients, strict=True)]
+        norms = norms_of(self.gradients, len(self.names)) / (self.batches + 1)
+        if self.state is None and not norms.all():
+            idle = [name for name, norm in zip(self.names, norms.tolist(), strict=True) if norm == 0.0]
+            raise ValueError(f"losses must depend on params, got gradients of 0 for {listed(idle)}")
+        return norms
+
     def moment(self, learned: Tensor | None) -> Moment:
         """Return what the weights of the open step are made of."""
         assert self.state is not None
@@ -133,7 +158,7 @@ class Balancing:
         Args:
             strategy: What they are for.
             losses: Shape (losses,).
-            read: Whether to look now; else what is wrong is found when it is looked next.
+            read: Whether to wait for a device now; else what is wrong is found when somebody does.
 
         Raises:
             ValueError: If one is; names it.
@@ -141,13 +166,17 @@ class Balancing:
         low = 0.0 if strategy.nonnegative else -torch.inf
         wrong = ~(losses.isfinite() & (losses >= low))
         self.wrong = wrong if self.wrong is None else self.wrong | wrong
-        if not read:
+        if not (read or read_freely(losses)):
             return
         for name, loss, bad in zip(self.names, losses.tolist(), self.wrong.tolist(), strict=True):
             if bad:
                 self.wrong = None
                 rule = f"finite and at least 0 for {type(strategy).__name__}" if low == 0.0 else "finite"
-                when = "" if loss != loss or not low <= loss < torch.inf else " after one of an earlier batch"
+                when = (
+                    ""
+                    if loss != loss or not low <= loss < torch.inf
+                    else " after one of an earlier batch that was not"
+                )
                 raise ValueError(f"losses must be {rule}, got {name!r}: {loss}{when}")
 
     def to(self, device: torch.device) -> None:

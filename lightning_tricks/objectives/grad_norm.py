@@ -16,17 +16,48 @@ Networks", 2018, https://arxiv.org/abs/1711.02257, equations 1 and 2, algorithm 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
+from torch.optim import Optimizer
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.select import Patterns, as_patterns
+from lightning_tricks.core.chosen import chosen_parameters
+from lightning_tricks.core.compiled import is_compiled
+from lightning_tricks.core.select import Patterns, as_patterns, select
 from lightning_tricks.objectives.loss_balance import LossBalance, Moment, State, at_least_floor
 
-__all__ = ["GradNorm", "grad_norm_step", "norms_of", "task_gradients"]
+__all__ = ["GradNorm", "grad_norm_step", "norms_of", "shared_parameters", "task_gradients"]
+
+
+def shared_parameters(
+    module: nn.Module, patterns: Patterns, optimizers: Iterable[Optimizer] | None
+) -> list[nn.Parameter]:
+    """Return the parameters of ``module`` to look at.
+
+    Args:
+        module: The module.
+        patterns: Which.
+        optimizers: Those of the run, if there is one.
+
+    Raises:
+        ValueError: If none of them is trained, or compiled code would not let its graph be used again.
+    """
+    if optimizers is None:
+        found = list(select(module, patterns).values())
+    else:
+        found = list(chosen_parameters(module, patterns, optimizers).values())
+    if not any(parameter.requires_grad for parameter in found):
+        raise ValueError(f"params must match a parameter that is trained, got {patterns!r}")
+    if functorch_config.donated_buffer and is_compiled(module):
+        raise ValueError(
+            "torch._functorch.config.donated_buffer must be False for GradNorm, which needs the graph of "
+            "compiled code more than once, got True: set it before training"
+        )
+    return found
 
 
 def task_gradients(losses: Sequence[Tensor], shared: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -34,12 +65,14 @@ def task_gradients(losses: Sequence[Tensor], shared: Sequence[nn.Parameter]) -> 
 
     The graph stays, so that the losses can be propagated after this.
     """
+    trained = [parameter for parameter in shared if parameter.requires_grad]
     found = []
     for loss in losses:
-        own: Sequence[Tensor | None] = [None] * len(shared)
-        if loss.requires_grad:
-            own = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-        found += [torch.zeros_like(p) if g is None else g for p, g in zip(shared, own, strict=True)]
+        own: dict[nn.Parameter, Tensor | None] = {}
+        if loss.requires_grad and trained:
+            grads = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            own = dict(zip(trained, grads, strict=True))
+        found += [torch.zeros_like(p) if (grad := own.get(p)) is None else grad for p in shared]
     return found
 
 
@@ -53,7 +86,8 @@ def norms_of(gradients: Sequence[Tensor], count: int) -> Tensor:
     each = len(gradients) // count
     wide = torch.promote_types(gradients[0].dtype, torch.float32)
     norms = torch.stack([torch.linalg.vector_norm(grad, dtype=wide) for grad in gradients])
-    return torch.linalg.vector_norm(norms.view(count, each), dim=1)
+    total: Tensor = torch.linalg.vector_norm(norms.view(count, each), dim=1)
+    return total
 
 
 def grad_norm_step(weights: Tensor, norms: Tensor, ratios: Tensor, *, alpha: float, lr: float) -> Tensor:
@@ -86,8 +120,8 @@ class GradNorm(LossBalance):
     """Weigh losses by the norms of their gradients, those that have fallen less more (equations above).
 
     Costs a backward pass per loss and batch, from the losses down to the shared parameters, and their
-    gradients in memory once per loss; over processes these gradients are averaged. Needs whole gradients: DDP,
-    not shards.
+    gradients in memory once per loss; over processes these gradients are averaged. Needs whole gradients:
+    DDP, not shards.
 
     Promise: the share of loss ``i`` in the sum of the norms over the shared parameters is ``r_i ** alpha``
     divided by the sum of these, within 10 percentage points; with ``alpha=0`` they are equal.

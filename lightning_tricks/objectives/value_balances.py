@@ -56,14 +56,15 @@ def dynamic_weights(last: Tensor, before: Tensor, *, temperature: float) -> Tens
 
     Args:
         last: Mean losses of the last epoch, shape (losses,).
-        before: Those of the epoch before it.
+        before: Those of the epoch before it; a loss that was 0 counts as if it had not changed.
         temperature: Above 0; the greater, the more alike the weights.
 
     Example:
         >>> dynamic_weights(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0]), temperature=2.0)
         tensor([0.8756, 1.1244])
     """
-    return len(last) * torch.softmax(last / at_least_floor(before) / temperature, 0)
+    ratios = torch.where(before > 0, last / before, 1.0)
+    return len(last) * torch.softmax(ratios / temperature, 0)
 
 
 def random_weights(count: int, generator: torch.Generator) -> Tensor:
@@ -137,9 +138,7 @@ class DynamicWeightAverage(LossBalance):
 
     def begin(self, losses: Tensor, norms: Tensor | None) -> State:
         none = torch.zeros_like(losses)
-        # Of an epoch that was not there the mean is NaN, and so are the weights that would follow from it.
-        absent = torch.full_like(losses, torch.nan)
-        return {"sum": none, "steps": none[0], "last": absent, "before": absent}
+        return {"sum": none, "steps": none[0], "last": none, "before": none}
 
     def advance(
         self, state: State, losses: Tensor, norms: Tensor | None, *, count: int, ends_epoch: bool
@@ -151,9 +150,8 @@ class DynamicWeightAverage(LossBalance):
         return {"sum": none, "steps": none[0], "last": total / steps, "before": state["last"]}
 
     def weigh(self, moment: Moment) -> Tensor:
-        last, before = moment.state["last"], moment.state["before"]
-        weights = dynamic_weights(last, before, temperature=self.temperature)
-        return torch.where(weights.isnan(), 1.0, weights)
+        state = moment.state
+        return dynamic_weights(state["last"], state["before"], temperature=self.temperature)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -49,7 +48,7 @@ def two_tasks(strategy: LossBalance) -> dict[str, Any]:
 
 def that_learn(self: Any) -> Any:
     """Return the toy's own optimizers; of several, the first with what is learned for the losses."""
-    optimizers = super(type(self), self).configure_optimizers()
+    optimizers = super(BalancedLosses, self).configure_optimizers()
     if isinstance(optimizers, list) and self.loss_balance.learned:
         optimizers[0].add_param_group({"params": [self.loss_log_variances], "weight_decay": 0.0})
     return optimizers

@@ -11,7 +11,9 @@ from tests.distributed.worlds import WORLDS, Part
 from tests.toys import trainer, weights
 
 
-@pytest.mark.parametrize("world", ["DDP, accumulation", "DDP, manual", "FSDP1", "FSDP2, distributed checkpoints"])
+@pytest.mark.parametrize(
+    "world", ["DDP, accumulation", "DDP, manual", "FSDP1", "FSDP2, distributed checkpoints"]
+)
 def test_weights_are_those_of_one_process(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.balanced", world, str(tmp_path))
     for name, case in CASES.items():
