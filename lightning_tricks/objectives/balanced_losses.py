@@ -148,7 +148,8 @@ class BalancedLosses:
         learned = getattr(self, LEARNED, None)
         if learned is None:
             raise RuntimeError(
-                f"{LEARNED} must be there before an optimizer is made: call configure_model(), as a Trainer does"
+                f"configure_model() must be called before an optimizer is made, as a Trainer does, or {LEARNED} "
+                "is not there"
             )
         return learned.full_tensor() if isinstance(learned, DTensor) else cast("Tensor", learned)
 
@@ -208,9 +209,8 @@ class BalancedLosses:
         if self._balancing is not None:
             self._balancing.courses = self._balancing.shared = None
         if strategy.shared is not None:
-            name, whole = type(strategy).__name__, not trainer.strategy.restore_checkpoint_after_setup
-            if not whole:
-                kind = type(trainer.strategy).__name__
+            if trainer.strategy.restore_checkpoint_after_setup:
+                name, kind = type(strategy).__name__, type(trainer.strategy).__name__
                 raise ValueError(f"{name} needs whole gradients in each process: use DDP, got {kind}")
             shared_parameters(module, strategy.shared, trainer.optimizers)
 
@@ -236,11 +236,9 @@ class BalancedLosses:
         if goes_on and not same:
             raise ValueError(f"loss_balance must be that of the checkpoint, {before}, got {now}")
         self._balancing = Balancing.restored(entry) if entry and same else None
-        if goes_on and before not in (None, now):
-            warn(
-                cast("Trainer", trainer), f"loss_balance was resumed with changed settings: {before} -> {now}"
-            )
         self._fit_learned(checkpoint.get("state_dict"), goes_on=goes_on)
+        if trainer is not None and goes_on and before not in (None, now):
+            warn(trainer, f"loss_balance was resumed with changed settings: {before} -> {now}")
 
     def _fit_learned(self, state: dict[str, Tensor] | None, *, goes_on: bool) -> None:
         """Give ``state`` the parameter that is learned, or take it away, unless a run is to go on with it."""
