@@ -148,8 +148,7 @@ class BalancedLosses:
         learned = getattr(self, LEARNED, None)
         if learned is None:
             raise RuntimeError(
-                f"configure_model() must be called before an optimizer is made, as a Trainer does, or {LEARNED} "
-                "is not there"
+                f"{LEARNED} must be there before an optimizer is: call configure_model(), as a Trainer does"
             )
         return learned.full_tensor() if isinstance(learned, DTensor) else cast("Tensor", learned)
 

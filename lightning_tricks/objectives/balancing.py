@@ -172,11 +172,8 @@ class Balancing:
             if bad:
                 self.wrong = None
                 rule = f"finite and at least 0 for {type(strategy).__name__}" if low == 0.0 else "finite"
-                when = (
-                    ""
-                    if loss != loss or not low <= loss < torch.inf
-                    else " after one of an earlier batch that was not"
-                )
+                fine = low <= loss < torch.inf and loss != -torch.inf
+                when = " after one of an earlier batch that was not" if fine else ""
                 raise ValueError(f"losses must be {rule}, got {name!r}: {loss}{when}")
 
     def to(self, device: torch.device) -> None:
