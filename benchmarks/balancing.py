@@ -16,17 +16,19 @@ import statistics
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
+from rich.progress import track
 from torch import Tensor, nn
 
 import lightning_tricks as lt
+from benchmarks.record import record
 from lightning_tricks.objectives.loss_balance import LossBalance
 from lightning_tricks.recipes.digits import QUIET, DigitsData
 
-LOSSES = ("digit", "ink", "odd")
 KINDS = {"digit": "classification", "ink": "regression", "odd": "classification"}
 EQUAL = "`FixedWeights()`, equal"
 STRATEGIES: dict[str, LossBalance] = {
@@ -105,9 +107,27 @@ def scores(seed: int, strategy: LossBalance, unit: float) -> list[float]:
     return [digit, odd, explained.item()]
 
 
+def cell(values: tuple[float, ...], equal: tuple[float, ...], *, digits: int) -> str:
+    """Return the mean, that of the differences to equal weights, and in how many seeds these are above 0."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if values == equal:
+        return mean
+    gains = [value - other for value, other in zip(values, equal, strict=True)]
+    wins = sum(gain > 0 for gain in gains)
+    return f"{mean} ({statistics.mean(gains):+.{digits}f}, {wins} of {len(gains)})"
+
+
 def table(found: Found) -> str:
-    """Return the means of each row, and in how many seeds it was better than equal weights."""
-    return str(found)
+    """Return a row for each strategy."""
+    heads = [f"{task}, ink {unit}" for unit in found for task in ("digit", "odd", "ink")]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for name in STRATEGIES:
+        cells = []
+        for rows in found.values():
+            pairs = zip(zip(*rows[name], strict=True), zip(*rows[EQUAL], strict=True), (1, 1, 3), strict=True)
+            cells += [cell(values, equal, digits=digits) for values, equal, digits in pairs]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -117,13 +137,12 @@ def main() -> None:
     seeds = range(parser.parse_args().seeds)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    found: Found = {}
-    for unit in UNITS:
-        for name, strategy in STRATEGIES.items():
-            rows = [scores(seed, strategy, unit) for seed in seeds]
-            found.setdefault(f"x{unit:g}", {})[name] = rows
-            means = [statistics.mean(column) for column in zip(*rows, strict=True)]
-            print(f"x{unit:g}", name, " ".join(f"{m:.3f}" for m in means), flush=True)
+    found: Found = {f"x{unit:g}": {name: [] for name in STRATEGIES} for unit in UNITS}
+    trainings = [(unit, name, seed) for unit in UNITS for name in STRATEGIES for seed in seeds]
+    for unit, name, seed in track(trainings, "balancing"):
+        found[f"x{unit:g}"][name].append(scores(seed, STRATEGIES[name], unit))
+    figures: dict[str, Any] = {"seeds": len(seeds), "digit, odd, ink": found}
+    record("balancing", figures, table(found))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,46 @@ class BalancedLosses:
             ``UncertaintyBalance({"box": "regression", "class": "classification"})``,
             ``GradNorm("trunk.3")``, ``DynamicWeightAverage()`` or ``RandomWeights()``. What each promises
             stands in its docstring.
+
+    Example:
+        A network learns which digit it sees, and how much ink is in its upper half, in units of which the
+        loss has a thousand.
+
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from torch.nn.functional import cross_entropy, mse_loss
+        >>> from lightning_tricks import BalancedLosses, FixedWeights, MagnitudeBalance
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsData
+        >>> class TwoTasks(BalancedLosses, LightningModule):
+        ...     def __init__(self, loss_balance):
+        ...         super().__init__()
+        ...         self.loss_balance = loss_balance
+        ...         self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU())
+        ...         self.digit, self.ink = nn.Linear(64, 10), nn.Linear(64, 1)
+        ...     def training_step(self, batch, batch_idx):
+        ...         images, labels = batch
+        ...         hidden, ink = self.trunk(images), images[:, 0, :4].sum(dim=(1, 2))
+        ...         ink_loss = 1000 * mse_loss(self.ink(hidden)[:, 0], ink)
+        ...         return self.balance({"digit": cross_entropy(self.digit(hidden), labels), "ink": ink_loss})
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.AdamW(self.parameters(), lr=2e-3)
+        >>> data = DigitsData()
+        >>> data.setup("fit")
+        >>> def trained(loss_balance):
+        ...     _ = torch.manual_seed(0)
+        ...     model = TwoTasks(loss_balance)
+        ...     Trainer(max_epochs=10, **QUIET).fit(model, data.train_dataloader())
+        ...     images, labels = data.val_set.tensors
+        ...     hits = model.digit(model.trunk(images)).argmax(1) == labels
+        ...     return model, hits.float().mean().item()
+
+        With equal weights the ink has all of the gradient. Divided by their own means, both are learnt:
+
+        >>> _, equal = trained(FixedWeights())
+        >>> model, balanced = trained(MagnitudeBalance())
+        >>> balanced > equal + 0.1
+        True
+        >>> bool(model.loss_weights["digit"] > model.loss_weights["ink"])
+        True
     """
 
     loss_balance: LossBalance = FixedWeights()
