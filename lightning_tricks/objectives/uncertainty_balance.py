@@ -106,7 +106,8 @@ class UncertaintyBalance(LossBalance):
         return {"unit": at_least_floor(losses)}
 
     def _factors(self, like: Tensor) -> Tensor:
-        return torch.tensor([FACTORS[self.kinds[name]] for name in self.learned]).to(like)
+        factors = torch.tensor([FACTORS[self.kinds[name]] for name in self.learned], dtype=like.dtype)
+        return factors.to(like.device, non_blocking=True)
 
     def weigh(self, moment: Moment) -> Tensor:
         assert moment.learned is not None
