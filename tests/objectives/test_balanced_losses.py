@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,17 @@ def test_evaluation_takes_the_last_weights_and_moves_nothing() -> None:
     assert_equal(before, module._balancing.saved())
 
 
+def test_a_new_run_begins_anew_and_a_second_fit_goes_on() -> None:
+    module = built(lt.MagnitudeBalance())
+    runner = trainer(max_epochs=1)
+    runner.fit(module, Loader())
+    runner.fit_loop.max_epochs = 2
+    runner.fit(module, Loader())
+    assert module._balancing.steps == 9
+    trainer(max_epochs=1).fit(module, Loader())
+    assert module._balancing.steps == 4
+
+
 def test_each_loss_and_weight_is_logged_by_its_name() -> None:
     module, logged = built(lt.FixedWeights({"fit": "linear(to=0.5)", "size": 2.0})), Logged("balanced_losses")
     trainer(logged).fit(module, Loader())
@@ -143,19 +154,18 @@ def test_each_loss_and_weight_is_logged_by_its_name() -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_step_that_does_not_log_reads_nothing(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balancing, "read_freely", lambda tensor: False)
+    listed: list[Tensor] = []
+    tolist = Tensor.tolist  # which torch does on a CPU without a word to those who count
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: listed.append(tensor) or tolist(tensor))
 
-    def reads(build: Callable[[], Toy]) -> int:
-        counts = []
-        for batches in (5, 15):
-            with HostReads() as seen:
-                trainer(max_epochs=1, log_every_n_steps=1000).fit(build(), Loader(batches))
-            counts.append(seen.count)
-        return counts[1] - counts[0]
+    def reads(batches: int) -> int:
+        listed.clear()
+        with HostReads() as seen:
+            module = built(STRATEGIES[strategy], optimizer="SGD")
+            trainer(max_epochs=1, log_every_n_steps=1000).fit(module, Loader(batches))
+        return seen.count + len(listed)
 
-    def plain() -> Toy:
-        return built(lt.FixedWeights(), optimizer="SGD")
-
-    assert reads(lambda: built(STRATEGIES[strategy], optimizer="SGD")) == reads(plain) == 0
+    assert reads(5) == reads(15) > 0
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
