@@ -53,7 +53,8 @@ class BalancedLosses:
       nothing is read but on steps that Lightning logs, where a loss that was NaN since the last one is named;
       on a CPU it is named at once.
     * **Use** for losses in different units, or that fall at different speeds; **not** before equal weights
-      were tried, nor for losses that pull against each other: that is GradientSurgery.
+      were tried. For losses that pull against each other, GradientSurgery takes each times its own of
+      ``self.loss_weights``.
 
     Attributes:
         loss_balance: The strategy: ``FixedWeights({"box": 1.0, "class": 0.1})``, ``MagnitudeBalance()``,
@@ -154,7 +155,7 @@ class BalancedLosses:
         logs = trainer is not None and trainer._logger_connector.should_update_logs
         seen = values.detach()
         if strategy.looks and trainer is not None and trainer.world_size > 1:
-            # Not a view of what belongs to the graph.
+            # Reduced in place, which must not reach the values in the graph.
             seen = cast("Tensor", trainer.strategy.reduce(seen.clone(), reduce_op="mean"))
         run.to(seen.device)
         run.check_values(strategy, seen, read=logs or run.state is None)

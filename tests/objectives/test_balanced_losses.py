@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
+from torch.nn.functional import cross_entropy
 
 import lightning_tricks as lt
 from lightning_tricks import BalancedLosses
@@ -253,3 +254,27 @@ def test_others_promise_nothing_about_scales(strategy: LossBalance) -> None:
 def test_weights_chosen_by_hand_undo_a_scale() -> None:
     share, _ = share_after_200_steps(lt.FixedWeights({"fit": 1.0, "size": 1e-4}), 1e4)
     assert share == pytest.approx(share_after_200_steps(lt.FixedWeights(), 1.0)[0], abs=1e-3)
+
+
+def for_surgery(self: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
+    logits = self.head(self.body(batch[0]))
+    losses = {"fit": cross_entropy(logits, batch[1]), "size": logits.square().mean()}
+    total = self.balance(losses)
+    return {"loss": total, "losses": {name: self.loss_weights[name] * loss for name, loss in losses.items()}}
+
+
+def test_surgery_takes_the_weighted_losses() -> None:
+    runs = []
+    for method in (lt.Sum(), lt.PCGrad()):
+        module = built(lt.MagnitudeBalance())
+        module.__class__ = type("Operated", (type(module),), {"training_step": for_surgery})
+        torch.manual_seed(0)
+        trainer(lt.GradientSurgery(method=method)).fit(module, Loader())
+        runs.append(module)
+    assert runs[0]._balancing.steps == runs[1]._balancing.steps == 14
+    assert not torch.equal(runs[0].head.weight, runs[1].head.weight)
+
+
+def test_the_card_is_complete() -> None:
+    headings = ("When", "Changes", "Logs", "Saves", "Cost", "Use")
+    assert all(f"* **{heading}**" in str(BalancedLosses.__doc__) for heading in headings)
