@@ -18,6 +18,7 @@ from lightning_tricks import (
 )
 from lightning_tricks.objectives.balancing import Balancing
 from lightning_tricks.objectives.grad_norm import grad_norm_step, norms_of, task_gradients
+from lightning_tricks.objectives.loss_balance import Moment
 from lightning_tricks.objectives.uncertainty_balance import uncertainty_loss
 from lightning_tricks.objectives.value_balances import random_weights
 from tests.toys import assert_equal
@@ -63,6 +64,19 @@ def test_dynamic_weights_are_those_of_the_paper():
         powers = [math.exp(last[k] / before[k] / 1.5) for k in range(3)]
         expected = [3 * power / sum(powers) for power in powers]
         assert found[step].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_dynamic_weights_of_losses_that_fall_hardly_differ():
+    falling = torch.rand(200, 3, generator=torch.Generator().manual_seed(3))
+    for last in falling:
+        weights = DynamicWeightAverage().weigh(moment(last, torch.ones(3)))
+        assert weights.mean().item() == pytest.approx(1.0)
+        assert weights.max() / weights.min() <= math.exp(0.5) * (1 + 1e-6)
+    assert torch.equal(DynamicWeightAverage().weigh(moment(torch.ones(3), torch.zeros(3))), torch.ones(3))
+
+
+def moment(last, before):
+    return Moment(("a", "b", "c"), 0, {"last": last, "before": before}, {}, None)
 
 
 def test_random_weights_are_those_of_the_paper_times_their_number_and_follow_from_the_step():
