@@ -64,16 +64,21 @@ from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
+from lightning_tricks.objectives.balanced_losses import BalancedLosses
 from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
 from lightning_tricks.objectives.consolidation import ElasticWeightConsolidation
 from lightning_tricks.objectives.cut_mix import CutMix
+from lightning_tricks.objectives.grad_norm import GradNorm
 from lightning_tricks.objectives.label_smoothing import LabelSmoothing
+from lightning_tricks.objectives.loss_balance import FixedWeights
 from lightning_tricks.objectives.mixup import Mixup
 from lightning_tricks.objectives.smoothed_losses import (
     smooth_labels,
     smoothed_binary_cross_entropy,
     smoothed_cross_entropy,
 )
+from lightning_tricks.objectives.uncertainty_balance import UncertaintyBalance
+from lightning_tricks.objectives.value_balances import DynamicWeightAverage, MagnitudeBalance, RandomWeights
 from lightning_tricks.reporting.diagnosis import Diagnosis
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.reporting.run_report import RunReport
@@ -94,6 +99,7 @@ __all__ = [
     "AdaptiveGradientClip",
     "Aligned",
     "Average",
+    "BalancedLosses",
     "BestK",
     "Breadcrumbs",
     "CAGrad",
@@ -103,6 +109,7 @@ __all__ = [
     "DareTies",
     "Diagnosis",
     "DropoutSchedule",
+    "DynamicWeightAverage",
     "EMAWeights",
     "ElasticWeightConsolidation",
     "EverySteps",
@@ -111,7 +118,9 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FisherWeighted",
+    "FixedWeights",
     "Freeze",
+    "GradNorm",
     "GradientCentralization",
     "GradientClip",
     "GradientHealth",
@@ -127,6 +136,7 @@ __all__ = [
     "LearnedSoup",
     "LearningRate",
     "Lookahead",
+    "MagnitudeBalance",
     "Median",
     "Mixup",
     "ModelStock",
@@ -146,6 +156,7 @@ __all__ = [
     "Probe",
     "ProgressiveUnfreeze",
     "Pruned",
+    "RandomWeights",
     "RegMean",
     "ReplaceNorm",
     "RunReport",
@@ -162,6 +173,7 @@ __all__ = [
     "Ties",
     "TorchJD",
     "TrimmedMean",
+    "UncertaintyBalance",
     "WarmupCosine",
     "WeightDecay",
     "WeightFusion",

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.compiled import is_compiled
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
@@ -55,14 +56,6 @@ def heeds_smoothing(loss: nn.CrossEntropyLoss) -> bool:
         except Exception:  # it takes something else
             return True
     return not torch.equal(*values)
-
-
-def _compiled(module: nn.Module) -> bool:
-    """Return whether parts run as code that, once compiled, sees no new hook."""
-    return any(
-        path.endswith("_orig_mod") or part._compiled_call_impl is not None
-        for path, part in module.named_modules()
-    )
 
 
 @final
@@ -180,7 +173,7 @@ class LabelSmoothing(Technique):
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "smoothing", as_schedule("smoothing", self.smoothing))
         self._own = {loss: loss.label_smoothing for loss in self._losses.values()}
-        self._uncalled = {} if _compiled(pl_module) else {loss: name for name, loss in self._losses.items()}
+        self._uncalled = {} if is_compiled(pl_module) else {loss: name for name, loss in self._losses.items()}
         self._watches = [loss.register_forward_pre_hook(self._note) for loss in self._uncalled]
         say(trainer, f"{self.state_key} smooths the labels of {checks.listed(list(self._losses))}")
 

@@ -6,25 +6,59 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from lightning_tricks import OptimizerMixin, OptimizerSettings
+from lightning_tricks import BalancedLosses, OptimizerMixin, OptimizerSettings
+from lightning_tricks.objectives.loss_balance import LossBalance
 from tests.toys import Toy, TwoOptimizers
 
 
 class Mixes(Callback):
-    """Makes OptimizerMixin the first base of the module's class.
+    """Makes a mixin the first base of the module's class.
 
     Attributes:
-        settings: Gives the settings for a module.
+        settings: Gives the attributes of that class for a module.
+        mixin: Which.
     """
 
-    def __init__(self, settings: Callable[[Toy], Any]) -> None:
-        self.settings = settings
+    def __init__(self, settings: Callable[[Toy], dict[str, Any]], mixin: type) -> None:
+        self.settings, self.mixin = settings, mixin
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            kind, own = type(pl_module), {"optimizer_settings": self.settings(pl_module)}
-            pl_module.__class__ = type(kind.__name__, (OptimizerMixin, kind), own)
+            kind, own = type(pl_module), self.settings(pl_module)
+            pl_module.__class__ = type(kind.__name__, (self.mixin, kind), own)
+
+
+def optimized(settings: Callable[[Toy], Any]) -> Mixes:
+    """Return what gives a module ``settings`` for its optimizers."""
+    return Mixes(lambda module: {"optimizer_settings": settings(module)}, OptimizerMixin)
+
+
+def balanced(strategy: LossBalance) -> Mixes:
+    """Return what gives a module a second loss, of the size of its logits, and a strategy for the two."""
+    return Mixes(lambda _: two_tasks(strategy), BalancedLosses)
+
+
+def two_tasks(strategy: LossBalance) -> dict[str, Any]:
+    """Return the attributes of a class for that."""
+    return {"loss_balance": strategy, "loss": two_losses, "configure_optimizers": that_learn}
+
+
+def that_learn(self: Any) -> Any:
+    """Return the toy's own optimizers; of several, the first with what is learned for the losses."""
+    optimizers = super(BalancedLosses, self).configure_optimizers()
+    if isinstance(optimizers, list) and self.loss_balance.learned:
+        optimizers[0].add_param_group({"params": [self.loss_log_variances], "weight_decay": 0.0})
+    return optimizers
+
+
+def two_losses(self: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the balance of the toy's own loss and the mean square of its logits."""
+    logits = self.head(self.body(batch[0].to(self.head.weight.dtype)))
+    total: Tensor = self.balance({"fit": cross_entropy(logits, batch[1]), "size": logits.square().mean()})
+    return total
 
 
 def as_by_hand(module: Toy) -> Any:
