@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from rich.progress import track
 from torch import Tensor, nn
 
+from benchmarks.record import record
 from lightning_tricks import (
     Diagnosis,
     GradientClip,
@@ -53,12 +55,21 @@ def _two_layers() -> nn.Module:
     )
 
 
+def _plain() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def _narrow() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Linear(1, 10))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "two layers": _two_layers,
     "residual": lambda: ResidualNet(widths=(8, 16)),
     "hybrid": lambda: HybridNet(width=16, blocks=1),
     "characters": lambda: CharacterNet(len(ALPHABET), width=32, blocks=1, heads=2, length=32),
 }
+ILL_NETWORKS = {"plain": _plain, "narrow": _narrow}  # without what keeps others in order
 RATES = {"SGD": (0.02, 0.1), "AdamW": (1e-3, 5e-3)}
 
 
@@ -91,7 +102,7 @@ class Run:
     def findings(self) -> dict[str, str]:
         """Train, and return what was found, with its evidence."""
         torch.manual_seed(self.seed)
-        network = NETWORKS[self.network]()
+        network = {**NETWORKS, **ILL_NETWORKS}[self.network]()
         self.spoil(network)
         options = {"momentum": 0.9} if self.optimizer == "SGD" else {}
         settings = OptimizerSettings(self.optimizer, lr=self.rate, weight_decay=0.01, options=options)
@@ -119,6 +130,10 @@ def _constant() -> Technique:
     return LearningRate(schedule="1")
 
 
+def _no_clipping() -> Technique:
+    return GradientClip(max_norm=1e9)
+
+
 def _kill(network: nn.Module) -> None:
     """Give the first linear layer biases at which none of its ReLUs ever opens."""
     for layer in network.modules():
@@ -139,14 +154,14 @@ def _cut(network: nn.Module) -> None:
 ILL: dict[str, Callable[[Run], Run]] = {
     "rate too high (divergence)": lambda run: replace(
         run,
-        network="two layers",
+        network="plain",
         optimizer="SGD",
         rate=0.03,
-        clip=lambda: GradientClip(max_norm=1e6),
-        schedule=lambda: LearningRate(schedule="warmup(60) >> 1000 * constant()"),
+        schedule=lambda: LearningRate(schedule="constant(1, over=60) >> constant(200)"),
+        clip=_no_clipping,
     ),
     "rate too high (oscillation)": lambda run: replace(
-        run, network="residual", optimizer="AdamW", rate=1.0, schedule=_constant
+        run, network="plain", optimizer="AdamW", rate=0.5, schedule=_constant, clip=_no_clipping
     ),
     "rate too low": lambda run: replace(run, rate=RATES[run.optimizer][0] / 3000, schedule=_constant),
     "decayed too early": lambda run: replace(
@@ -167,7 +182,7 @@ ILL: dict[str, Callable[[Run], Run]] = {
         schedule=_constant,
     ),
     "plateau": lambda run: replace(
-        run, network="two layers", optimizer="SGD", rate=0.05, label_noise=0.9, epochs=20, schedule=_constant
+        run, network="narrow", optimizer="AdamW", rate=0.02, epochs=30, schedule=_constant
     ),
     "dead layer": lambda run: replace(run, network="two layers", spoil=_kill),
     "no gradient": lambda run: replace(run, network="two layers", spoil=_cut),
@@ -176,34 +191,50 @@ ILL: dict[str, Callable[[Run], Run]] = {
 }
 
 
-def main() -> None:
-    """Print what was found in healthy runs and in ill ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--healthy", type=int, default=50, help="healthy runs (default: 50)")
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each illness (default: 5)")
-    asked = parser.parse_args()
-    alarms = {}
-    for seed in range(asked.healthy):
+def healthy(first: int, count: int) -> list[dict[str, Any]]:
+    """Return the alarms that healthy runs raise."""
+    alarms = []
+    for seed in track(range(first, first + count), "healthy runs"):
         run = Run.drawn(seed)
         if found := run.findings():
-            alarms[seed] = found
-            print(f"healthy run {run}: {found}")
-    print(f"{len(alarms)} of {asked.healthy} healthy runs raise an alarm")
-    found_in: dict[str, Counter[str]] = {}
-    for kind, spoilt in ILL.items():
-        found_in[kind] = Counter()
-        for seed in range(asked.seeds):
-            found = spoilt(Run.drawn(seed)).findings()
-            found_in[kind].update(list(found))
-            print(f"{kind}, {seed}: {found}")
-    rows = [
-        f"| {kind} | {counts[kind]} of {asked.seeds} | "
-        + (", ".join(f"{name} ({n})" for name, n in counts.items() if name != kind) or "nothing")
-        + " |"
-        for kind, counts in found_in.items()
-    ]
-    table = "\n".join(["| illness | found in | besides |", "|---|---|---|", *rows])
-    print(table)
+            alarms.append({"seed": seed, "network": run.network, "optimizer": run.optimizer, "found": found})
+    return alarms
+
+
+def ill(kind: str, seeds: int) -> Counter[str]:
+    """Return how often each finding was made in runs with an illness."""
+    return Counter(
+        name for seed in track(range(seeds), kind) for name in ILL[kind](Run.drawn(seed)).findings()
+    )
+
+
+def main() -> None:
+    """Measure, write the figures as JSON, and put the table into the README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--healthy", type=int, default=50, help="healthy runs (default: 50)")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first of them (default: 0)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each illness (default: 5)")
+    asked = parser.parse_args()
+    alarms = healthy(asked.first, asked.healthy)
+    found = {kind: ill(kind, asked.seeds) for kind in ILL}
+    lines = ["| what is wrong | found in | found besides |", "|---|---:|---|"]
+    said = Counter(name for alarm in alarms for name in alarm["found"])
+    lines.append(f"| nothing | {len(alarms)} of {asked.healthy} | {_listed(said)} |")
+    for kind, counts in found.items():
+        besides = Counter({name: count for name, count in counts.items() if name != kind})
+        lines.append(f"| {kind} | {counts[kind]} of {asked.seeds} | {_listed(besides)} |")
+    figures = {
+        "healthy": asked.healthy,
+        "first": asked.first,
+        "seeds": asked.seeds,
+        "alarms": alarms,
+        "found": found,
+    }
+    record("diagnosis", figures, "\n".join(lines))
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_tricks.averaging.synthesis import Synthesis
 from lightning_tricks.averaging.trajectory import Trajectory
 from lightning_tricks.core.extras import extra
+from lightning_tricks.core.figures import BLUE, new_figure
 
 __all__ = ["Length", "draw_lengths", "evaluate_lengths", "measured"]
 
@@ -107,19 +108,13 @@ def draw_lengths(rows: Sequence[Length], path: str | PathLike[str], *, title: st
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
         OSError: If the picture cannot be written.
     """
-    with extra("plots"):
-        from matplotlib.figure import Figure
-
     ordered = sorted(rows, key=lambda row: row.sigma_rel)
     names = list(dict.fromkeys(name for row in ordered for name in row.metrics))
-    # Without pyplot: no state of the process, and no display, is touched.
-    figure = Figure(figsize=(6.5, 1.2 + 2.6 * len(names)), dpi=150, layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, name in zip(panels, names, strict=True):
-        held = [row for row in ordered if name in row.metrics]
-        axes.plot([row.sigma_rel for row in held], [row.metrics[name] for row in held], "o-", color="#0072B2")
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
-    panels[-1].set_xlabel("length of the average: relative width sigma_rel")
-    figure.savefig(path, format="png")
+    with new_figure(path, width=6.5, height=1.2 + 2.6 * len(names)) as figure:
+        figure.suptitle(title, fontsize=9)
+        panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, name in zip(panels, names, strict=True):
+            held = [row for row in ordered if name in row.metrics]
+            axes.plot([row.sigma_rel for row in held], [row.metrics[name] for row in held], "o-", color=BLUE)
+            axes.set_ylabel(name)
+        panels[-1].set_xlabel("length of the average: relative width sigma_rel")

@@ -7,32 +7,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from lightning_tricks.cli.demo_record import Record, Score
-from lightning_tricks.core.extras import extra
+from lightning_tricks.core.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    new_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["Arm", "Deed", "deed_table", "draw", "score_table", "verdict"]
-
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
-_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E5E5E5",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 
 
 @dataclass(frozen=True)
@@ -161,13 +157,7 @@ def _best(scores: Sequence[Score]) -> str:
 
 def draw(plain: Arm, arm: Arm, phases: Sequence[str], path: Path) -> None:
     """Draw rates, gradient norms, trainable parameters and accuracies over steps, as a PNG at ``path``."""
-    with extra("demo"):
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-
-    # Without pyplot: no state of the process, and no display, is touched.
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.5, 6.2), dpi=150, layout="constrained")
+    with new_figure(path, width=9.5, height=6.2) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         _draw_rates(panels[0, 0], plain, arm)
         _draw_norms(panels[0, 1], arm)
@@ -175,10 +165,9 @@ def draw(plain: Arm, arm: Arm, phases: Sequence[str], path: Path) -> None:
         _draw_accuracies(panels[1, 1], plain, arm)
         boundary = arm.records[0].steps
         for panel in panels.flat:
-            panel.axvline(boundary, color=_GREY, linewidth=0.8, linestyle=":")
+            panel.axvline(boundary, color=GREY, linewidth=0.8, linestyle=":")
         for panel in panels[1]:
             panel.set_xlabel(f"optimizer step ({phases[0]} left of the dotted line, {phases[1]} right)")
-        figure.savefig(path)
 
 
 def _starts(arm: Arm) -> Iterator[tuple[int, Record]]:
@@ -191,7 +180,7 @@ def _starts(arm: Arm) -> Iterator[tuple[int, Record]]:
 
 def _draw_rates(panel: Axes, plain: Arm, arm: Arm) -> None:
     panel.set(title="Learning rate of each parameter group", ylabel="learning rate", yscale="log")
-    colours = cycle([_BLACK, _RED, _ORANGE, _GREEN, _SKY, _BLUE, _PURPLE])
+    colours = cycle([BLACK, RED, ORANGE, GREEN, SKY, BLUE, PURPLE])
     for before, record in _starts(arm):
         steps = range(before, before + record.steps)
         for name, rates in record.rates.items():
@@ -200,7 +189,7 @@ def _draw_rates(panel: Axes, plain: Arm, arm: Arm) -> None:
         for rates in record.rates.values():
             label = None if before else "plain run"
             steps = range(before, before + record.steps)
-            panel.plot(steps, rates, color=_GREY, linestyle="--", label=label)
+            panel.plot(steps, rates, color=GREY, linestyle="--", label=label)
     panel.legend(ncols=2, loc="lower left")
 
 
@@ -210,15 +199,15 @@ def _draw_norms(panel: Axes, arm: Arm) -> None:
         steps = range(before, before + record.steps)
         labels = (None, None) if before else ("before clipping", "after clipping")
         # Wider, so that it is seen where nothing was clipped.
-        panel.plot(steps, record.norms, color=_ORANGE, linewidth=2.2, label=labels[0])
-        panel.plot(steps, record.clipped_norms, color=_BLUE, linewidth=0.8, label=labels[1])
+        panel.plot(steps, record.norms, color=ORANGE, linewidth=2.2, label=labels[0])
+        panel.plot(steps, record.clipped_norms, color=BLUE, linewidth=0.8, label=labels[1])
     panel.set_ylim(bottom=0)
     panel.legend(loc="best")
 
 
 def _draw_trainable(panel: Axes, plain: Arm, arm: Arm) -> None:
     panel.set(title="Trainable parameters", ylabel="thousands")
-    for each, colour, line in ((plain, _GREY, "--"), (arm, _BLUE, "-")):
+    for each, colour, line in ((plain, GREY, "--"), (arm, BLUE, "-")):
         trainable = [count / 1000 for record in each.records for count in record.trainable]
         panel.plot(trainable, color=colour, linestyle=line, label=f"{each.name} run", drawstyle="steps-post")
     panel.set_ylim(bottom=0)
@@ -228,9 +217,9 @@ def _draw_trainable(panel: Axes, plain: Arm, arm: Arm) -> None:
 def _draw_accuracies(panel: Axes, plain: Arm, arm: Arm) -> None:
     panel.set(title="Validation accuracy", ylabel="percent")
     lines = (
-        (plain, "live", _GREY, "--", "plain run"),
-        (arm, "live", _ORANGE, "-", "raw weights"),
-        (arm, "validated", _BLUE, "-", "averaged weights"),
+        (plain, "live", GREY, "--", "plain run"),
+        (arm, "live", ORANGE, "-", "raw weights"),
+        (arm, "validated", BLUE, "-", "averaged weights"),
     )
     for each, kind, colour, line, label in lines:
         for before, record in _starts(each):
@@ -239,5 +228,5 @@ def _draw_accuracies(panel: Axes, plain: Arm, arm: Arm) -> None:
             panel.plot(steps, accuracies, color=colour, linestyle=line, label=None if before else label)
     if "fused" in arm.scores and (fused := arm.scores["fused"][-1]) is not None:
         end = sum(record.steps for record in arm.records)
-        panel.plot([end], [100 * fused.accuracy], "*", color=_RED, markersize=11, label="fused weights")
+        panel.plot([end], [100 * fused.accuracy], "*", color=RED, markersize=11, label="fused weights")
     panel.legend(loc="best")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_tricks.core.extras import extra
+from lightning_tricks.core.figures import new_figure
 from lightning_tricks.fusion.comparison import Likeness, by_layer, likenesses
 from lightning_tricks.fusion.fuse import Opened
 from lightning_tricks.lifecycle.table import text_table
@@ -70,28 +70,27 @@ def draw(tensors: Sequence[Mapping[str, Likeness]], labels: Sequence[str], path:
         labels: Of all models.
         path: Of the picture.
     """
-    with extra("plots"):
-        from matplotlib.figure import Figure
-
     layers = list(dict.fromkeys(_split(name)[0] for name in tensors[0]))
     parts = list(dict.fromkeys(_split(name)[1] for name in tensors[0]))
     height = min(40.0, 1.5 + 0.18 * len(layers))
     width = 3.0 + len(tensors) * max(1.5, 0.5 * len(parts))
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
-    for panel, each, label in zip(panels, tensors, labels[1:], strict=True):
-        cells = [[math.nan] * len(parts) for _ in layers]
-        for name, alike in each.items():
-            layer, part = _split(name)
-            cells[layers.index(layer)][parts.index(part)] = alike.cosine
-        panel.set_facecolor("#dddddd")  # where there is no tensor, or no direction; white is a cosine of 0
-        image = panel.imshow(cells, vmin=-1, vmax=1, cmap="RdBu", aspect="auto", interpolation="nearest")
-        panel.set_xticks(range(len(parts)), parts, rotation=90, fontsize=7)
-        step = -(-len(layers) // _TALLEST)
-        panel.set_yticks(range(0, len(layers), step), layers[::step], fontsize=6)
-        panel.set_title(Path(label).name, fontsize=8)
-    figure.colorbar(image, ax=list(panels), label=f"cosine with {Path(labels[0]).name}")
-    figure.savefig(path, format="png")
+    with new_figure(path, width=width, height=height) as figure:
+        panels = figure.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
+        for panel, each, label in zip(panels, tensors, labels[1:], strict=True):
+            cells = [[math.nan] * len(parts) for _ in layers]
+            for name, alike in each.items():
+                layer, part = _split(name)
+                cells[layers.index(layer)][parts.index(part)] = alike.cosine
+            panel.grid(False)
+            panel.set_facecolor(
+                "#dddddd"
+            )  # where there is no tensor, or no direction; white is a cosine of 0
+            image = panel.imshow(cells, vmin=-1, vmax=1, cmap="RdBu", aspect="auto", interpolation="nearest")
+            panel.set_xticks(range(len(parts)), parts, rotation=90, fontsize=7)
+            step = -(-len(layers) // _TALLEST)
+            panel.set_yticks(range(0, len(layers), step), layers[::step], fontsize=6)
+            panel.set_title(Path(label).name, fontsize=8)
+        figure.colorbar(image, ax=list(panels), label=f"cosine with {Path(labels[0]).name}")
 
 
 def _split(name: str) -> tuple[str, str]:

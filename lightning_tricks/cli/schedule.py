@@ -10,7 +10,7 @@ from textwrap import fill
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import Horizon
-from lightning_tricks.core.extras import extra
+from lightning_tricks.core.figures import BLUE, new_figure
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course
 from lightning_tricks.core.unreached import unreached
@@ -127,23 +127,18 @@ def draw(preview: Preview, path: str | Path) -> None:
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
         OSError: If the picture cannot be written.
     """
-    with extra("plots"):
-        from matplotlib.figure import Figure
-
     course, steps = preview.course(), preview.steps
     fine = _WIDTH * _FINE
     positions = range(steps) if steps <= fine else [steps * index // fine for index in range(fine)]
-    # Without pyplot: no state of the process, and no display, is touched.
-    figure = Figure(figsize=(8.0, 4.0), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.step([*positions, steps], [*map(course, positions), course(steps)], where="post", color="#0072B2")
-    axes.set_title(fill(preview.text, 90), fontsize=9, family="monospace")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("value")
-    axes.set_xlim(0, steps)
-    axes.grid(alpha=0.3)
-    if preview.epochs is not None:
-        ratio = preview.epochs / steps
-        above = axes.secondary_xaxis("top", functions=(partial(mul, ratio), partial(mul, 1 / ratio)))
-        above.set_xlabel("epoch")
-    figure.savefig(path, format="png")
+    with new_figure(path, width=8.0, height=4.0) as figure:
+        axes = figure.subplots()
+        values = [*map(course, positions), course(steps)]
+        axes.step([*positions, steps], values, where="post", color=BLUE)
+        axes.set_title(fill(preview.text, 90), fontsize=9, family="monospace")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("value")
+        axes.set_xlim(0, steps)
+        if preview.epochs is not None:
+            ratio = preview.epochs / steps
+            above = axes.secondary_xaxis("top", functions=(partial(mul, ratio), partial(mul, 1 / ratio)))
+            above.set_xlabel("epoch")

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.extras import extra
+from lightning_tricks.core.figures import BLUE, GREY, new_figure
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.fuse import Fusion
 from lightning_tricks.fusion.interpolate import Interpolate
@@ -188,20 +188,15 @@ def draw_curve(curve: Curve, path: str | PathLike[str], *, axes: tuple[str, str]
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
         OSError: If the picture cannot be written.
     """
-    with extra("plots"):
-        from matplotlib.figure import Figure
-
     lines = len(curve.barriers)
-    figure = Figure(figsize=(max(6.0, 1.3 * (lines + 1)), 3.8), dpi=150, layout="constrained")
-    panel = figure.subplots()
     steps = (len(curve.values) - 1) // lines
     ends = curve.positions[::steps], curve.values[::steps]
-    panel.plot(*ends, "--", color="#777777", label="without a barrier")
-    panel.plot(curve.positions, curve.values, "o-", color="#0072B2", markersize=4, label="measured")
-    panel.set_xticks(range(lines + 1))
-    panel.set_xlabel(axes[0])
-    panel.set_ylabel(axes[1])
-    panel.set_title(f"barrier {curve.barrier:.4g}", fontsize=10)
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
-    figure.savefig(path, format="png")
+    with new_figure(path, width=max(6.0, 1.3 * (lines + 1)), height=3.8) as figure:
+        panel = figure.subplots()
+        panel.plot(*ends, "--", color=GREY, label="without a barrier")
+        panel.plot(curve.positions, curve.values, "o-", color=BLUE, markersize=4, label="measured")
+        panel.set_xticks(range(lines + 1))
+        panel.set_xlabel(axes[0])
+        panel.set_ylabel(axes[1])
+        panel.set_title(f"barrier {curve.barrier:.4g}")
+        panel.legend()

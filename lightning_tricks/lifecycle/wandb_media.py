@@ -1,15 +1,16 @@
-"""Lines, tables and histograms, where a logger can show them: in Weights & Biases."""
+"""Lines, tables, pictures and histograms, where a logger can show them: in Weights & Biases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-__all__ = ["log_histograms", "log_line", "log_table", "wandb_loggers"]
+__all__ = ["log_histograms", "log_image", "log_line", "log_table", "wandb_loggers"]
 
 
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
@@ -55,6 +56,21 @@ def log_table(
         import wandb
 
         _log(logger, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step)
+
+
+def log_image(trainer: Trainer, name: str, path: Path, *, step: int) -> None:
+    """Log a picture.
+
+    Args:
+        trainer: The Trainer of the run.
+        name: Under which it is logged.
+        path: Where it lies.
+        step: For which it is logged.
+    """
+    for logger in wandb_loggers(trainer):
+        import wandb
+
+        _log(logger, {name: wandb.Image(str(path))}, step)
 
 
 def log_histograms(trainer: Trainer, samples: Mapping[str, Tensor], *, step: int) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
+from lightning_tricks.core import checks
+from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.hook_times import HookTimes
 from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say
 from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.table import text_table
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.lifecycle.wandb_media import log_table
+from lightning_tricks.lifecycle.wandb_media import log_image, log_table
 from lightning_tricks.reporting.activity import (
     changed,
     in_words,
@@ -27,6 +31,7 @@ from lightning_tricks.reporting.activity import (
     sizes_of,
     touched,
 )
+from lightning_tricks.reporting.run_figure import RATE, Record, changes, draw_run
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -49,6 +54,7 @@ _END: dict[str, Literal["left", "right"]] = {
     "share": "right",
     "s beside": "right",
 }
+_MOST_RATES = 6  # of parameter groups; of more only the extremes are drawn
 _Rows = list[tuple[str, ...]]
 
 
@@ -61,12 +67,17 @@ class RunReport(Technique):
     * **Changes** nothing.
     * **Logs** at the start the settings of all techniques among each logger's hyper-parameters, as
       ``techniques``; at the end what each did, as ``run_report/<technique>/<number>``; to Weights & Biases
-      both tables besides, as ``run_report/techniques`` and ``run_report/outcome``. Prints both.
-    * **Saves** nothing: after a resume, costs are those of the rest of the run.
+      both tables besides, as ``run_report/techniques`` and ``run_report/outcome``, and the figure. Prints
+      both, and draws the figure into the folder of the first logger, as ``RunReport.png``.
+    * **Saves** nothing: after a resume, costs and figure are those of the rest of the run.
     * **Cost** about 2 µs for each hook of each technique, which it measures.
     * **Use** in every run that somebody will look at again; last in the list, so that what others do at the
       end of a batch is counted; **not** to see what a technique adds to the passes of the module
       (SharpnessAware, GradientSurgery), or starts on a device without waiting: hooks alone are timed.
+
+    Args:
+        figure: Whether to draw losses, rates and what techniques logged, where a logger has a folder and
+            matplotlib is installed.
 
     Example:
         A classifier of handwritten digits, trained for a moment with two techniques:
@@ -93,17 +104,25 @@ class RunReport(Technique):
         trainer:
           callbacks:
           - class_path: lightning_tricks.RunReport
-            init_args: {}
+            init_args:
+              figure: true
     """
 
     # After all others.
     finish_order: ClassVar[int] = 2
 
+    figure: bool = True
+    _folder: Path | None = field(default=None, init=False, repr=False)
+    _record: Record = field(default_factory=Record, init=False, repr=False)
+    _validated: set[str] = field(default_factory=set, init=False, repr=False)
     _times: HookTimes | None = field(default=None, init=False, repr=False)
     _running: bool = field(default=False, init=False, repr=False)
     _batches: int = field(default=0, init=False, repr=False)
     _began: float = field(default=0.0, init=False, repr=False)
     _seconds: float = field(default=0.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        checks.flag("figure", self.figure)
 
     def claims(self) -> Iterable[Claim]:
         return []
@@ -127,6 +146,8 @@ class RunReport(Technique):
         say(trainer, text_table(f"{self.state_key}: in which order it acts", _ORDER, order(active)))
         self._log_table(trainer, "techniques", _START, rows)
         self._times, self._running = HookTimes(active), True
+        draws = self.figure and trainer.loggers and find_spec("matplotlib") is not None
+        self._folder = Path(trainer.log_dir) if draws and trainer.log_dir else None
         self._batches, self._seconds = 0, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -135,6 +156,24 @@ class RunReport(Technique):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._batches += 1
         self._seconds += perf_counter() - self._began
+        if self._folder is not None and self.reports(trainer):
+            self._record.add(self.clock.position, self._numbers(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._folder is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            logged = logged_by_validation(trainer)
+            self._validated |= logged.keys()
+            self._record.add(self.clock.position, {k: v for k, v in logged.items() if "loss" in k})
+
+    def _numbers(self, trainer: Trainer) -> dict[str, float]:
+        """Return what is drawn of a step: losses, what techniques logged, and rates."""
+        begins = tuple(f"{each.metric_prefix}/" for each in self._others(trainer))
+        metrics = trainer.callback_metrics.items()
+        logged = {name: float(value) for name, value in metrics if name not in self._validated}
+        kept = {name: value for name, value in logged.items() if "loss" in name or name.startswith(begins)}
+        rates = [float(group["lr"]) for each in trainer.optimizers for group in each.param_groups]
+        shown = rates if len(rates) <= _MOST_RATES else [max(rates), min(rates)]
+        return kept | {f"{RATE}/{index}" if index else RATE: rate for index, rate in enumerate(shown)}
 
     @property
     def costs(self) -> dict[str, float]:
@@ -154,6 +193,11 @@ class RunReport(Technique):
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=trainer.global_step)
         self._log_table(trainer, "outcome", _END, rows)
+        if self._folder is not None and trainer.is_global_zero and changes(self._record):
+            path = self._folder / f"{self.state_key}.png"
+            draw_run(self._record, path, title=f"{trainer.global_step:,} steps of {type(pl_module).__name__}")
+            log_image(trainer, f"{self.metric_prefix}/figure", path, step=trainer.global_step)
+            say(trainer, f"{self.state_key}: a figure of it is {path}")
 
     def undo(self) -> None:
         if self._running:

@@ -145,7 +145,7 @@ def plateau(run: History) -> str | None:
     gained, level = windows[0].loss - late, max(abs(late), 1e-12)
     if early - late > 0.01 * level or _falls(half) or gained < 0.02 * abs(windows[0].loss):
         return None  # the last is no plateau but a start that never came
-    if late < 0.02 * windows[0].loss or (run.total is not None and half[-1].step > 0.8 * run.total):
+    if late < 0.05 * windows[0].loss or (run.total is not None and half[-1].step > 0.8 * run.total):
         return None  # nothing is left to learn, or no time
     if (
         len(seen := _since(run, half[0].step)) > 1

@@ -1,0 +1,114 @@
+"""What was logged in a run as a picture: a panel for each kind of number.
+
+Numbers of one kind share a panel: losses; rates; norms of gradients with their thresholds; distances of
+averages from live weights; parameters that learn; and of each technique each other number that changed in
+the run, with a line for each layer where there are several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from lightning_tricks.core.figures import COLOURS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["RATE", "Record", "changes", "draw_run", "panels_of"]
+
+_MOST = 2000  # points of a line; of more every second one is left out
+RATE = "learning rate"
+_KINDS = {
+    "loss": ("loss",),
+    RATE: (RATE,),
+    "gradient norm": ("/norm", "/threshold"),
+    "distance of the average, share of the weights' norm": ("/distance",),
+    "parameters that learn": ("/trainable",),
+}
+_LOGARITHMIC = ("gradient norm", RATE)
+
+
+class Record:
+    """Numbers by name, each at some steps.
+
+    Attributes:
+        lines: For each name its steps and its values.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.lines: dict[str, tuple[list[int], list[float]]] = {}
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add numbers that were logged at ``step``."""
+        for name, value in values.items():
+            steps, line = self.lines.setdefault(name, ([], []))
+            steps.append(step)
+            line.append(value)
+            if len(line) > _MOST:
+                del steps[-2::-2], line[-2::-2]
+
+
+def panels_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the titles of panels with the names of the lines in each, in the order of the panels.
+
+    Example:
+        >>> panels_of(["train_loss", "gradient_clip/norm", "ema_weights/decay", "gradient_clip/threshold"])
+        {'loss': ['train_loss'], 'gradient norm': ['gradient_clip/norm', 'gradient_clip/threshold'], \
+'ema_weights/decay': ['ema_weights/decay']}
+    """
+    panels: dict[str, list[str]] = {title: [] for title in _KINDS}
+    for name in dict.fromkeys(names):
+        whole = name.rstrip("0123456789").rstrip("/")  # with several optimizers their number follows
+        own = "/".join(name.split("/")[:2])
+        title = next((kind for kind, ends in _KINDS.items() if whole.endswith(ends)), own)
+        panels.setdefault(title, []).append(name)
+    return {title: lines for title, lines in panels.items() if lines}
+
+
+def changes(record: Record) -> list[str]:
+    """Return the names of the lines that are not flat."""
+    return [name for name, (_, line) in record.lines.items() if len(set(line)) > 1]
+
+
+def draw_run(record: Record, path: str | PathLike[str], *, title: str) -> None:
+    """Draw all numbers of ``record`` that changed over optimizer steps, as a PNG at ``path``.
+
+    Args:
+        record: At least one of its lines has two different values.
+        path: Where to.
+        title: Of the picture.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
+        OSError: If the picture cannot be written.
+    """
+    # A threshold that never changes is what its norm is looked at beside.
+    panels = panels_of([*changes(record), *(name for name in record.lines if "/threshold" in name)])
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with new_figure(path, width=4.2 * columns, height=0.4 + 2.6 * rows) as figure:
+        figure.suptitle(title)
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axis, (name, lines) in zip(axes, panels.items(), strict=False):
+            _draw_panel(axis, name, lines, record)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+
+
+def _draw_panel(axis: Axes, title: str, names: Sequence[str], record: Record) -> None:
+    # Groups that learn at one rate are one line.
+    lines = {tuple(record.lines[name][1]): name for name in reversed(names)}
+    for name, colour in zip([name for name in names if name in lines.values()], cycle(COLOURS), strict=False):
+        steps, values = record.lines[name]
+        style, marker = "--" if "/threshold" in name else "-", "o" if len(steps) <= 20 else None
+        label = name.removeprefix(f"{title}/")
+        axis.plot(steps, values, style, color=colour, label=label, marker=marker, markersize=3, linewidth=1.2)
+    axis.set(title=title, xlabel="optimizer step")
+    if title in _LOGARITHMIC and min(map(min, lines)) > 0:
+        axis.set_yscale("log")
+    if 1 < len(lines) <= len(COLOURS):
+        axis.legend()
