@@ -67,6 +67,8 @@ from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_resid
 from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
 from lightning_tricks.objectives.consolidation import ElasticWeightConsolidation
 from lightning_tricks.objectives.cut_mix import CutMix
+from lightning_tricks.objectives.distillation import Distillation
+from lightning_tricks.objectives.distillation_loss import distillation_loss
 from lightning_tricks.objectives.label_smoothing import LabelSmoothing
 from lightning_tricks.objectives.mixup import Mixup
 from lightning_tricks.objectives.smoothed_losses import (
@@ -74,6 +76,7 @@ from lightning_tricks.objectives.smoothed_losses import (
     smoothed_binary_cross_entropy,
     smoothed_cross_entropy,
 )
+from lightning_tricks.objectives.teachers import Teacher, Teachers
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -99,6 +102,7 @@ __all__ = [
     "CutMix",
     "Dare",
     "DareTies",
+    "Distillation",
     "DropoutSchedule",
     "EMAWeights",
     "ElasticWeightConsolidation",
@@ -155,6 +159,8 @@ __all__ = [
     "Spread",
     "Sum",
     "TaskArithmetic",
+    "Teacher",
+    "Teachers",
     "Ties",
     "TorchJD",
     "TrimmedMean",
@@ -171,6 +177,7 @@ __all__ = [
     "cosine",
     "cosine_restarts",
     "cyclic",
+    "distillation_loss",
     "evaluate_lengths",
     "exponential",
     "exponential_decay",

@@ -17,7 +17,7 @@ from tests.contract.adapting import (
     with_residual_block,
     without_own_decay,
 )
-from tests.contract.mixing import Mixes, as_by_hand, in_layers
+from tests.contract.mixing import Learns, Mixes, as_by_hand, in_layers
 from tests.contract.old_task import OldTask
 from tests.toys import Toy
 
@@ -43,6 +43,9 @@ class Case:
 
 NO_NEUTRAL_WEIGHTS = {"neutral": "no setting of it leaves all weights as they are"}
 MIXES_ITS_OWN = {"same data": "each process mixes the samples of its own share"}
+PART_OF_A_MODULE = dict.fromkeys(
+    ("safe", "rebuild", "quiet", "copy", "documented"), "a mixin is part of a module"
+)
 NOT_MANUAL = {"manual": "automatic_optimization must be True"}
 
 
@@ -122,6 +125,11 @@ CASES: dict[str, Case] = {
         active=lambda: lt.LabelSmoothing(smoothing="0.4 * linear(to=0.1)", losses="criterion"),
         adapt=with_cross_entropy,
     ),
+    "Distillation": Case(
+        neutral=lambda: Learns(alpha=0.0),
+        active=lambda: Learns({"body": "0"}, alpha=0.7, temperature="8 * linear(to=0.5)"),
+        exempt=PART_OF_A_MODULE,
+    ),
     "GradientClip": Case(
         neutral=lambda: lt.GradientClip(max_norm=1e9),
         active=lambda: lt.GradientClip(max_norm="0.5 * linear(to=0.1)", max_value=0.1),
@@ -148,9 +156,7 @@ CASES: dict[str, Case] = {
     "OptimizerMixin": Case(
         neutral=lambda: Mixes(as_by_hand),
         active=lambda: Mixes(in_layers),
-        exempt=dict.fromkeys(
-            ("safe", "rebuild", "quiet", "copy", "documented"), "a mixin is part of a module"
-        ),
+        exempt=PART_OF_A_MODULE,
         adapt=without_own_decay,
     ),
     "WarmupCosine": Case(
@@ -240,4 +246,4 @@ CASES: dict[str, Case] = {
         exempt={"active": "it changes nothing in a run that is not resumed, as law neutral shows"},
     ),
 }
-MIXINS = [name for name in CASES if name.endswith("Mixin")]
+MIXINS = [name for name, case in CASES.items() if case.exempt is PART_OF_A_MODULE]

@@ -17,7 +17,7 @@ from packaging.version import Version
 import lightning_tricks
 from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.adapting import as_it_is
-from tests.contract.cases import CASES, Case
+from tests.contract.cases import CASES, MIXINS, Case
 from tests.contract.from_yaml import from_yaml
 from tests.contract.old_task import OldTask
 from tests.contract.regimes import ON_GPU, REGIMES, Regime, needs_gpu
@@ -279,9 +279,14 @@ def test_card_is_complete_and_names_a_source(case: Case) -> None:
 
 def test_every_technique_is_a_case() -> None:
     public = {name for name in lightning_tricks.__all__ if _is_technique(getattr(lightning_tricks, name))}
-    mixins = {name for name in lightning_tricks.__all__ if name.endswith("Mixin")}
+    mixins = {name for name in lightning_tricks.__all__ if _is_mixin(getattr(lightning_tricks, name))}
+    assert mixins == set(MIXINS)
     assert public | mixins == set(CASES)
 
 
 def _is_technique(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Technique)
+
+
+def _is_mixin(value: object) -> bool:
+    return isinstance(value, type) and "__init_subclass__" in vars(value)
