@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.select import select_layers
+from lightning_tricks.core.select import clean_name, select_layers
 from lightning_tricks.objectives.teachers import Teacher
 
 __all__ = ["PROJECTIONS", "HiddenFeatures", "Projection", "outermost_layers", "projection_for"]
@@ -85,11 +85,12 @@ def outermost_layers(module: nn.Module, pattern: str, *, name: str) -> dict[str,
     """
     own = {module, *getattr(module, PROJECTIONS, nn.ModuleList()).modules()}
     found = select_layers(module, pattern, lambda layer: layer not in own, what="a layer", name=name)
-    return {
-        path: layer
-        for path, layer in found.items()
-        if not any(path.startswith(f"{other}.") for other in found)
+    outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    # Of a layer and its wrapper, which go by one name, the wrapper: compiled code may see no hook within it.
+    named = {
+        clean_name(raw): layer for raw, layer in reversed([*module.named_modules(remove_duplicate=False)])
     }
+    return {path: named[path] for path in outer}
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class HiddenFeatures:
                 if not isinstance(output, Tensor):
                     raise ValueError(
                         f"layers of features must run in each step and return a tensor, got "
-                        f"{type(output).__name__} of the {side}'s in {pair.names}"
+                        f"{type(output).__name__} of the {side}'s in {pair.names}; of what is compiled, name "
+                        "the whole"
                     )
             found.append((pair.names, *both))
         return found  # type: ignore[return-value]  # they are tensors
