@@ -138,8 +138,8 @@ class Distillation:
     # What may be overridden, for other batches than tuples of inputs and labels.
 
     def distillation_inputs(self, batch: Any) -> Any:
-        """Return what a teacher gets of a batch: by default its first entry."""
-        return taken_entry(batch, 0, name="distillation_inputs")
+        """Return what a teacher gets of a batch: by default its first entry, or all of a tensor."""
+        return batch if isinstance(batch, Tensor) else taken_entry(batch, 0, name="distillation_inputs")
 
     def distillation_labels(self, batch: Any) -> Tensor:
         """Return the labels of a batch, classes or probabilities: by default its second entry."""

@@ -39,31 +39,35 @@ def first_value(teachers: Teachers, name: str) -> float:
     return factor * part.first(None)
 
 
-def check_apart(student: nn.Module, teachers: Teachers, saved: Mapping[str, Any]) -> None:
-    """Accept teachers that are no part of the student, nor of what it saves.
-
-    Args:
-        student: The student.
-        teachers: Its teachers.
-        saved: Its hyperparameters.
+def check_apart(student: nn.Module, teachers: Teachers) -> None:
+    """Accept teachers that are no part of the student.
 
     Raises:
-        ValueError: If a teacher is, in part or all.
+        ValueError: If one is, in part or all.
     """
-    networks = [teacher.network for teacher in teachers.members]
-    for network in networks:
-        if name := shared_parameter(student, network):
+    for teacher in teachers.members:
+        if name := shared_parameter(student, teacher.network):
             raise ValueError(
                 f"a teacher must share no parameter with the student, got {name!r}: make it no attribute of "
                 "the module but through Teachers"
             )
-    for name, value in saved.items():
-        each = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(one, Teachers | Teacher) or one in networks for one in each):
-            raise ValueError(
-                f"save_hyperparameters must leave teachers out, or each checkpoint would hold them, got "
-                f"{name!r}: call save_hyperparameters(ignore={name!r})"
-            )
+
+
+def names_of_teachers(saved: Mapping[str, Any], teachers: Teachers) -> list[str]:
+    """Return under which names ``saved`` holds teachers, in lists too.
+
+    Example:
+        >>> network = nn.Linear(2, 2)
+        >>> names_of_teachers({"lr": 0.1, "big": network}, Teachers(network))
+        ['big']
+    """
+    networks = [teacher.network for teacher in teachers.members]
+    return [
+        name
+        for name, value in saved.items()
+        for each in [value if isinstance(value, list | tuple) else [value]]
+        if any(isinstance(one, Teachers | Teacher) or any(one is net for net in networks) for one in each)
+    ]
 
 
 def check_projections(student: nn.Module, optimizers: Iterable[Optimizer]) -> None:
@@ -109,13 +113,18 @@ class _Lessons(Technique):
         return "distillation"
 
     def attach(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage != "fit" or not isinstance(pl_module.teachers, Teachers):
+            return
         # Here, too, because FSDP1 gives the student other parameters.
-        if stage == "fit" and isinstance(pl_module.teachers, Teachers):
-            check_apart(pl_module, pl_module.teachers, pl_module.hparams)
+        check_apart(pl_module, pl_module.teachers)
+        # They come there unasked: save_hyperparameters of a base class takes the arguments of all.
+        for name in names_of_teachers(pl_module.hparams, pl_module.teachers):
+            for saved in (pl_module.hparams, vars(pl_module)["_hparams_initial"]):
+                saved.pop(name, None)
 
     def prepare(self, trainer: Trainer, pl_module: Any) -> None:
         teachers = pl_module.given_teachers()
-        check_apart(pl_module, teachers, pl_module.hparams)
+        check_apart(pl_module, teachers)
         check_projections(pl_module, trainer.optimizers)
         if teachers.matches_features:
             self.watched = HiddenFeatures(pl_module, teachers.members)
