@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_tricks.lifecycle.randomness import random_states, set_random_states
+from lightning_tricks.lifecycle.randomness import drawn_seed, random_states, set_random_states
 from lightning_tricks.lifecycle.training_pass import on_device
 
 if TYPE_CHECKING:
@@ -30,6 +32,14 @@ def as_fresh(cached: Tensor, fresh: Tensor) -> bool:
         False
     """
     return bool((cached - fresh).abs().max() <= _TOLERANCE * fresh.std())
+
+
+def _draw_others() -> None:
+    # Or random augmentation would draw the same for the first batch as training does, and pass for none.
+    seed = drawn_seed()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
 
 
 class CachedLogits:
@@ -78,6 +88,7 @@ class CachedLogits:
         tables: list[Tensor] = []
         done, samples = 0, len(loader.dataset)  # type: ignore[arg-type]  # it is no IterableDataset
         states = random_states()
+        _draw_others()
         for batch in on_device(trainer, pl_module, iter(in_order)):
             with trainer.precision_plugin.train_step_context():
                 found = ask(batch)

@@ -53,8 +53,8 @@ class Distillation:
     * **Saves** how schedules lie, and projections of hidden features with the other weights.
     * **Cost** a forward pass of each teacher and step; each process holds all of each teacher. With
       ``cached=True`` one pass over the dataset instead, at each start of a run, and a number per sample and
-      class. Labels are looked at in the first batch and where Lightning logs; else torch's own error names
-      those that are no class.
+      class on the device. On a GPU labels are looked at in the first batch and on steps that Lightning logs;
+      elsewhere the device itself stops at those that are no class.
     * **Use** it for a small network, with a larger one or several to learn from: most where labels are few or
       wrong. **Not** with a teacher that was trained with smoothed labels, nor one worse than the labels.
 
@@ -242,7 +242,11 @@ class Distillation:
     def _label_loss(self, logits: Tensor, batch: Any) -> Tensor:
         labels = self.distillation_labels(batch)
         check_labels(labels, logits, values=self._lessons is None or self._lessons.looks)
-        return cross_entropy(logits, labels)
+        try:
+            return cross_entropy(logits, labels)
+        except IndexError:
+            check_labels(labels, logits, values=True)
+            raise
 
     def _feature_loss(self, watched: HiddenFeatures) -> Tensor:
         taken = watched.taken()

@@ -16,6 +16,7 @@ from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.lifecycle.opening import Reading
+from lightning_tricks.lifecycle.stored import Stored
 
 __all__ = ["Teacher", "Teachers", "in_its_precision", "load_weights_", "shared_parameter"]
 
@@ -37,7 +38,7 @@ def load_weights_(network: nn.Module, path: str) -> None:
     with ExitStack() as stack:
         opened = Reading().open(path, stack, label=path).tensors
         held = {clean_name(name): stored for name, stored in opened.items()}
-        part = _part(own, held)
+        part = _part(own, held, path)
         theirs = {name.removeprefix(part): each for name, each in held.items() if name.startswith(part)}
         for what, names in (
             ("lacks", [name for name in own if name not in theirs]),
@@ -60,12 +61,19 @@ def load_weights_(network: nn.Module, path: str) -> None:
                 tensor.copy_(read[name])
 
 
-def _part(own: Mapping[str, Any], held: Mapping[str, Any]) -> str:
-    """Return what precedes the names of ``own`` in ``held``; "" if that is nothing or not clear."""
+def _part(own: Mapping[str, Tensor], held: Mapping[str, Stored], path: str) -> str:
+    """Return what precedes the names of ``own`` in ``held``, "" if nothing does."""
     first = next(iter(own), "")
-    before = {name.removesuffix(first) for name in held if name.endswith(f".{first}")}
-    whole = [each for each in before if all(each + name in held for name in own)]
-    return whole[0] if len(whole) == 1 and first not in held else ""
+    if first in held:
+        return ""
+    named = [name.removesuffix(first) for name in held if name.endswith(f".{first}")]
+    parts = [each for each in named if all(each + name in held for name in own)]
+    fitting = [each for each in parts if all(held[each + name].shape == own[name].shape for name in own)]
+    if len(fitting) > 1:
+        raise ValueError(
+            f"checkpoint must hold one network that fits, got {checks.listed(fitting)} in {path}"
+        )
+    return (fitting or parts or [""])[0]
 
 
 def in_its_precision(network: nn.Module, inputs: Any) -> Any:

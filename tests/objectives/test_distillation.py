@@ -145,7 +145,9 @@ def test_hidden_features_are_matched_by_projections_that_learn() -> None:
 def test_a_projection_is_a_convolution_of_size_one() -> None:
     projection = lt.objectives.hidden_features.Projection(3, 5, dim=1)
     conv = nn.Conv2d(3, 5, 1)
-    conv.load_state_dict({"weight": projection.linear.weight[..., None, None], "bias": projection.linear.bias})
+    conv.load_state_dict(
+        {"weight": projection.linear.weight[..., None, None], "bias": projection.linear.bias}
+    )
     images = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(projection(images), conv(images))
 
