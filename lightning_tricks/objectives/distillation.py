@@ -25,9 +25,13 @@ from lightning_tricks.objectives.distillation_loss import (
     agreement,
     check_labels,
     distillation_loss,
-    feature_loss,
 )
-from lightning_tricks.objectives.hidden_features import PROJECTIONS, HiddenFeatures, projection_for
+from lightning_tricks.objectives.hidden_features import (
+    PROJECTIONS,
+    HiddenFeatures,
+    matched_loss,
+    projection_for,
+)
 from lightning_tricks.objectives.lessons import _Lessons, first_value
 from lightning_tricks.objectives.teachers import Teachers, in_its_precision
 
@@ -38,43 +42,76 @@ __all__ = ["Distillation"]
 
 
 class Distillation:
-    """Let a module learn from ``teachers``, too: ``return self.distill(logits, batch)`` in ``training_step``.
+    """Let a module learn from teachers, too: ``training_step`` returns ``self.distill(logits, batch)``.
 
     Inherit it before LightningModule, and set ``teachers``, in ``__init__`` or in the class.
 
-    * **When** ``training_step`` calls :meth:`distill`; checked before the first batch. In validation it may be
-      called, too: hidden features then do not count.
+    * **When** ``training_step`` calls :meth:`distill`; checked before the first batch. In validation it may
+      be called, too: hidden features then do not count.
     * **Changes** nothing but what :meth:`distill` returns, the loss to minimise. Teachers are asked in
       evaluation mode and without gradients, on the student's device, in their own precision. They are no part
-      of the module: not of its parameters, its mode, its checkpoints, or of what DDP and FSDP wrap.
+      of the module: not of its parameters, its mode, its checkpoints and hyperparameters, or of what DDP and
+      FSDP wrap.
     * **Logs** ``distillation/hard``, the loss on the labels, ``/soft``, T ** 2 times the divergence from the
-      teachers' predictions, both in nats, and ``/agreement``, the share of samples that both put into the same
+      teachers' predictions, both in nats, and ``/agreement``, the share of samples that both put into one
       class; with hidden features ``/features``, their mean squared difference.
-    * **Saves** how schedules lie, and projections of hidden features with the other weights.
-    * **Cost** a forward pass of each teacher and step; each process holds all of each teacher. With
+    * **Saves** how schedules lie; projections of hidden features are weights of the module.
+    * **Cost** a forward pass of each teacher in each step; each process holds all of each teacher. With
       ``cached=True`` one pass over the dataset instead, at each start of a run, and a number per sample and
       class on the device. On a GPU labels are looked at in the first batch and on steps that Lightning logs;
       elsewhere the device itself stops at those that are no class.
-    * **Use** it for a small network, with a larger one or several to learn from: most where labels are few or
-      wrong. **Not** with a teacher that was trained with smoothed labels, nor one worse than the labels.
+    * **Use** it for a small network, with larger ones that know better than the labels, or have many wrong or
+      few of them; **not** with a teacher that learnt smoothed labels, which hides what it knows of the other
+      classes.
 
-    Cached logits are those of a sample, by its own index: the dataset must give it as the batch's third entry,
-    and the same inputs whenever it is asked. Without an index, and where the first batch shows random
-    augmentation, or inputs that are mixed later, they are refused. The order of samples does not matter.
+    A high temperature teaches all that a teacher says of wrong classes, which a very small student may not be
+    able to follow: on digits with noisy labels and teachers that learnt those, ``temperature=1.0`` was better
+    (``python -m benchmarks.distilling``). Other batches than tuples of inputs and labels: override
+    :meth:`distillation_inputs` and :meth:`distillation_labels`; a network that returns no logits:
+    :meth:`teacher_logits`.
 
-    A schedule of temperature, alpha or feature weight has its first value in evaluations outside of ``fit``.
+    Cached logits are found by a sample's index: the dataset must give it as the batch's third entry, and the
+    same inputs whenever it is asked. They are refused without an index, and where the first batch shows other
+    inputs, as after random augmentation or mixing. The order of samples does not matter.
+
+    Hidden features whose widths differ go through linear projections, which are trained:
+    :meth:`build_projections`. A schedule of temperature, alpha or feature weight has its first value in
+    evaluations outside of ``fit``.
 
     Attributes:
         teachers: Whom it learns from, with temperature, alpha and the rest.
 
     Example:
-        A network of two wide layers learns 300 handwritten digits, of whose labels 30 % are drawn anew, and
-        smooths them; one of 8 units shall do as well. ``DigitsClassifier`` trains any network on digits by
-        cross entropy and SGD; with ``QUIET`` the Trainer shows no bars and writes no files.
+        ``DigitsClassifier`` trains any network on handwritten digits by cross entropy and SGD; with ``QUIET``
+        the Trainer shows no bars and writes no files. A wide network learns 1,000 digits, and a small one
+        the same images with 30 % of the labels drawn anew:
 
+        >>> import torch
         >>> from lightning.pytorch import Trainer
+        >>> from torch import nn
         >>> from lightning_tricks import Distillation, Teachers
         >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> class Student(Distillation, DigitsClassifier):
+        ...     def training_step(self, batch, batch_idx):
+        ...         return self.distill(self(batch[0]), batch)
+        >>> def trained(kind, width, noise, teachers=None):
+        ...     _ = torch.manual_seed(0)
+        ...     network = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        ...     model = kind(network)
+        ...     model.teachers = teachers
+        ...     trainer = Trainer(max_epochs=10, **QUIET)
+        ...     trainer.fit(model, DigitsData(label_noise=noise))
+        ...     return model, float(trainer.callback_metrics["val_accuracy"])
+        >>> teacher, _ = trained(DigitsClassifier, 256, noise=0.0)
+        >>> _, alone = trained(DigitsClassifier, 16, noise=0.3)
+        >>> student, taught = trained(Student, 16, noise=0.3, teachers=Teachers(teacher))
+        >>> taught > alone + 0.02  # 0.95 and 0.91, by true labels
+        True
+
+        The student holds nothing of the teacher:
+
+        >>> student.state_dict().keys() == DigitsClassifier(student.network).state_dict().keys()
+        True
     """
 
     teachers: Teachers | None = None
@@ -120,7 +157,9 @@ class Distillation:
         watched = lessons.watched if lessons is not None and torch.is_grad_enabled() else None
         found: dict[str, Tensor] = {}
         loss = student_logits.new_zeros(())
-        logits = self._logits(lessons, batch) if alpha > 0 or watched is not None else []
+        logits: list[Tensor] = []
+        if alpha > 0 or watched is not None:
+            logits = self.ask_teachers(batch) if lessons is None else lessons.logits(self, batch)
         if alpha < 1:
             found["hard"] = self._label_loss(student_logits, batch) if label_loss is None else label_loss
             loss = (1 - alpha) * found["hard"]
@@ -130,7 +169,7 @@ class Distillation:
             )
             loss = loss + alpha * found["soft"]
         if watched is not None:
-            found["features"] = self._feature_loss(watched)
+            found["features"] = matched_loss(watched.taken(), getattr(self, PROJECTIONS, None))
             loss = loss + feature_weight * found["features"]
         self._note(lessons, found, student_logits, logits)
         return loss
@@ -233,12 +272,6 @@ class Distillation:
             )
         return self._lessons
 
-    def _logits(self, lessons: _Lessons | None, batch: Any) -> list[Tensor]:
-        if lessons is None:
-            return self.ask_teachers(batch)
-        trainer = cast("LightningModule", self).trainer
-        return lessons.logits(trainer, batch, ask=self.ask_teachers, index=self.distillation_indices)
-
     def _label_loss(self, logits: Tensor, batch: Any) -> Tensor:
         labels = self.distillation_labels(batch)
         check_labels(labels, logits, values=self._lessons is None or self._lessons.looks)
@@ -247,21 +280,6 @@ class Distillation:
         except IndexError:
             check_labels(labels, logits, values=True)
             raise
-
-    def _feature_loss(self, watched: HiddenFeatures) -> Tensor:
-        taken = watched.taken()
-        projections = getattr(self, PROJECTIONS, None)
-        losses = []
-        for index, (names, own, theirs) in enumerate(taken):
-            projected = own if projections is None else projections[index](own)
-            if projected.shape != theirs.shape:
-                raise ValueError(
-                    f"hidden features must have one shape, got {tuple(projected.shape)} and "
-                    f"{tuple(theirs.shape)} of {names}: call self.build_projections(inputs) at the end of "
-                    "__init__"
-                )
-            losses.append(feature_loss(projected, theirs))
-        return torch.stack(losses).mean()
 
     def _note(
         self, lessons: _Lessons | None, found: dict[str, Tensor], student: Tensor, teachers: list[Tensor]

@@ -12,9 +12,17 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import clean_name, select_layers
+from lightning_tricks.objectives.distillation_loss import feature_loss
 from lightning_tricks.objectives.teachers import Teacher
 
-__all__ = ["PROJECTIONS", "HiddenFeatures", "Projection", "outermost_layers", "projection_for"]
+__all__ = [
+    "PROJECTIONS",
+    "HiddenFeatures",
+    "Projection",
+    "matched_loss",
+    "outermost_layers",
+    "projection_for",
+]
 
 PROJECTIONS = "feature_projections"
 """Under which name a student holds its projections, which no pattern matches."""
@@ -65,6 +73,28 @@ def projection_for(student: Tensor, teacher: Tensor, *, names: str) -> nn.Module
             f"{tuple(teacher.shape)} of {names}"
         )
     return Projection(*shapes[other[0]], dim=other[0])
+
+
+def matched_loss(taken: Sequence[tuple[str, Tensor, Tensor]], projections: nn.ModuleList | None) -> Tensor:
+    """Return the mean over pairs of :func:`~lightning_tricks.objectives.distillation_loss.feature_loss`.
+
+    Args:
+        taken: Names of each pair, the student's features and the teacher's.
+        projections: For each pair, what the student's go through; ``None`` for nothing.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+    losses = []
+    for index, (names, own, theirs) in enumerate(taken):
+        projected = own if projections is None else projections[index](own)
+        if projected.shape != theirs.shape:
+            raise ValueError(
+                f"hidden features must have one shape, got {tuple(projected.shape)} and "
+                f"{tuple(theirs.shape)} of {names}: call self.build_projections(inputs) at the end of __init__"
+            )
+        losses.append(feature_loss(projected, theirs))
+    return torch.stack(losses).mean()
 
 
 def outermost_layers(module: nn.Module, pattern: str, *, name: str) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
@@ -162,23 +162,17 @@ class _Lessons(Technique):
             )
         self._first = self.looks = False
 
-    def logits(
-        self,
-        trainer: Trainer,
-        batch: Any,
-        *,
-        ask: Callable[[Any], list[Tensor]],
-        index: Callable[[Any], Tensor],
-    ) -> list[Tensor]:
+    def logits(self, student: Any, batch: Any) -> list[Tensor]:
         """Return each teacher's logits of a batch, from the cache if there is one.
 
         Raises:
             ValueError: If the cache has those of other inputs.
         """
-        if self._cached is None or not trainer.training:
-            return ask(batch)
-        found = self._cached[index(batch)]
-        if self._first and not all(map(as_fresh, found, ask(batch))):
+        if self._cached is None or not student.trainer.training:
+            fresh: list[Tensor] = student.ask_teachers(batch)
+            return fresh
+        found = self._cached[student.distillation_indices(batch)]
+        if self._first and not all(map(as_fresh, found, student.ask_teachers(batch))):
             raise ValueError(
                 "cached must be False where a sample's inputs change, got logits of the first batch that are "
                 "not those of its inputs: random augmentation, or mixing"
