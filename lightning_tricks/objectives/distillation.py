@@ -64,9 +64,11 @@ class Distillation:
       few of them; **not** with a teacher that learnt smoothed labels, which hides what it knows of the other
       classes.
 
-    A high temperature teaches all that a teacher says of wrong classes, which a very small student may not be
-    able to follow: on digits with noisy labels and teachers that learnt those, ``temperature=1.0`` was better
-    (``python -m benchmarks.distilling``). Other batches than tuples of inputs and labels: override
+    On digits of whose labels 30 % are drawn anew, a teacher that learnt true ones brings a small network from
+    90 % to 95 %; one that learnt the same noise to 91 %, and to 92 % with ``alpha=0.9, temperature=1.0``, since
+    a high temperature teaches all that it says of wrong classes (``python -m benchmarks.distilling``).
+
+    Other batches than tuples of inputs and labels: override
     :meth:`distillation_inputs` and :meth:`distillation_labels`; a network that returns no logits:
     :meth:`teacher_logits`.
 

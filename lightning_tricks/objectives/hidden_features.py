@@ -76,7 +76,7 @@ def projection_for(student: Tensor, teacher: Tensor, *, names: str) -> nn.Module
 
 
 def matched_loss(taken: Sequence[tuple[str, Tensor, Tensor]], projections: nn.ModuleList | None) -> Tensor:
-    """Return the mean over pairs of :func:`~lightning_tricks.objectives.distillation_loss.feature_loss`.
+    """Return the mean of each pair's :func:`~lightning_tricks.objectives.distillation_loss.feature_loss`.
 
     Args:
         taken: Names of each pair, the student's features and the teacher's.
@@ -91,7 +91,8 @@ def matched_loss(taken: Sequence[tuple[str, Tensor, Tensor]], projections: nn.Mo
         if projected.shape != theirs.shape:
             raise ValueError(
                 f"hidden features must have one shape, got {tuple(projected.shape)} and "
-                f"{tuple(theirs.shape)} of {names}: call self.build_projections(inputs) at the end of __init__"
+                f"{tuple(theirs.shape)} of {names}: call self.build_projections(inputs) at the end of "
+                "__init__"
             )
         losses.append(feature_loss(projected, theirs))
     return torch.stack(losses).mean()
