@@ -12,6 +12,7 @@ https://arxiv.org/abs/1503.02531, section 2.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,8 +66,8 @@ class Distillation:
       classes.
 
     On digits of whose labels 30 % are drawn anew, a teacher that learnt true ones brings a small network from
-    90 % to 95 %; one that learnt the same noise to 91 %, and to 92 % with ``alpha=0.9, temperature=1.0``, since
-    a high temperature teaches all that it says of wrong classes (``python -m benchmarks.distilling``).
+    90 % to 95 %; one that learnt the same noise to 91 %, and to 92 % with ``alpha=0.9, temperature=1.0``: a
+    high temperature teaches all that it says of wrong classes (``python -m benchmarks.distilling``).
 
     Other batches than tuples of inputs and labels: override
     :meth:`distillation_inputs` and :meth:`distillation_labels`; a network that returns no logits:
@@ -229,9 +230,12 @@ class Distillation:
 
     def ask_teachers(self, batch: Any) -> list[Tensor]:
         """Return each teacher's logits of a batch, in evaluation mode and without gradients."""
-        found = []
-        for teacher in self.given_teachers().members:
-            network = teacher.network.to(cast("LightningModule", self).device).eval()
+        found, device = [], cast("LightningModule", self).device
+        for network in (teacher.network.eval() for teacher in self.given_teachers().members):
+            first = next(itertools.chain(network.parameters(), network.buffers()), None)
+            # Not each time: within functions of torch.func a move to the same device would damage weights.
+            if first is not None and first.device != device:
+                network.to(device)
             with torch.no_grad():
                 found.append(self.teacher_logits(network, batch))
         return found

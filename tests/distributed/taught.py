@@ -57,7 +57,9 @@ def fit(kind: type[Shared], settings: dict[str, Any], **options: Any) -> dict[st
 
 def main(folder: Path) -> None:
     """Run all of them."""
-    found = {name: fit(WORLDS[name].module, WORLDS[name].trainer_settings(folder)) for name in ("DDP", "FSDP2")}
+    found = {
+        name: fit(WORLDS[name].module, WORLDS[name].trainer_settings(folder)) for name in ("DDP", "FSDP2")
+    }
     with pytest.raises(ValueError, match="projections must be sharded as the other layers are, got whole"):
         fit(Sharded, WORLDS["FSDP2"].trainer_settings(folder), shards=False)
     for name, weights in found.items():

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import lightning_tricks as lt
 from lightning_tricks import Distillation, Teacher, Teachers
+from lightning_tricks.objectives.hidden_features import Projection
 from tests.contract.mixing import Student, teacher_for
 from tests.contract.test_laws import STOPS, traces
 from tests.host_reads import HostReads
@@ -143,7 +144,7 @@ def test_hidden_features_are_matched_by_projections_that_learn() -> None:
 
 
 def test_a_projection_is_a_convolution_of_size_one() -> None:
-    projection = lt.objectives.hidden_features.Projection(3, 5, dim=1)
+    projection = Projection(3, 5, dim=1)
     conv = nn.Conv2d(3, 5, 1)
     conv.load_state_dict(
         {"weight": projection.linear.weight[..., None, None], "bias": projection.linear.bias}
@@ -212,6 +213,16 @@ def test_validation_may_distill_and_a_second_fit_doubles_nothing() -> None:
     assert runner.validate(module, Loader(2, seed=9, fixed=True), verbose=False)[0]["val_loss"] > 0
     for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(Taught(with_features())))):
         trainer(max_epochs=1).fit(again, Loader())
+
+
+@pytest.mark.parametrize("build", [lambda: Teachers(wide_teacher()), with_features])
+def test_others_may_look_at_the_loss(build: Any) -> None:
+    module = Taught(build())
+    network = module.teachers.members[0].network
+    before = weights(network)
+    ewc = lt.ElasticWeightConsolidation(strength=1.0, data=Loader(1))
+    trainer(ewc, lt.SharpnessAware(), max_epochs=1).fit(module, Loader())
+    assert_equal(before, weights(network))
 
 
 class FromYAML(Taught):

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-import lightning_tricks as lt
 from lightning_tricks import Distillation, Teacher, Teachers
+from lightning_tricks.objectives.hidden_features import HiddenFeatures, projection_for
 from tests.fuzz.verdicts import Batches
 from tests.objectives.test_distillation import Taught, wide_teacher, with_features
 from tests.toys import Loader, Toy, TwoOptimizers, assert_equal, trainer, weights
@@ -194,7 +194,22 @@ def test_features_that_differ_in_more_than_width_are_refused() -> None:
         Taught(Teachers(Teacher(nn.Sequential(nn.Unflatten(1, (4, 1))), features={"body.0": "0"})))
     pair = torch.zeros(2, 8, 4, 4), torch.zeros(2, 16, 2, 4)
     with pytest.raises(ValueError, match="width alone"):
-        lt.objectives.hidden_features.projection_for(*pair, names="these")
+        projection_for(*pair, names="these")
+
+
+def test_what_ran_in_an_evaluation_alone_does_not_count() -> None:
+    student, teacher = nn.Linear(4, 3), wide_teacher()
+    holder = nn.Sequential(student)
+    watched = HiddenFeatures(holder, [Teacher(teacher, features={"0": "4"})])
+    watched.open()
+    for recording in (True, False):
+        with torch.set_grad_enabled(recording):
+            holder(torch.zeros(2, 4)), teacher(torch.zeros(2, 4))
+        if recording:
+            ((names, own, theirs),) = watched.taken()
+            assert (names, own.shape, theirs.shape) == ("'0' and '4'", (2, 3), (2, 3))
+    with pytest.raises(ValueError, match="got NoneType of the student's in '0' and '4'"):
+        watched.taken()
 
 
 def test_what_never_distils_says_so() -> None:
