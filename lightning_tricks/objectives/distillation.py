@@ -146,11 +146,11 @@ class Distillation:
             batch: As ``training_step`` got it; for other batches than tuples of inputs and labels override
                 :meth:`distillation_inputs` and :meth:`distillation_labels`.
             label_loss: The loss on the labels, if another than plain cross entropy is meant.
-            mask: True for the samples and positions at which the teachers count, shape (n, ...); ``None`` for
-                all.
+            mask: True for samples and positions at which teachers count, shape (n, ...); ``None`` for all.
 
         Raises:
-            ValueError: If there is no teacher, or logits, labels or hidden features do not fit.
+            TypeError: If ``teachers`` is not set.
+            ValueError: If logits, labels or hidden features do not fit.
         """
         lessons, teachers = self._lessons_of_run(), self.given_teachers()
         alpha, temperature, feature_weight = (
