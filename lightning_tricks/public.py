@@ -68,6 +68,8 @@ from lightning_tricks.objectives.balanced_losses import BalancedLosses
 from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
 from lightning_tricks.objectives.consolidation import ElasticWeightConsolidation
 from lightning_tricks.objectives.cut_mix import CutMix
+from lightning_tricks.objectives.distillation import Distillation
+from lightning_tricks.objectives.distillation_loss import distillation_loss
 from lightning_tricks.objectives.grad_norm import GradNorm
 from lightning_tricks.objectives.label_smoothing import LabelSmoothing
 from lightning_tricks.objectives.loss_balance import FixedWeights
@@ -77,6 +79,7 @@ from lightning_tricks.objectives.smoothed_losses import (
     smoothed_binary_cross_entropy,
     smoothed_cross_entropy,
 )
+from lightning_tricks.objectives.teachers import Teacher, Teachers
 from lightning_tricks.objectives.uncertainty_balance import UncertaintyBalance
 from lightning_tricks.objectives.value_balances import DynamicWeightAverage, MagnitudeBalance, RandomWeights
 from lightning_tricks.reporting.diagnosis import Diagnosis
@@ -108,6 +111,7 @@ __all__ = [
     "Dare",
     "DareTies",
     "Diagnosis",
+    "Distillation",
     "DropoutSchedule",
     "DynamicWeightAverage",
     "EMAWeights",
@@ -170,6 +174,8 @@ __all__ = [
     "Spread",
     "Sum",
     "TaskArithmetic",
+    "Teacher",
+    "Teachers",
     "Ties",
     "TorchJD",
     "TrimmedMean",
@@ -187,6 +193,7 @@ __all__ = [
     "cosine",
     "cosine_restarts",
     "cyclic",
+    "distillation_loss",
     "evaluate_lengths",
     "exponential",
     "exponential_decay",

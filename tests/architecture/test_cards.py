@@ -28,10 +28,15 @@ def _settings(decorator: ast.expr) -> set[str]:
     return {ast.unparse(keyword) for keyword in getattr(decorator, "keywords", [])}
 
 
+def shown(source: Source) -> list[ast.ClassDef]:
+    """Return the techniques that users add, without those that a mixin, which has the card, brings along."""
+    return [technique for technique in techniques(source) if not technique.name.startswith("_")]
+
+
 def incomplete_cards(source: Source) -> list[str]:
-    """Report techniques whose class docstring lacks a heading, or has them in another order."""
+    """Report public techniques whose class docstring lacks a heading, or has them in another order."""
     found = []
-    for technique in techniques(source):
+    for technique in shown(source):
         card = ast.get_docstring(technique) or ""
         headings = re.findall(r"^\* \*\*(\w+)\*\* \S", card, re.MULTILINE)
         if headings != HEADINGS:
@@ -41,10 +46,10 @@ def incomplete_cards(source: Source) -> list[str]:
 
 
 def cards_without_example(source: Source) -> list[str]:
-    """Report techniques whose card shows no example that can be run."""
+    """Report public techniques whose card shows no example that can be run."""
     return [
         source.at(technique, f"the card of {technique.name} has no example")
-        for technique in techniques(source)
+        for technique in shown(source)
         if ">>> " not in (ast.get_docstring(technique) or "")
     ]
 
@@ -54,8 +59,8 @@ def unsourced(source: Source) -> list[str]:
     text = ast.get_docstring(source.tree) or ""
     return [
         source.at(technique, f"the file of {technique.name} names no reference")
-        for technique in techniques(source)
-        if not technique.name.startswith("_") and not re.search(r"^References?: *\S", text, re.MULTILINE)
+        for technique in shown(source)
+        if not re.search(r"^References?: *\S", text, re.MULTILINE)
     ]
 
 
@@ -81,8 +86,8 @@ def hidden(source: Source, exported: set[str]) -> list[str]:
     """Report public techniques that the package's root does not export."""
     return [
         source.at(technique, f"{technique.name} is not in {PACKAGE}.__all__")
-        for technique in techniques(source)
-        if not technique.name.startswith("_") and technique.name not in exported
+        for technique in shown(source)
+        if technique.name not in exported
     ]
 
 

@@ -17,7 +17,7 @@ from tests.contract.adapting import (
     with_residual_block,
     without_own_decay,
 )
-from tests.contract.mixing import as_by_hand, balanced, in_layers, optimized
+from tests.contract.mixing import Learns, as_by_hand, balanced, in_layers, optimized
 from tests.contract.old_task import OldTask
 from tests.toys import Toy
 
@@ -128,6 +128,11 @@ CASES: dict[str, Case] = {
     "BalancedLosses": Case(
         neutral=lambda: balanced(lt.FixedWeights({"fit": 1.0, "size": 0.0})),
         active=lambda: balanced(lt.MagnitudeBalance(decay=0.5)),
+        exempt=PART_OF_A_MODULE,
+    ),
+    "Distillation": Case(
+        neutral=lambda: Learns(alpha=0.0),
+        active=lambda: Learns({"body": "0"}, alpha=0.7, temperature="8 * linear(to=0.5)"),
         exempt=PART_OF_A_MODULE,
     ),
     "GradientClip": Case(
@@ -256,4 +261,4 @@ CASES: dict[str, Case] = {
         exempt={"active": "it changes nothing in a run that is not resumed, as law neutral shows"},
     ),
 }
-MIXINS = [name for name, case in CASES.items() if case.exempt == PART_OF_A_MODULE]
+MIXINS = [name for name, case in CASES.items() if case.exempt is PART_OF_A_MODULE]

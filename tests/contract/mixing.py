@@ -1,4 +1,4 @@
-"""A mixin as the contract suite runs it: mixed into a toy module when Lightning sets the run up."""
+"""Mixins as the contract suite runs them: mixed into a toy module when Lightning sets the run up."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_tricks import BalancedLosses, OptimizerMixin, OptimizerSettings
+from lightning_tricks import (
+    BalancedLosses,
+    Distillation,
+    OptimizerMixin,
+    OptimizerSettings,
+    Teacher,
+    Teachers,
+)
 from lightning_tricks.objectives.loss_balance import LossBalance
-from tests.toys import Toy, TwoOptimizers
+from tests.toys import Toy, TwoOptimizers, seed
 
 
 class Mixes(Callback):
@@ -79,3 +86,43 @@ def in_layers(module: Toy) -> Any:
     if not isinstance(module, TwoOptimizers):
         return rest
     return [OptimizerSettings("RMSprop", lr=0.01, params="head"), rest]
+
+
+class Student(Distillation):
+    """Comes before a toy module, which then learns from its teachers, too."""
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if not self.trainer.training:
+            return super().loss(batch)
+        return self.distill(self.head(self.body(batch[0].to(self.head.weight.dtype))), batch)
+
+
+def teacher_for(module: Toy, classes: int = 3) -> nn.Sequential:
+    """Return a teacher in the precision of ``module``, with what must not act in it."""
+    seed(5)
+    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, classes)
+    return nn.Sequential(*layers).to(module.head.weight.dtype)
+
+
+class Learns(Callback):
+    """Makes Distillation the first base of the module's class, and brings along what Lightning asked before.
+
+    Attributes:
+        settings: Those of ``Teachers``.
+        features: Those of the teacher.
+    """
+
+    def __init__(self, features: dict[str, str] | None = None, **settings: Any) -> None:
+        self.features, self.settings = features or {}, settings
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        kind = type(pl_module)
+        pl_module.__class__ = type(kind.__name__, (Student, kind), {})
+        pl_module.teachers = Teachers(
+            Teacher(teacher_for(pl_module), features=self.features), **self.settings
+        )
+        (part,) = pl_module.configure_callbacks()
+        vars(trainer)["callbacks"] = [*trainer.callbacks, part]
+        part.setup(trainer, pl_module, stage)

@@ -279,10 +279,15 @@ def test_card_is_complete_and_names_a_source(case: Case) -> None:
 
 def test_every_technique_is_a_case() -> None:
     public = {name for name in lightning_tricks.__all__ if _is_technique(getattr(lightning_tricks, name))}
-    mixins = {name for name in lightning_tricks.__all__ if name.endswith("Mixin")} | set(MIXINS)
+    mixins = {name for name in lightning_tricks.__all__ if _is_mixin(getattr(lightning_tricks, name))}
+    assert mixins == set(MIXINS)
     assert public | mixins == set(CASES)
     assert all(not _is_technique(getattr(lightning_tricks, name)) for name in MIXINS)
 
 
 def _is_technique(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Technique)
+
+
+def _is_mixin(value: object) -> bool:
+    return isinstance(value, type) and "__init_subclass__" in vars(value)
