@@ -35,7 +35,8 @@ def average(models: Sequence[Model], *, weights: Sequence[float] | None = None) 
         ValueError: If the models do not fit one another, or the weights do not fit them.
 
     Example:
-        >>> two = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([3.0, 8.0])}]
+        >>> from torch import tensor
+        >>> two = [{"w": tensor([1.0, 0.0])}, {"w": tensor([3.0, 8.0])}]
         >>> average(two, weights=[0.75, 0.25])
         {'w': tensor([1.5000, 2.0000])}
     """
