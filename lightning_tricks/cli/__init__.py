@@ -7,10 +7,12 @@ the output, such as ``head``, has stopped to.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from lightning_tricks import __version__
 from lightning_tricks.cli.commands import COMMANDS, new_parser
@@ -35,7 +37,9 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (by default the process's arguments) names; return the exit code."""
     try:
-        code = _main(list(sys.argv[1:] if argv is None else argv))
+        # A process that is there for something else keeps its settings.
+        loading = _loading() if argv is None else nullcontext()
+        code = _main(list(sys.argv[1:] if argv is None else argv), loading)
         sys.stdout.flush()  # here, where a reader that has gone is expected, and not as Python ends
     except KeyboardInterrupt:
         print("lightning-tricks: interrupted", file=sys.stderr)
@@ -47,9 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _main(argv: list[str]) -> int:
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Let Python look for garbage neither while much is loaded nor in that later, a third of the start."""
+    gc.disable()
     try:
-        run = _command(argv)
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _main(argv: list[str], loading: AbstractContextManager[None]) -> int:
+    try:
+        with loading:
+            run = _command(argv)
     except SystemExit:  # --help and --version have printed what they were asked for
         return 0
     except BrokenPipeError:

@@ -23,10 +23,10 @@ from lightning_tricks.cli.fuse_settings import Asked
 from lightning_tricks.cli.likeness import compare
 from lightning_tricks.cli.method_functions import evaluation, probe_of
 from lightning_tricks.cli.refusal import RefusedError
-from lightning_tricks.fusion.engine import Effort
 from lightning_tricks.fusion.fuse import Fusion, Opened
 from lightning_tricks.fusion.output import check_output
 from lightning_tricks.fusion.plan import Matching, Step
+from lightning_tricks.fusion.slicing import Effort
 from lightning_tricks.lifecycle.opening import Readable, Reading
 from lightning_tricks.lifecycle.table import text_table
 

@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import TensorwiseMethod
+from lightning_tricks.fusion.pieces import combination
 
 __all__ = ["Average", "average", "check_weights"]
 
@@ -35,25 +35,12 @@ def average(models: Sequence[Model], *, weights: Sequence[float] | None = None) 
         ValueError: If the models do not fit one another, or the weights do not fit them.
 
     Example:
-        >>> two = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([3.0, 8.0])}]
+        >>> from torch import tensor
+        >>> two = [{"w": tensor([1.0, 0.0])}, {"w": tensor([3.0, 8.0])}]
         >>> average(two, weights=[0.75, 0.25])
         {'w': tensor([1.5000, 2.0000])}
     """
     return Average(None if weights is None else tuple(check_weights(weights))).fuse(models)
-
-
-def _mean(tensors: list[Tensor], shares: Sequence[float] | None) -> Tensor:
-    wide = torch.complex128 if tensors[0].is_complex() else torch.float64
-    total = tensors[0].to(wide, copy=True)
-    if shares is not None:
-        total.mul_(shares[0])
-    for tensor, share in zip(tensors[1:], (shares or [1.0] * len(tensors))[1:], strict=True):
-        # One after the other, because wide copies of all would not stay in the cache.
-        total.add_(tensor.to(wide), alpha=share)
-    if shares is None:
-        # Not thirds of each: their sum in double precision is exact, so half-way cases round as they should.
-        total.div_(len(tensors))
-    return total.to(tensors[0].dtype)
 
 
 def check_weights(weights: Sequence[float]) -> list[float]:
@@ -95,4 +82,7 @@ class Average(TensorwiseMethod):
         return None if self.weights is None else len(self.weights)
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
-        return _mean(tensors, self.weights)
+        if self.weights is None:
+            # Not thirds of each: their sum in double precision is exact, so that half-way cases round well.
+            return combination(tensors, [1.0] * len(tensors), divisor=len(tensors))
+        return combination(tensors, self.weights)

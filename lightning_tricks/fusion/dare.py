@@ -109,6 +109,10 @@ class Dare(TaskVectors):
     def entrywise(self) -> bool:
         return False  # what is drawn for an entry follows from its place in the whole tensor
 
+    @property
+    def wide_copies(self) -> int | None:
+        return 1
+
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         keeps, weights = self.keeps(name, tensors), self.factors(tensors[1:])
         return changed(tensors, keeps, weighted, weights=weights, scale=self.scale)

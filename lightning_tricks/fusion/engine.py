@@ -15,89 +15,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lightning_tricks.core import checks
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
 from lightning_tricks.fusion.numbers import check_numbers, mixes
 from lightning_tricks.fusion.plan import Step
 from lightning_tricks.fusion.probe import Probe, informed
+from lightning_tricks.fusion.slicing import Budget, Effort, Slicing
+from lightning_tricks.lifecycle.stored import Memory
 
-__all__ = ["Effort", "Progress", "Slicing", "Write", "run", "run_whole"]
+__all__ = ["Progress", "Write", "run", "run_whole"]
 
 Write = Callable[[tuple[str, ...], int, Tensor], None]
 """Takes the names of a tensor, the index of an entry in it, and entries from there on, flat."""
 Progress = Callable[[int], None]
 """Is told of bytes that have been read and done with; in one thread at a time."""
-
-_SLICE = 8 << 20  # Bytes of memory for one slice: stays in the cache, and Python has little to do.
-_USUAL = 256 << 20  # Bytes that methods which need whole tensors may take together, or one alone if larger.
-_MULTIPLE = 1024  # Entries: cut elsewhere, vectors of numbers would be split, which might round otherwise.
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much a fusion may use.
-
-    Args:
-        max_memory: Bytes for the tensors that are worked on, at least a few thousand entries of each model;
-            ``None`` for a few slices or, if the method needs tensors whole, a few of those.
-        threads: How many slices or tensors are worked on at a time.
-    """
-
-    max_memory: int | None = None
-    threads: int = 2
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if self.max_memory is not None:
-            checks.whole("max_memory", self.max_memory, 1)
-        checks.whole("threads", self.threads, 1)
-
-
-@dataclass(frozen=True)
-class Slicing:
-    """How tensors are cut for a method, within the memory that is allowed.
-
-    Attributes:
-        entrywise: Whether the method can do with slices.
-        effort: What is allowed.
-    """
-
-    entrywise: bool
-    effort: Effort
-
-    def entries(self, step: Step) -> int:
-        """Return how many entries of the tensors of ``step`` are worked on at a time.
-
-        Raises:
-            ValueError: If that is more than is allowed; says how much it must be.
-        """
-        whole = step.stored.numel
-        allowed = self.effort.max_memory
-        least = whole
-        if all(tensor.sliceable for tensor in step.read) and (self.entrywise or step.action != "fuse"):
-            share = _SLICE if allowed is None else min(_SLICE, allowed // self.effort.threads)
-            least = min(whole, _MULTIPLE)
-            whole = min(whole, max(_MULTIPLE, share // step.memory_per_entry // _MULTIPLE * _MULTIPLE))
-        if allowed is not None and whole * step.memory_per_entry > allowed:
-            raise ValueError(
-                f"max_memory must be at least {least * step.memory_per_entry} bytes for {step.names[0]}, of "
-                f"which {least} entries of each model are needed at a time, got {allowed}"
-            )
-        return whole
-
-    def bytes(self, step: Step) -> int:
-        """Return how much memory the work on ``step`` needs at a time."""
-        return self.entries(step) * step.memory_per_entry
-
-    def memory(self, steps: Sequence[Step]) -> int:
-        """Return how much memory the work on all ``steps`` needs at most."""
-        needs = sorted((self.bytes(step) for step in steps), reverse=True)
-        return min(sum(needs[: self.effort.threads]), self.budget(steps))
-
-    def budget(self, steps: Sequence[Step]) -> int:
-        """Return how much memory may be in use at a time."""
-        largest = max((self.bytes(step) for step in steps), default=0)
-        return self.effort.max_memory or max(_USUAL, largest)
 
 
 def run(
@@ -123,25 +53,28 @@ def run(
         ValueError: If a tensor that is to be combined is not finite; names it.
         OSError: If a file cannot be read or written.
     """
-    slicing = Slicing(method.entrywise, effort)
-    budget = _Budget(slicing.budget(steps))
+    slicing = Slicing.of(method, effort)
+    budget = Budget(slicing.budget(steps))
     tasks = iter([task for step in steps for task in _tasks(step, slicing.entries(step))])
     lock, stop = threading.Lock(), threading.Event()
 
     def work() -> None:
+        memories = [Memory() for _ in labels]
         while not stop.is_set():
             with lock:
                 if (task := next(tasks, None)) is None:
                     return
-                need = (task.stop - task.start) * task.step.memory_per_entry
+                need = (task.stop - task.start) * slicing.per_entry(task.step)
                 budget.take(need)
             try:
                 with torch.no_grad():  # a setting of the thread
-                    task.do(method, write, labels)
+                    task.do(method, write, labels, memories)
             except BaseException:
                 stop.set()
                 raise
             finally:
+                if need * effort.threads > budget.total:
+                    memories = [Memory() for _ in labels]  # lest much stays taken beside what others take
                 budget.give_back(need)
             with lock:
                 progress(task.read)
@@ -199,24 +132,6 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Budget:
-    """Memory that is in use, of what may be."""
-
-    def __init__(self, total: int) -> None:
-        self._left = total
-        self._changed = threading.Condition()
-
-    def take(self, count: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._left >= count)
-            self._left -= count
-
-    def give_back(self, count: int) -> None:
-        with self._changed:
-            self._left += count
-            self._changed.notify_all()
-
-
 @dataclass
 class _State:
     """What the slices of one tensor have in common.
@@ -247,9 +162,11 @@ class _Task:
         """The bytes that are read for it."""
         return (self.stop - self.start) * self.step.stored.dtype.itemsize * len(self.step.read)
 
-    def do(self, method: TensorwiseMethod, write: Write, labels: Sequence[str]) -> None:
+    def do(
+        self, method: TensorwiseMethod, write: Write, labels: Sequence[str], memories: Sequence[Memory]
+    ) -> None:
         state, part = self.state, (self.start, self.stop)
-        tensors = self._tensors(part)
+        tensors = self._tensors(part, memories)
         if self.step.action != "fuse":
             write(self.step.names, self.start, tensors[0])
             return
@@ -265,10 +182,10 @@ class _Task:
             # Tensors that differ are combined as wholes, also in the slices that were equal.
             late = state.equal if state.left == 0 and state.differs else []
         for part in late:
-            self._combine(part, self._tensors(part), method, write, labels)
+            self._combine(part, self._tensors(part, memories), method, write, labels)
 
-    def _tensors(self, part: tuple[int, int]) -> list[Tensor]:
-        return [tensor.read(*part) for tensor in self.step.read]
+    def _tensors(self, part: tuple[int, int], memories: Sequence[Memory]) -> list[Tensor]:
+        return [tensor.read(*part, memory) for tensor, memory in zip(self.step.read, memories, strict=False)]
 
     def _combine(
         self,

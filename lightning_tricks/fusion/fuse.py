@@ -14,12 +14,13 @@ from torch import nn
 from lightning_tricks.fusion import output as outputs
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.by_samples import BySamples
-from lightning_tricks.fusion.engine import Effort, Slicing, Write, run, run_whole
+from lightning_tricks.fusion.engine import Write, run, run_whole
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
 from lightning_tricks.fusion.of_module import for_module
 from lightning_tricks.fusion.plan import Matching, Step, others_of, planned
 from lightning_tricks.fusion.probe import Probe, check_probe, needs_probe
 from lightning_tricks.fusion.provenance import described, provenance
+from lightning_tricks.fusion.slicing import Effort, Slicing
 from lightning_tricks.lifecycle.opening import Readable, Reading
 from lightning_tricks.lifecycle.stored import StoredModel
 
@@ -77,7 +78,7 @@ def fuse(  # noqa: PLR0913  # settings
             them, for which they are read once more; a bit that has changed goes unnoticed else.
         overwrite: Whether ``output`` may be there; never one of the models.
         sha256: Whether to write the SHA-256 of each file of the models down, for which it is read once more.
-        max_memory: Bytes for the tensors that are worked on; ``None`` for some 256 MB at most, or for one
+        max_memory: Bytes for the tensors that are worked on; ``None`` for some 512 MB at most, or for one
             tensor of each model where the method needs it whole and it is larger.
         threads: How many slices or tensors are worked on at a time.
         evaluate: Needed by methods that evaluate candidates; gets a state dict, returns a score, higher is
@@ -224,7 +225,7 @@ class Opened:
     @property
     def slicing(self) -> Slicing:
         """How tensors are cut."""
-        return Slicing(self.method.entrywise, self.fusion.effort)
+        return Slicing.of(self.method, self.fusion.effort)
 
     @property
     def memory(self) -> int:

@@ -86,6 +86,14 @@ class FusionMethod(ABC):
         return True
 
     @property
+    def wide_copies(self) -> int | None:
+        """How much memory fusing takes beside the models' tensors: that of so many in double precision.
+
+        ``None`` for three more than there are models. The result counts as one.
+        """
+        return None
+
+    @property
     def needed(self) -> str:
         """How many models it needs, in words."""
         return f"at least {self.least}" if self.count is None else str(self.count)

@@ -11,10 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["combination", "difference", "inner_products", "pieces", "piecewise", "reals", "weighted", "wide"]
+__all__ = [
+    "LARGE",
+    "combination",
+    "difference",
+    "inner_products",
+    "pieces",
+    "piecewise",
+    "reals",
+    "weighted",
+    "wide",
+]
 
 PIECE = 32_000
 """Entries of a piece: fewer than torch sums with several threads."""
+
+LARGE = 1 << 16
+"""Entries of a piece of which nothing is summed: more, because each has its cost in Python."""
 
 
 def reals(tensor: Tensor) -> Tensor:
@@ -33,32 +46,36 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def pieces(
-    tensors: Sequence[Tensor], dtype: torch.dtype = torch.float64
+    tensors: Sequence[Tensor], dtype: torch.dtype = torch.float64, size: int = PIECE
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield the entries (:func:`reals`) of ``tensors``, piece by piece, with where a piece starts.
 
     Args:
         tensors: At least one; of one shape.
         dtype: Of the pieces, which share no memory with the tensors.
+        size: Entries of a piece.
     """
     rows = [reals(tensor) for tensor in tensors]
-    for start in range(0, rows[0].numel(), PIECE):
-        yield start, [row[start : start + PIECE].to(dtype, copy=True) for row in rows]
+    for start in range(0, rows[0].numel(), size):
+        yield start, [row[start : start + size].to(dtype, copy=True) for row in rows]
 
 
 @torch.no_grad()
-def piecewise(tensors: Sequence[Tensor], combine: Callable[[int, list[Tensor]], Tensor]) -> Tensor:
+def piecewise(
+    tensors: Sequence[Tensor], combine: Callable[[int, list[Tensor]], Tensor], size: int = PIECE
+) -> Tensor:
     """Return what ``combine`` makes of the pieces of ``tensors``, with their shape and type.
 
     Args:
         tensors: At least one; floating or complex, of one shape and type.
         combine: Gets where a piece starts and the piece of each tensor, in double precision, which it may
             change; returns as many entries.
+        size: Entries of a piece.
     """
     result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
     row = reals(result)
-    for start, parts in pieces(tensors):
-        row[start : start + PIECE] = combine(start, parts)
+    for start, parts in pieces(tensors, size=size):
+        row[start : start + size] = combine(start, parts)
     return result
 
 
@@ -73,15 +90,21 @@ def combination(tensors: Sequence[Tensor], coefficients: Sequence[float], diviso
     result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
     row, rows = reals(result), [reals(tensor) for tensor in tensors]
     first, *rest = map(float, coefficients)  # torch takes no whole number above 64 bits
-    for start in range(0, row.numel(), PIECE):
-        part = slice(start, start + PIECE)
-        total = rows[0][part].to(torch.float64, copy=True)
+    # Two wide pieces for all, because new memory costs page faults.
+    size = min(LARGE, row.numel())
+    total, addend = row.new_empty((2, size), dtype=torch.float64).unbind()
+    for start in range(0, row.numel(), LARGE):
+        parts = [each[start : start + LARGE] for each in (row, *rows)]
+        if len(parts[0]) < size:
+            size = len(parts[0])
+            total, addend = total[:size], addend[:size]
+        total.copy_(parts[1])
         if first != 1.0:
             total.mul_(first)
-        for other, coefficient in zip(rows[1:], rest, strict=True):
-            # One after the other, because wide pieces of all would not stay in the cache.
-            total.add_(other[part].to(torch.float64), alpha=coefficient)
-        row[part] = total if divisor == 1.0 else total.div_(divisor)
+        for part, coefficient in zip(parts[2:], rest, strict=True):
+            addend.copy_(part)
+            total.add_(addend, alpha=coefficient)
+        parts[0].copy_(total if divisor == 1.0 else total.div_(divisor))
     return result
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
-import torch
-
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.fusion.methods import check_names, check_same
@@ -79,15 +77,6 @@ class Step:
     def read(self) -> tuple[Stored, ...]:
         """Those that are needed."""
         return self.tensors if self.action == "fuse" else self.tensors[-1:]
-
-    @property
-    def memory_per_entry(self) -> int:
-        """Bytes of memory for one entry: as they are read, and, if they are fused, in wide types."""
-        dtype, models = self.stored.dtype, len(self.tensors)
-        if self.action != "fuse":
-            return dtype.itemsize
-        wide = torch.complex128 if dtype.is_complex else torch.float64
-        return models * dtype.itemsize + (models + 3) * wide.itemsize
 
 
 def planned(models: Sequence[StoredModel], matching: Matching) -> list[Step]:

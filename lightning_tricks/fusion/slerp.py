@@ -73,6 +73,10 @@ class Slerp(TensorwiseMethod):
     def entrywise(self) -> bool:
         return False
 
+    @property
+    def wide_copies(self) -> int | None:
+        return 1
+
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         (first, product), (_, second) = inner_products(tensors).tolist()
         length = math.sqrt(first) * math.sqrt(second)

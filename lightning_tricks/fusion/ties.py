@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
-from lightning_tricks.fusion.pieces import difference, piecewise, weighted
+from lightning_tricks.fusion.pieces import LARGE, difference, piecewise, weighted
 from lightning_tricks.fusion.task_arithmetic import TaskVectors
 from lightning_tricks.fusion.trimming import largest, share
 
@@ -102,7 +102,7 @@ def changed(
         changes = [model.sub_(base).mul_(mask) for model, mask in zip(models, masks, strict=True)]
         return base.add_(merge(changes, weights), alpha=float(scale))
 
-    return piecewise(tensors, combine)
+    return piecewise(tensors, combine, LARGE)
 
 
 def trimmed(tensor: Tensor, base: Tensor, density: float) -> Keep:
@@ -153,6 +153,10 @@ class Ties(TaskVectors):
     @property
     def entrywise(self) -> bool:
         return False
+
+    @property
+    def wide_copies(self) -> int | None:
+        return 3
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         base, *models = tensors

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from lightning_tricks.lifecycle.stored import Stored
+from lightning_tricks.lifecycle.stored import Memory, Stored
 
 __all__ = ["files_of", "is_distributed", "open_folder"]
 
@@ -61,13 +61,21 @@ def open_folder(path: Path) -> dict[str, Stored]:
     return found
 
 
-def _read(path: Path, metadata: Metadata, name: str, entry: TensorStorageMetadata, *part: int) -> Tensor:
+def _read(
+    path: Path,
+    metadata: Metadata,
+    name: str,
+    entry: TensorStorageMetadata,
+    start: int,
+    stop: int,
+    memory: Memory | None,
+) -> Tensor:
     whole = torch.empty(entry.size, dtype=entry.properties.dtype)
     planner, reader = DefaultLoadPlanner(), FileSystemReader(path)
     planner.set_up_planner({name: whole}, metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     reader.read_data(reader.prepare_local_plan(planner.create_local_plan()), planner).wait()
-    return whole.reshape(-1)[slice(*part)]
+    return whole.reshape(-1)[start:stop]
 
 
 class _Unpickler(pickle.Unpickler):

@@ -13,7 +13,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["OpenFile", "Stored", "StoredModel", "as_bytes", "in_file", "in_memory"]
+__all__ = ["Memory", "OpenFile", "Stored", "StoredModel", "as_bytes", "in_file", "in_memory"]
+
+
+class Memory:
+    """Memory to read into again and again, because new memory costs a page fault for every 4 KiB."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._view = memoryview(b"")
+
+    def bytes(self, count: int) -> memoryview:
+        """Return so many bytes: the first of those that were returned before, if they were enough."""
+        if count > len(self._view):
+            self._view = memoryview(b"")  # given back before more is taken
+            self._view = as_bytes(torch.empty(count, dtype=torch.uint8))
+        return self._view[:count]
 
 
 @dataclass(frozen=True)
@@ -24,14 +39,15 @@ class Stored:
         shape: Its shape.
         dtype: Its type.
         place: Where it is; tensors of one model in the same place are tied.
-        fetch: Returns its entries from one index to another, counted as if it were flat.
+        fetch: Returns its entries from one index to another, counted as if it were flat; may put them into
+            the memory, if there is one.
         sliceable: Whether a part of it can be read without the rest.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     place: Hashable
-    fetch: Callable[[int, int], Tensor] = field(repr=False)
+    fetch: Callable[[int, int, Memory | None], Tensor] = field(repr=False)
     sliceable: bool = True
 
     @property
@@ -44,13 +60,18 @@ class Stored:
         """The bytes of its entries."""
         return self.numel * self.dtype.itemsize
 
-    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, start: int = 0, stop: int | None = None, memory: Memory | None = None) -> Tensor:
         """Return entries ``start`` to ``stop``, by default all, as a flat tensor on the CPU.
+
+        Args:
+            start: The first.
+            stop: Behind the last.
+            memory: What they may be put into; then they stay only until it is used again.
 
         Raises:
             OSError: If the file cannot be read, or has become shorter.
         """
-        return self.fetch(start, self.numel if stop is None else stop)
+        return self.fetch(start, self.numel if stop is None else stop, memory)
 
 
 @dataclass(frozen=True)
@@ -109,17 +130,16 @@ class OpenFile:
     ) -> None:
         os.close(self._descriptor)
 
-    def read(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Return ``count`` numbers that begin at byte ``offset``, flat and in memory of their own."""
+    def read(self, offset: int, count: int, dtype: torch.dtype, memory: Memory | None = None) -> Tensor:
+        """Return ``count`` numbers that begin at byte ``offset``, flat, in ``memory`` or new one."""
         # Read into, because a mapped file costs a page fault for every 4 to 64 KiB.
-        flat = torch.empty(count, dtype=dtype)
-        view, done = as_bytes(flat), 0
+        view, done = (memory or Memory()).bytes(count * dtype.itemsize), 0
         while done < len(view):
             got = os.preadv(self._descriptor, [view[done:]], offset + done)
             if got == 0:
                 raise OSError(f"{self.path} must hold {offset + len(view)} bytes, but ends before")
             done += got
-        return flat
+        return torch.frombuffer(view, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
 def as_bytes(flat: Tensor) -> memoryview:
@@ -139,21 +159,23 @@ def in_file(file: OpenFile, offset: int, like: Tensor) -> Stored:
     place = (file.path, begin, like.shape, like.stride(), like.dtype)
     if like.is_contiguous():
         return Stored(like.shape, like.dtype, place, partial(_read_flat, file, begin, like.dtype))
-    fetch = partial(_read_strided, file, begin, like.shape, like.stride(), like.dtype)
+    fetch = partial(_read_strided, file, begin, like)
     return Stored(like.shape, like.dtype, place, fetch, sliceable=False)
 
 
-def _read_flat(file: OpenFile, begin: int, dtype: torch.dtype, start: int, stop: int) -> Tensor:
-    return file.read(begin + start * dtype.itemsize, stop - start, dtype)
+def _read_flat(
+    file: OpenFile, begin: int, dtype: torch.dtype, start: int, stop: int, memory: Memory | None
+) -> Tensor:
+    return file.read(begin + start * dtype.itemsize, stop - start, dtype, memory)
 
 
 def _read_strided(
-    file: OpenFile, begin: int, shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, *part: int
+    file: OpenFile, begin: int, like: Tensor, start: int, stop: int, memory: Memory | None
 ) -> Tensor:
     # Of an empty tensor, which is contiguous, there is nothing to stride over.
-    extent = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    flat = file.read(begin, extent, dtype).as_strided(shape, stride).reshape(-1)
-    return flat[slice(*part)]
+    extent = 1 + sum((size - 1) * step for size, step in zip(like.shape, like.stride(), strict=True))
+    flat = file.read(begin, extent, like.dtype, memory)
+    return flat.as_strided(like.shape, like.stride()).reshape(-1)[start:stop]
 
 
 def in_memory(tensor: Tensor) -> Stored:
@@ -163,5 +185,5 @@ def in_memory(tensor: Tensor) -> Stored:
     return Stored(tensor.shape, tensor.dtype, place, partial(_part, tensor), tensor.is_contiguous())
 
 
-def _part(tensor: Tensor, start: int, stop: int) -> Tensor:
+def _part(tensor: Tensor, start: int, stop: int, memory: Memory | None) -> Tensor:
     return tensor.reshape(-1)[start:stop].cpu().resolve_conj().resolve_neg()

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -24,6 +25,18 @@ def test_help_shows_the_commands_and_examples(capsys):
     shown = capsys.readouterr().out
     assert "demo" in shown
     assert "\n  lightning-tricks demo --quick" in shown
+
+
+def test_a_process_of_its_own_looks_for_no_garbage_in_what_it_loads(monkeypatch):
+    seen = []
+    monkeypatch.setattr("gc.freeze", lambda: seen.append("frozen"))
+    monkeypatch.setattr("lightning_tricks.cli._command", lambda argv: seen.append(gc.isenabled()) or list)
+    monkeypatch.setattr(sys, "argv", ["lightning-tricks"])
+    assert main([]) == 0
+    assert seen == [True]
+    assert main() == 0
+    assert seen == [True, False, "frozen"]
+    assert gc.isenabled()
 
 
 def test_help_of_a_command_shows_its_options(capsys):
