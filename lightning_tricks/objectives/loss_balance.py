@@ -5,7 +5,8 @@
 Reference: Caruana, "Multitask Learning", 1997, https://doi.org/10.1023/A:1007379606734.
 """
 
-from __future__ import annotations
+# Without postponed annotations: LightningCLI would look names in those of ``LossBalance`` up where its
+# subclasses are defined, and know the type of none of their settings when one is missing there.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
