@@ -75,6 +75,7 @@ from lightning_tricks.objectives.smoothed_losses import (
     smoothed_cross_entropy,
 )
 from lightning_tricks.reporting.gradient_health import GradientHealth
+from lightning_tricks.study.ablation import Ablation
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -89,6 +90,7 @@ from lightning_tricks.updates.weight_decay import WeightDecay
 __all__ = [
     "LAWA",
     "LSUV",
+    "Ablation",
     "AdaptiveGradientClip",
     "Aligned",
     "Average",
