@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import subprocess
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from lightning_tricks.study.effects import Effects
 from lightning_tricks.study.project import Project
 from lightning_tricks.study.report import draw_effects, markdown, notes, rich_table
 from lightning_tricks.study.storage import shown
+from lightning_tricks.study.wandb_runs import WandbGroup, check_mode
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -53,20 +54,28 @@ def add_options(parser: ArgumentParser) -> None:
         help="YAML of LightningCLI, with class_path for model and data; of several files, later ones add to "
         "earlier ones",
     )
-    for name, kind, default, text in (
+    options: tuple[tuple[str, Any, Any, str], ...] = (
         ("--metric", str, "val_loss", "what is compared, logged in validation"),
         ("--mode", str, "min", "min if less of it is better, or max"),
         ("--seeds", int, 5, "how often each arm is trained"),
         ("--output", str, "ablation", "folder for table, picture and figures, and for the trials' file"),
         ("--workers", int, 1, "trials that run at once, each in a process of its own"),
-    ):
+        (
+            "--techniques",
+            list[str],
+            SUPPRESS,
+            "callbacks of the config, by class (default: all of ours)",
+        ),
+        (
+            "--storage",
+            str,
+            SUPPRESS,
+            "file or URL of a database (default: OUTPUT/study.journal)",
+        ),
+        ("--name", str, SUPPRESS, "of the study in its storage (default: the name of the first file)"),
+    )
+    for name, kind, default, text in options:
         parser.add_argument(name, type=kind, default=default, help=text)
-    for name, kind, text in (
-        ("--techniques", list[str], "callbacks of the config, by class (default: all of this package)"),
-        ("--storage", str, "file or URL of a database for the trials (default: OUTPUT/study.journal)"),
-        ("--name", str, "of the study in its storage (default: the name of the first file)"),
-    ):
-        parser.add_argument(name, type=kind, default=SUPPRESS, help=text)
     parser.add_argument("--wandb", action="store_true", help="log each trial to Weights & Biases, in a group")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and run none")
     parser.add_argument("--json", action="store_true", help="print JSON in the place of tables")
@@ -114,6 +123,9 @@ class Order:
             storage=self.storage or Path(self.output) / "study.journal",
             settings=project.settings,
         )
+        if self.wandb:
+            check_mode()
+            ablation.wandb = WandbGroup(ablation.name, folder=self.output)
         object.__setattr__(self, "ablation", ablation)
 
 
@@ -128,7 +140,7 @@ def carry_out(order: Order) -> None:
         _show_plan(order)
         return
     try:
-        with _helpers(order.workers - 1), _bar(order) as watch:
+        with _helpers(order), _bar(order) as watch:
             effects = order.ablation.run(watch)
     except (TypeError, ValueError) as error:
         raise RefusedError(str(error)) from error
@@ -147,24 +159,49 @@ def _show_plan(order: Order) -> None:
     print(f"{len(arms)} arms, {len(plans)} trials in {storage}; nothing has been run")
 
 
-_HELPER = "LIGHTNING_TRICKS_HELPER"
+_HELP = "from lightning_tricks.cli.ablate import help_out; help_out()"
+_PATIENCE_SECONDS = 20.0  # for a step in progress, after which Lightning stops
 
 
 @contextmanager
-def _helpers(count: int) -> Iterator[None]:
-    """Run the same command in further processes, which say nothing; what they leave, this one does."""
-    if os.environ.get(_HELPER):
-        count = 0
-    command = [sys.executable, "-m", "lightning_tricks.cli", *sys.argv[1:]]
-    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    environment = {**os.environ, _HELPER: "1"}
-    helpers = [subprocess.Popen(command, env=environment, **silent) for _ in range(count)]
+def _helpers(order: Order) -> Iterator[None]:
+    """Work in further processes, too, which say nothing; what one of them leaves, this one does."""
+    settings = {entry.name: getattr(order, entry.name) for entry in fields(order) if entry.init}
+    helpers = []
+    for _ in range(order.workers - 1):
+        helper = subprocess.Popen(
+            [sys.executable, "-c", _HELP],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is told below, once
+        )
+        assert helper.stdin is not None
+        helper.stdin.write(json.dumps(settings).encode())
+        helper.stdin.close()
+        helpers.append(helper)
     try:
         yield
+    except BaseException:
+        for helper in helpers:
+            helper.send_signal(signal.SIGINT)
+        raise
     finally:
         for helper in helpers:
-            helper.terminate()
-            helper.wait()
+            _wait_for(helper)
+
+
+def _wait_for(helper: subprocess.Popen[bytes]) -> None:
+    try:
+        helper.wait(timeout=_PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        helper.kill()
+        helper.wait()
+
+
+def help_out() -> None:
+    """Work on the study whose order stands on standard input as JSON."""
+    Order(**json.load(sys.stdin)).ablation.run()
 
 
 @contextmanager
@@ -185,14 +222,14 @@ def _bar(order: Order) -> Iterator[Callable[[Progress], None]]:
 
 
 def _write(order: Order, effects: Effects) -> None:
-    if os.environ.get(_HELPER):
-        return
     output = Path(order.output)
     output.mkdir(parents=True, exist_ok=True)
     paths = {kind: output / f"ablation.{kind}" for kind in ("md", "json", "png")}
     paths["md"].write_text(markdown(effects), "utf-8")
     paths["json"].write_text(json.dumps(effects.plain(), indent=1), "utf-8")
     draw_effects(effects, paths["png"])
+    if order.ablation.wandb is not None:
+        order.ablation.wandb.report(effects, paths["png"])
     if order.json:
         print(json.dumps(effects.plain()))
         return

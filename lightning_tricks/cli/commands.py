@@ -108,7 +108,7 @@ def _demo_parser(argv: list[str]) -> ArgumentParser:
 def _demo(settings: dict[str, Any]) -> Callable[[], None]:
     from lightning_tricks.cli.demo import run_demo
     from lightning_tricks.cli.demo_settings import Demo
-    from lightning_tricks.cli.demo_wandb import check_mode
+    from lightning_tricks.study.wandb_runs import check_mode
 
     check_mode()
     build = Demo.quick if settings.pop("quick") else Demo

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
@@ -23,10 +24,18 @@ from lightning_tricks.study.effects import Effects, Outcome
 from lightning_tricks.study.queue import Claim, Queue
 from lightning_tricks.study.quiet import no_words
 from lightning_tricks.study.storage import open_storage, quiet_optuna
-from lightning_tricks.study.trial import Build, StudyError, flat, rehearse, run_trial, seeded_setup
+from lightning_tricks.study.trial import (
+    Build,
+    MeasuredTrial,
+    StudyError,
+    flat,
+    rehearse,
+    run_trial,
+    seeded_setup,
+)
+from lightning_tricks.study.wandb_runs import WandbGroup
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
     from optuna.trial import FrozenTrial
 
 __all__ = ["Ablation", "Plan", "Progress"]
@@ -78,7 +87,7 @@ class Ablation:
         storage: A file, or the URL of a database.
         settings: What else must be the same in all trials, such as hyperparameters, by name; plain values. A
             study is not gone on with if one has changed.
-        logger: Gets the name of the arm and the seed, returns a logger for the trial, or ``None``.
+        wandb: Logs each trial in a run of a group; ``None`` for nowhere.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -108,7 +117,7 @@ class Ablation:
     name: str = "ablation"
     storage: str | os.PathLike[str] = Path("ablation") / "study.journal"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    logger: Callable[[Plan], Logger | None] = lambda plan: None
+    wandb: WandbGroup | None = None
     _techniques: dict[str, Callback | Callable[[], Callback]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -149,7 +158,14 @@ class Ablation:
         assert not isinstance(self.seeds, int)
         with no_words(), isolate_rng():  # also so that what cannot be built is told before any trial
             setup = seeded_setup(self.build, self.seeds[0])
-            techniques = {name: _told(_made(each)) for name, each in self._techniques.items()}
+            made = {name: _made(each) for name, each in self._techniques.items()}
+        techniques = {
+            name: {
+                "class": type(each).__qualname__,
+                **(each.settings() if isinstance(each, Technique) else {}),
+            }
+            for name, each in made.items()
+        }
         found = {"techniques": techniques, "trainer": setup.trainer, "model": dict(setup.module.hparams)}
         return {"metric": self.metric, "mode": self.mode, **flat(found), **self.settings}
 
@@ -195,15 +211,24 @@ class Ablation:
     def _one(self, claim: Claim, plan: Plan) -> None:
         with claim:
             try:
-                logger = self.logger(plan)
-                techniques = [_made(self._techniques[name]) for name in plan.names]
-                found = run_trial(self.build, techniques, seed=plan.seed, metric=self.metric, logger=logger)
+                found = self._measured(claim.key, plan)
             except StudyError:
                 raise
             except Exception as error:
                 claim.died(_said(error))
             else:
                 claim.done(found.value, {**found.plain(), "host": platform.node()})
+
+    def _measured(self, key: str, plan: Plan) -> MeasuredTrial:
+        techniques = [_made(self._techniques[name]) for name in plan.names]
+        run = partial(run_trial, self.build, techniques, seed=plan.seed, metric=self.metric)
+        if self.wandb is None:
+            return run()
+        config = {**plan._asdict(), "techniques": list(map(repr, techniques)), **self.settings}
+        with self.wandb.run(key, config) as logger:
+            found: MeasuredTrial = run(logger=logger)
+            logger.experiment.summary.update(found.plain())
+        return found
 
     @contextmanager
     def _watched(self, queue: Queue, watch: Callable[[Progress], None] | None) -> Iterator[None]:
@@ -277,10 +302,6 @@ def _made(technique: Callback | Callable[[], Callback]) -> Callback:
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _told(technique: Callback) -> str:
-    return repr(technique) if isinstance(technique, Technique) else type(technique).__qualname__
 
 
 def _ended(trial: FrozenTrial) -> bool:

@@ -171,5 +171,8 @@ def _made(entry: Any) -> Callback:
         config = parser.parse_object({"callback": deepcopy(entry)})
     except argparse.ArgumentError as error:
         raise ValueError(f"trainer.callbacks must hold callbacks: {error}") from error
-    made: Callback = parser.instantiate_classes(config)["callback"]
+    with warnings.catch_warnings():
+        # Its newer name is not known to all versions that Lightning allows.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        made: Callback = parser.instantiate_classes(config)["callback"]
     return made

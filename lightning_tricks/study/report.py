@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-__all__ = ["draw_effects", "markdown", "notes", "rich_table"]
+__all__ = ["draw_effects", "markdown", "notes", "rich_table", "table_rows"]
 
 _HEADS = ("technique", "alone", "among the others", "step time", "memory, MiB")
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
@@ -34,6 +34,11 @@ def _cost(found: Cost | None) -> tuple[str, str]:
         return "", ""
     memory = "" if found.memory_mib is None else f"{found.memory_mib:+.1f}"
     return f"{found.step:.2f} ({found.step_low:.2f} to {found.step_high:.2f})", memory
+
+
+def table_rows(effects: Effects, mark: tuple[str, str] = ("", "")) -> list[tuple[str, ...]]:
+    """Return the heads and the rows of the table; ``mark`` stands around effects that are clear."""
+    return [_HEADS, *(_row(row, _seeds(effects), mark) for row in effects.rows)]
 
 
 def _row(row: Effect, seeds: int, mark: tuple[str, str]) -> tuple[str, ...]:
@@ -56,8 +61,8 @@ def notes(effects: Effects) -> list[str]:
     devices = sorted({outcome.result["device"] for outcome in effects.outcomes if outcome.result})
     found = [
         f"How much better {effects.metric} ({better} is better) gets, above 0 if the technique helps; the "
-        f"mean over {_seeds(effects)} seeds with its 95 % interval, each by itself, bold where it leaves out 0. "
-        f"{without}Added to none, and to all the others.",
+        f"mean over {_seeds(effects)} seeds with its 95 % interval, each by itself, bold where it leaves "
+        f"out 0. {without}Added to none, and to all the others.",
         "Step time by that without any, alone: median over seeds, least and greatest. Memory beyond that "
         "without any, alone: on a GPU the peak of tensors, else of the process while it trained. "
         f"Measured on {', '.join(devices) or 'nothing'}.",
@@ -73,22 +78,18 @@ def rich_table(effects: Effects) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for index, head in enumerate(_HEADS):
+    heads, *rows = table_rows(effects, ("[bold]", "[/bold]"))
+    for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left")
-    for row in effects.rows:
-        cells = _row(row, _seeds(effects), ("[bold]", "[/bold]"))
+    for cells in rows:
         table.add_row(*(cell.replace(" (", "\n(") for cell in cells))  # narrow enough for 80 columns
     return table
 
 
 def markdown(effects: Effects) -> str:
     """Return the table and the notes as Markdown."""
-    rows = [
-        _HEADS,
-        ("---", *["---:"] * 4),
-        *(_row(row, _seeds(effects), ("**", "**")) for row in effects.rows),
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    heads, *rows = table_rows(effects, ("**", "**"))
+    lines = [f"| {' | '.join(row)} |" for row in (heads, ("---", *["---:"] * 4), *rows)]
     said = [f"{' '.join(note.replace('|', '/').split())}\n" for note in notes(effects)]
     return "\n".join([f"# What each technique brings: {effects.metric}\n", *lines, "", *said])
 
@@ -139,7 +140,8 @@ def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
     panel.set_axisbelow(True)
     panel.use_sticky_edges = False  # else the line at 0 would be the frame where all bars end on one side
     panel.locator_params(axis="x", nbins=6)
-    panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
+    if panel.patches:
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
 
 
 def _at_least_0(length: float) -> float:

@@ -181,8 +181,8 @@ def _train(
         trainer = _trainer({**setup.trainer, **changed}, folder, [cost], [*techniques, _SameOrder(seed)])
         if trainer.world_size > 1:
             raise StudyError(
-                f"the Trainer's devices must be 1 in a study, got {trainer.world_size} processes: several trials "
-                "may run at once instead, each with a device of its own"
+                f"the Trainer's devices must be 1 in a study, got {trainer.world_size} processes: several "
+                "trials may run at once instead, each with a device of its own"
             )
         cost.begin(trainer.strategy.root_device)
         with trained_quietly(trainer):
