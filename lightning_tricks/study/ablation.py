@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -142,7 +142,7 @@ class Ablation:
         }
 
     def queue(self) -> Queue:
-        """Make the study in its storage, or join it.
+        """Make the study in its storage, or join it; to be closed.
 
         Raises:
             OSError: If the storage is out of reach.
@@ -182,8 +182,14 @@ class Ablation:
         """
         plans = self.plans
         self._rehearse()
-        queue = self.queue()
-        with quiet_optuna(), self._watched(queue, watch):
+        with closing(self.queue()) as queue, quiet_optuna():
+            self._work(queue, plans, watch)
+            return self.effects(queue)
+
+    def _work(
+        self, queue: Queue, plans: Mapping[str, Plan], watch: Callable[[Progress], None] | None
+    ) -> None:
+        with self._watched(queue, watch):
             while True:
                 claim = queue.claim(plans)
                 if claim is not None:
@@ -192,7 +198,6 @@ class Ablation:
                     break
                 else:
                     time.sleep(_LOOK_SECONDS)  # until others are done, or lost
-        return self.effects(queue)
 
     def _rehearse(self) -> None:
         """Find out before any trial whether there can be one."""
