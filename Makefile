@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: help demo test test-oldest test-postgres lint types bench matrix soak fuzz notebooks clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: .venv/.stamp ## train a small model with and without techniques, and compare
 	$(BIN)/lightning-tricks demo

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.study.arguments import name_of
 from lightning_tricks.study.trial import Setup, flat
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _named(entries: Sequence[Any]) -> dict[str, tuple[int, Callback]]:
     found: dict[str, tuple[int, Callback]] = {}
     for index, entry in enumerate(entries):
         callback = _made(entry)
-        name = callback.state_key if isinstance(callback, Technique) else type(callback).__name__
+        name = name_of(callback)
         if name in found and isinstance(callback, Technique):
             raise ValueError(f"trainer.callbacks must have a label where two are {name}")
         found.setdefault(name, (index, callback))
