@@ -85,6 +85,7 @@ from lightning_tricks.objectives.value_balances import DynamicWeightAverage, Mag
 from lightning_tricks.reporting.diagnosis import Diagnosis
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.reporting.run_report import RunReport
+from lightning_tricks.study.ablation import Ablation
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -99,6 +100,7 @@ from lightning_tricks.updates.weight_decay import WeightDecay
 __all__ = [
     "LAWA",
     "LSUV",
+    "Ablation",
     "AdaptiveGradientClip",
     "Aligned",
     "Average",

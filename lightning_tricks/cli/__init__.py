@@ -30,6 +30,7 @@ examples:
   lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000
   lightning-tricks recipe transformer --yaml
   lightning-tricks ema runs/checkpoints --sigma-rel 0.05,0.1,0.15
+  lightning-tricks ablate config.yaml --seeds 5
   lightning-tricks fuse a.ckpt b.ckpt -o fused.ckpt
 """
 

@@ -108,7 +108,7 @@ def _demo_parser(argv: list[str]) -> ArgumentParser:
 def _demo(settings: dict[str, Any]) -> Callable[[], None]:
     from lightning_tricks.cli.demo import run_demo
     from lightning_tricks.cli.demo_settings import Demo
-    from lightning_tricks.cli.demo_wandb import check_mode
+    from lightning_tricks.study.wandb_runs import check_mode
 
     check_mode()
     build = Demo.quick if settings.pop("quick") else Demo
@@ -219,10 +219,30 @@ def _fuse(settings: dict[str, Any]) -> Callable[[], None]:
     return partial(run_fuse, task, fusion_of(task))
 
 
+def _ablate_parser(argv: list[str]) -> ArgumentParser:
+    from lightning_tricks.cli.ablate import EXAMPLES, add_options
+
+    parser = new_parser(
+        "Measure what each technique of a LightningCLI project brings, and what it costs: train with none,\n"
+        "with all, with all but one and with each alone, over several seeds.",
+        usage="lightning-tricks ablate CONFIG... [options]",
+        epilog=EXAMPLES,
+    )
+    add_options(parser)
+    return parser
+
+
+def _ablate(settings: dict[str, Any]) -> Callable[[], None]:
+    from lightning_tricks.cli.ablate import Order, carry_out
+
+    return partial(carry_out, Order(**settings))
+
+
 COMMANDS = {
     "demo": Command("train a small model with and without techniques", _demo_parser, _demo),
     "schedule": Command("show a schedule over a run", _schedule_parser, _schedule),
     "recipe": Command("show a ready list of techniques, also as YAML", _recipe_parser, _recipe),
     "ema": Command("averages of any length from a run with PostHocEMA", _ema_parser, _ema),
+    "ablate": Command("measure what each technique of a project brings and costs", _ablate_parser, _ablate),
     "fuse": Command("fuse checkpoints into one, or compare them", _fuse_parser, _fuse),
 }

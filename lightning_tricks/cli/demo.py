@@ -7,13 +7,10 @@ often are; those of validation are right.
 
 from __future__ import annotations
 
-import io
-import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +28,7 @@ from lightning_tricks.cli.demo_wandb import tracking
 from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
+from lightning_tricks.study.quiet import no_words, trained_quietly
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -106,7 +104,8 @@ def _train(
             enable_progress_bar=False,
             num_sanity_val_steps=0,
         )
-        _fit(trainer, module, data[phase])
+        with trained_quietly(trainer):
+            trainer.fit(module, datamodule=data[phase])
         record = recorder.record
         arm.records.append(record)
         arm.scores.setdefault("raw", []).append(record.live[-1])
@@ -148,16 +147,6 @@ class _Configured(OptimizerMixin, DigitsClassifier):  # type: ignore[misc]  # of
     """The classifier with another optimizer than its own."""
 
 
-def _fit(trainer: Trainer, module: DigitsClassifier, data: DigitsData) -> None:
-    try:
-        with redirect_stdout(io.StringIO()):
-            trainer.fit(module, datamodule=data)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        if not trainer.interrupted:
-            raise
-        raise KeyboardInterrupt from None
-
-
 def _steps(data: DigitsData) -> int:
     """Return the optimizer steps of an epoch."""
     data.setup("fit")
@@ -194,19 +183,12 @@ def _progress(console: Console, steps: int) -> Iterator[Callable[[], None]]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """One thread, and nothing printed that is not about the demo."""
-    threads, log = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
-    level = log.level
+    threads = torch.get_num_threads()
     # Steps this small gain little from a second thread, lose much where other processes want the cores, and
     # add numbers up in an order that depends on the number of threads.
     torch.set_num_threads(1)
-    log.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            # The data is in memory, where workers would only cost time.
-            warnings.filterwarnings("ignore", "The .* does not have many workers")
-            # Lightning 2.6 compares with a class that torch 2.13 deprecates.
-            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
+        with no_words():
             yield
     finally:
         torch.set_num_threads(threads)
-        log.setLevel(level)

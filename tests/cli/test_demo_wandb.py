@@ -78,7 +78,7 @@ def test_without_network_the_runs_are_offline_and_the_reason_is_given(opened, mo
     monkeypatch.setattr(wandb, "init", no_network)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     with demo_wandb.tracking({"plain": {}, "techniques": {}}, tmp_path) as tracked:
-        assert (tracked.mode, tracked.why_offline) == ("offline", "no such host")
+        assert (tracked.how.mode, tracked.how.why_offline) == ("offline", "no such host")
     assert [options["mode"] for options in opened] == ["offline", "offline"]
 
 

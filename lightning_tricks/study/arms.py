@@ -1,0 +1,39 @@
+"""Which techniques each arm of an ablation has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["Names", "arms", "arms_of"]
+
+
+Names = tuple[str, ...]
+
+
+def arms_of(names: Sequence[str], name: str) -> tuple[Names, Names]:
+    """Return the arm of ``name`` alone, and that of all ``names`` but it.
+
+    Example:
+        >>> arms_of(["a", "b", "c"], "b")
+        (('b',), ('a', 'c'))
+    """
+    return (name,), tuple(each for each in names if each != name)
+
+
+def arms(names: Sequence[str]) -> dict[Names, str]:
+    """Return what each arm is called: none of ``names``, all, all but one, and each alone.
+
+    Arms that have the same techniques are one.
+
+    Example:
+        >>> list(arms(["a", "b", "c"]).values())
+        ['none', 'all', 'without a', 'without b', 'without c', 'only a', 'only b', 'only c']
+        >>> arms(["a"])
+        {(): 'none', ('a',): 'all'}
+    """
+    found: dict[Names, str] = {(): "none", tuple(names): "all"}
+    for name in names:
+        found.setdefault(arms_of(names, name)[1], f"without {name}")
+    for name in names:
+        found.setdefault(arms_of(names, name)[0], f"only {name}")
+    return found
