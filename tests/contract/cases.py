@@ -17,6 +17,7 @@ from tests.contract.adapting import (
     with_residual_block,
     without_own_decay,
 )
+from tests.contract.gan_toy import Plays, with_a_pair
 from tests.contract.mixing import Mixes, as_by_hand, in_layers
 from tests.contract.old_task import OldTask
 from tests.toys import Toy
@@ -228,6 +229,27 @@ CASES: dict[str, Case] = {
             strength="10 * linear(to=0.5)", data=OldTask(), samples=12, decay=0.9, params=("body", "head")
         ),
         refused=NOT_MANUAL,
+    ),
+    "GANMixin": Case(
+        neutral=Plays,
+        active=Plays,
+        exempt={
+            "neutral": "no setting of it leaves a module its own training",
+            **dict.fromkeys(
+                ("safe", "rebuild", "quiet", "copy", "documented"), "a mixin is part of a module"
+            ),
+            "same data": "each process draws its own latent points and noise",
+        },
+        adapt=with_a_pair,
+        refused=dict.fromkeys(
+            (
+                "accumulation",
+                "bf16-mixed, accumulation",
+                "bf16-true, accumulation",
+                "16-mixed, accumulation",
+            ),
+            "accumulate_grad_batches must be 1 with GANMixin",
+        ),
     ),
     "GradientHealth": Case(
         neutral=lambda: lt.GradientHealth(every=1),
