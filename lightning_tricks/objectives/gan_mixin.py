@@ -21,8 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_tricks.core import checks
-from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.process_means import average_over_processes_
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.lifecycle.strategies import unsynced
@@ -30,8 +28,9 @@ from lightning_tricks.objectives.adversarial_labels import NoisyLabels
 from lightning_tricks.objectives.adversarial_losses import AdversarialLoss, NonSaturating
 from lightning_tricks.objectives.critic_penalties import CriticPenalty, clip_weights_
 from lightning_tricks.objectives.gan_player import Player, parameters_of
-from lightning_tricks.objectives.gan_players import check_samples, named_networks, penalties_of
+from lightning_tricks.objectives.gan_players import check_made, check_samples, named_networks, penalties_of
 from lightning_tricks.objectives.gan_run import Turn, _GANRun
+from lightning_tricks.objectives.gan_settings import check_settings
 from lightning_tricks.objectives.gan_signals import FailureSignals
 from lightning_tricks.objectives.latent import Latent
 from lightning_tricks.objectives.layer_noise import LayerNoise, noisy, noisy_layers
@@ -46,7 +45,94 @@ _BETAS = {"betas": (0.0, 0.9)}
 
 
 class GANMixin:
-    """Train generators and critics against each other."""
+    """Train generators and critics against each other; inherit it before LightningModule.
+
+    * **When** in each training batch the critics make a step, and in every ``n_critic``-th the generators,
+      each on fakes of their own. In manual optimization: all else here counts training batches.
+    * **Changes** the weights of the networks that ``generators`` and ``critics`` name. A player's step leaves
+      the others' weights and gradients alone. Real samples and those of each generator pass the critics by
+      themselves, so that no BatchNorm mixes them.
+    * **Logs** ``gan/critic_loss`` (without penalties), ``gan/generator_loss``, ``gan/penalty``,
+      ``gan/gradient_norm/critic`` and ``/generator`` (before clipping), ``gan/variance`` (of features over
+      fakes, as a share of that over real samples), ``gan/instance_noise``, ``gan/layer_noise``, and pictures
+      as ``gan/samples``. Warns once of each sign that training fails, and of what does no good to a GAN of
+      images: no tanh at the end, pixels outside [-1, 1], ReLU, max-pooling.
+    * **Saves** how many batches it has seen, from which and ``gan_seed`` follows all that is drawn at random,
+      how the schedules lie, and the last numbers that signs of failure are read from.
+    * **Cost** on steps that are logged some reads to the host and 16 samples. Fakes are made once for each
+      player's step; a penalty takes a second backward pass through the critics.
+    * **Use** in one process or under DDP, for which no unused parameters need to be searched: it averages
+      gradients itself, after each backward pass. FSDP, DeepSpeed, communication hooks and accumulation are
+      refused. A gradient scaler is updated at each player's step, so bf16 is the better choice. **not** with
+      a penalty on a critic that has BatchNorm or is compiled (refused), nor to hold a player back while the
+      other wins: rates, penalties and ``n_critic`` do that.
+
+    ``EMAWeights(params="generator")`` averages the generator, from which samples should come; pictures then
+    do. ``SpectralNorm(params="critic")``, ``GradientClip`` and ``LearningRate`` go with it, and
+    ``OptimizerMixin``, inherited before it, may configure the optimizers: one for all generators, one for all
+    critics.
+
+    On digits of scikit-learn NUMBERS
+
+    Attributes:
+        generators: Names of the networks that make samples, one or several; critics judge what each makes.
+        critics: Names of those that score samples; a generator's loss is the mean over them.
+        latent: The latent space, as ``Latent(64)`` or ``Latent(64, law="sphere")``.
+        adversarial_loss: ``NonSaturating()``, ``Hinge()``, ``LeastSquares()`` or ``Wasserstein()``.
+        penalties: ``GradientPenalty()``, ``R1()``, ``R2()``, or several of them.
+        weight_clip: After each of their steps, critics' weights are clipped to this size; ``None`` for not,
+            0.01 is that of the Wasserstein GAN.
+        generator_optimizer: A ``Player``: optimizer and rate of the generators.
+        critic_optimizer: That of the critics.
+        n_critic: Steps of the critics for one of the generators, at least 1; each takes a batch.
+        noisy_labels: ``NoisyLabels()`` for soft and exchanged labels of the critics; ``None`` for 1 and 0.
+        instance_noise: Standard deviation of Gaussian noise on all that critics see, real or fake; a number,
+            a schedule or its text, such as ``"0.1 * linear(to=0.0)"``.
+        layer_noise: ``LayerNoise(std, layers)`` in the generators; ``None`` for none.
+        failure_signals: From where on a sign is told; ``None`` for none.
+        sample_grid: ``SampleGrid()`` for pictures of the first generator's samples; ``None`` for none.
+        gan_seed: Of all that is drawn at random, at least 0; each process draws its own.
+
+    Example:
+        A ring of points; with ``QUIET`` the Trainer shows no bars and writes no files.
+
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> from torch import nn
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from lightning_tricks import EMAWeights, GANMixin, Latent, Player, R1
+        >>> from lightning_tricks.recipes.digits import QUIET
+        >>> _ = torch.manual_seed(0)
+        >>> angles = 2 * torch.pi * torch.rand(4096)
+        >>> points = TensorDataset(torch.stack([angles.cos(), angles.sin()], dim=1))
+
+        A generator, a critic, and what is to be other than usual:
+
+        >>> def layers(inputs, outputs):
+        ...     hidden = (nn.Linear(inputs, 32), nn.LeakyReLU(0.2), nn.Linear(32, 32), nn.LeakyReLU(0.2))
+        ...     return nn.Sequential(*hidden, nn.Linear(32, outputs))
+        >>> class Ring(GANMixin, LightningModule):
+        ...     latent = Latent(2)
+        ...     penalties = R1(0.1)
+        ...     generator_optimizer = Player("Adam", lr=2e-3, options={"betas": (0.0, 0.9)})
+        ...     critic_optimizer = Player("Adam", lr=4e-3, options={"betas": (0.0, 0.9)})
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.generator, self.critic = layers(2, 2), layers(2, 1)
+
+        Called with latent points, the module gives samples. How many of them lie near the ring?
+
+        >>> gan = Ring()
+        >>> z = gan.latent.draw(500)
+        >>> def near():
+        ...     return (gan(z).norm(dim=1) - 1).abs().lt(0.2).float().mean().item()
+        >>> near()
+        0.0
+        >>> average = EMAWeights(decay=0.98, params="generator")
+        >>> Trainer(max_epochs=5, callbacks=[average], **QUIET).fit(gan, DataLoader(points, 64))
+        >>> near() > 0.8
+        True
+    """
 
     automatic_optimization = False
 
@@ -65,6 +151,17 @@ class GANMixin:
     failure_signals: FailureSignals | None = FailureSignals()
     sample_grid: SampleGrid | None = None
     gan_seed: int = 0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class in which the ``training_step`` of another base would come first.
+
+        Raises:
+            TypeError: If it would.
+        """
+        super().__init_subclass__(**options)
+        first = next(kind for kind in cls.__mro__ if "training_step" in vars(kind))
+        if not issubclass(first, GANMixin):
+            raise TypeError(f"{cls.__name__} must inherit GANMixin before {first.__name__}")
 
     # What a module may define in its own way.
 
@@ -101,7 +198,7 @@ class GANMixin:
             TypeError: If a setting is of a wrong type.
             ValueError: If one is out of its range, or names no network.
         """
-        self._check_settings()
+        check_settings(self)
         module = cast("nn.Module", self)
         critics = parameters_of(named_networks(module, "critics", self.critics).values())
         generators = parameters_of(named_networks(module, "generators", self.generators).values())
@@ -109,35 +206,19 @@ class GANMixin:
             raise ValueError("generators and critics must share no parameters, but do")
         return [self.critic_optimizer.build(critics), self.generator_optimizer.build(generators)]
 
-    def _check_settings(self) -> None:
-        kinds = {
-            "latent": Latent,
-            "adversarial_loss": AdversarialLoss,
-            "generator_optimizer": Player,
-            "critic_optimizer": Player,
-            "noisy_labels": NoisyLabels | None,
-            "layer_noise": LayerNoise | None,
-            "failure_signals": FailureSignals | None,
-            "sample_grid": SampleGrid | None,
-        }
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):
-                told = kind.__name__ if isinstance(kind, type) else kind
-                raise TypeError(f"{name} must be {told}, got {getattr(self, name)!r}")
-        if self.noisy_labels is not None and not self.adversarial_loss.takes_labels:
-            kind_of_loss = type(self.adversarial_loss).__name__
-            raise ValueError(f"noisy_labels must be None with {kind_of_loss}, which has no labels")
-        if self.weight_clip is not None:
-            checks.in_range("weight_clip", self.weight_clip, 0.0, open_low=True)
-        checks.whole("n_critic", self.n_critic, 1)
-        checks.whole("gan_seed", self.gan_seed)
-        as_schedule("instance_noise", self.instance_noise, 0.0)
-        penalties_of(self.penalties)
-
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return those of other bases, and what accompanies the run."""
+        """Return those of other bases, and what accompanies the run.
+
+        Raises:
+            ValueError: If the run accumulates gradients.
+        """
         others = list(super().configure_callbacks())  # type: ignore[misc]  # of LightningModule, which follows
         trainer = cast("LightningModule", self).trainer
+        if trainer.state.fn == "fit" and trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "accumulate_grad_batches must be 1 with GANMixin, whose players take turns, got "
+                f"{trainer.accumulate_grad_batches}: enlarge the batch"
+            )
         return others if _GANRun.among(trainer) is not None else [*others, _GANRun()]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -193,21 +274,13 @@ class GANMixin:
         self._learn(losses.sum() / len(critics), run.players.generator_at)
 
     def _made(self, run: _GANRun, turn: Turn, real: Tensor, batch: Any) -> list[Tensor]:
-        """Return as many new fakes of each generator as there are real samples.
-
-        Raises:
-            ValueError: If they are of another shape.
-        """
+        """Return as many new fakes of each generator as there are real samples."""
         fakes = []
         with noisy_layers(run.players.noisy, std=turn.layer_noise, generator=turn.draws):
             for name, generator in run.players.generators.items():
                 z = self.latent.draw(len(real), turn.draws).to(real)
                 fakes.append(self.make(generator, z, batch).to(real.dtype))
-                if fakes[-1].shape != real.shape:
-                    raise ValueError(
-                        f"{name} must make samples of the shape of real ones, {tuple(real.shape)}, got "
-                        f"{tuple(fakes[-1].shape)}"
-                    )
+                check_made(name, fakes[-1], real)
         return fakes
 
     def _learn(self, loss: Tensor, at: int) -> None:

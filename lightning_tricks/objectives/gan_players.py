@@ -16,7 +16,7 @@ from lightning_tricks.objectives.critic_penalties import CriticPenalty
 from lightning_tricks.objectives.gan_architecture import compiled
 from lightning_tricks.objectives.gan_player import optimizer_of, parameters_of
 
-__all__ = ["Players", "check_penalties", "check_samples", "named_networks", "penalties_of"]
+__all__ = ["Players", "check_made", "check_penalties", "check_samples", "named_networks", "penalties_of"]
 
 
 def named_networks(module: nn.Module, setting: str, names: str | Sequence[str]) -> dict[str, nn.Module]:
@@ -50,7 +50,7 @@ def penalties_of(penalties: CriticPenalty | Sequence[CriticPenalty]) -> list[Cri
     Raises:
         TypeError: If it holds anything else.
     """
-    found: list[Any] = [penalties] if isinstance(penalties, CriticPenalty) else list(penalties)
+    found: list[Any] = list(penalties) if isinstance(penalties, list | tuple) else [penalties]
     for each in found:
         if not isinstance(each, CriticPenalty):
             raise TypeError(f"penalties must be GradientPenalty, R1, R2 or several of them, got {each!r}")
@@ -172,4 +172,16 @@ def check_samples(real: object, batch_norm: str | None) -> None:
         raise ValueError(
             f"a batch must have at least 2 samples for BatchNorm {batch_norm!r}, got {len(real)}: set "
             "drop_last=True"
+        )
+
+
+def check_made(name: str, fake: Tensor, real: Tensor) -> None:
+    """Refuse samples of the generator called ``name`` that are of another shape than real ones.
+
+    Raises:
+        ValueError: If they are.
+    """
+    if fake.shape != real.shape:
+        raise ValueError(
+            f"{name} must make samples shaped as real ones, {tuple(real.shape)}, got {tuple(fake.shape)}"
         )

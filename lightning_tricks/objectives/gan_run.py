@@ -110,11 +110,6 @@ class _GANRun(Technique):
         if not hasattr(pl_module, "adversarial_loss"):
             return  # another module of the same Trainer
         check_copies(trainer, self.state_key)
-        if trainer.accumulate_grad_batches != 1:
-            raise ValueError(
-                "accumulate_grad_batches must be 1 with GANMixin, whose players take turns, got "
-                f"{trainer.accumulate_grad_batches}: enlarge the batch"
-            )
         self._players = Players.of(pl_module, trainer.optimizers)
         for name, network in self._players.networks.items():
             for doubt in doubtful_layers(name, network):
@@ -191,6 +186,8 @@ class _GANRun(Technique):
             numbers["change"] = relative_change(samples, self._before.to(samples)).item()
         self._before = samples
         signals, loss, labels = pl_module.failure_signals, pl_module.adversarial_loss, pl_module.noisy_labels
+        if self._batches <= signals.start:
+            numbers = {name: number for name, number in numbers.items() if name == "gradient_norm"}
         for name, number in numbers.items():
             self._seen[name] = [*self._seen.get(name, []), number][-signals.window :]
         floor = loss.floor(labels)

@@ -67,6 +67,8 @@ class FailureSignals:
     """From where on a GAN is said to fail; each sign is told once in a run.
 
     Args:
+        start: Training batches before which a generator has not learnt enough to judge it, at least 0; only
+            gradients are looked at from the first.
         window: Steps that are logged, over which a sign must hold, at least 3.
         near_floor: The critic wins if its loss stays below its floor plus this share of the way to the loss
             of a critic that cannot tell fake from real; in (0, 1).
@@ -77,6 +79,7 @@ class FailureSignals:
             above 0. It is a sign of failure while the generator's loss falls steadily.
     """
 
+    start: int = 200
     window: int = 10
     near_floor: float = 0.05
     gradient_norm: float = 100.0
@@ -85,6 +88,7 @@ class FailureSignals:
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        checks.whole("start", self.start)
         checks.whole("window", self.window, 3)
         for name in ("near_floor", "variance"):
             checks.in_range(name, getattr(self, name), 0.0, 1.0, open_low=True, open_high=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -44,6 +44,8 @@ class Plays(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if not hasattr(pl_module, "pair"):
+            with_a_pair(cast("Toy", pl_module))
         compiled = hasattr(pl_module.pair["generator"], "_orig_mod")  # type: ignore[operator, index, union-attr]
         fused = {"fused": True} if pl_module.options.get("fused") else {}  # type: ignore[operator, union-attr]
         own: dict[str, Any] = {
