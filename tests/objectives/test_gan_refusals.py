@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_tricks as lt
+from lightning_tricks.lifecycle.strategies import check_copies
 from tests.fuzz.verdicts import Batches
-from tests.objectives.gan_toys import ImageGAN, PointGAN, SmallGAN, images, points
+from tests.objectives.gan_toys import ImageGAN, PointGAN, SmallGAN, points
 from tests.toys import trainer
 
 
@@ -154,7 +159,24 @@ def test_policies_check_their_settings(build: Any, kind: type[Exception], messag
         build()
 
 
-def test_what_is_refused_leaves_the_loader_alone() -> None:
-    refusal(
-        ValueError, ImageGAN(critics="critc"), images(), "critics must name networks of ImageGAN, got 'critc'"
-    )
+def test_it_must_come_before_what_has_a_training_step_of_its_own() -> None:
+    with pytest.raises(TypeError, match="Late must inherit GANMixin before LightningModule"):
+
+        class Late(LightningModule, lt.GANMixin):
+            pass
+
+
+def test_a_hook_that_averages_gradients_in_its_own_way_is_refused() -> None:
+    hooked = SimpleNamespace(strategy=DDPStrategy(ddp_comm_hook=allreduce_hook))
+    with pytest.raises(ValueError, match="ddp_comm_hook must be None with GANMixin"):
+        check_copies(hooked, "GANMixin")  # type: ignore[arg-type]
+    check_copies(SimpleNamespace(strategy=DDPStrategy()), "GANMixin")  # type: ignore[arg-type]
+
+
+def test_weights_that_a_network_does_not_use_stay_as_they_are() -> None:
+    gan = PointGAN()
+    gan.critic.unused = nn.Linear(1, 1)
+    gan.critic.forward = lambda x: nn.Sequential.forward(gan.critic[:3], x)  # type: ignore[method-assign]
+    before = gan.critic.unused.weight.detach().clone()
+    trainer(max_epochs=1).fit(gan, points())
+    assert torch.equal(gan.critic.unused.weight, before)
