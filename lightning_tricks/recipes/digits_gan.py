@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lightning_tricks.objectives.critic_penalties import R1
+from lightning_tricks.objectives.critic_penalties import GradientPenalty
 from lightning_tricks.objectives.gan_mixin import GANMixin
 from lightning_tricks.objectives.gan_player import Player
 from lightning_tricks.objectives.latent import Latent
@@ -136,7 +136,7 @@ class DigitsGAN(GANMixin, LightningModule):
     """
 
     latent = Latent(16)
-    penalties = R1(1.0)
+    penalties = GradientPenalty(1.0, one_sided=True)
     generator_optimizer = Player("Adam", lr=2e-3, options={"betas": (0.0, 0.99)})
     critic_optimizer = Player("Adam", lr=4e-3, options={"betas": (0.0, 0.99)})
 

@@ -59,16 +59,18 @@ def test_scores_by_hand():
     assert found["frechet"] == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_to_draw_and_logs_its_scores():
     torch.manual_seed(0)
-    data = DigitsInRange(training=1000)
-    reader = trained_reader(data, epochs=3)
-    gan = DigitsGAN(reader, width=8)
+    data = DigitsInRange(training=1200)
+    reader = trained_reader(data)
+    gan = DigitsGAN(reader)
     assert not any("reader" in name for name in gan.state_dict())
-    trainer = Trainer(max_epochs=5, callbacks=[EMAWeights(decay=0.9, params="generator")], **QUIET)
+    average = EMAWeights(decay=0.99, params="generator")
+    trainer = Trainer(max_epochs=20, check_val_every_n_epoch=20, callbacks=[average], **QUIET)
     trainer.validate(gan, data, verbose=False)
-    before = trainer.callback_metrics
+    before = dict(trainer.callback_metrics)
     trainer.fit(gan, data)
     after = trainer.callback_metrics
-    assert after["frechet"] < 0.5 * before["frechet"]
-    assert after["digits"] > before["digits"]
+    assert before["digits"] <= 2 and before["frechet"] > 50
+    assert after["recognised"] > 0.6 and after["digits"] == 10 and after["frechet"] < 10
