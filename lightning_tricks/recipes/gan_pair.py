@@ -53,7 +53,8 @@ class Generator(nn.Module):
         """Build the network with torch's own initial weights."""
         super().__init__()
         checks.whole("channels", channels, 1)
-        self.latent, self.width = Latent(latent, law=law), checks.whole("width", width, 1)
+        self.latent = Latent(checks.whole("latent", latent, 1), law=law)
+        self.width = checks.whole("width", width, 1)
         checks.one_of("upsampling", upsampling, ("shuffle", "transposed"))
         self.start = nn.Sequential(
             nn.Linear(latent, 16 * width), nn.Unflatten(1, (4 * width, 2, 2)), nn.LeakyReLU(_SLOPE)
