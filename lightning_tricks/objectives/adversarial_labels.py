@@ -32,14 +32,14 @@ class NoisyLabels:
         flipped: Share of the samples that get a label of the other kind, in [0, 0.5).
 
     Example:
-        >>> labels = NoisyLabels((0.9, 0.9), (0.0, 0.0))  # one-sided smoothing
+        >>> labels = NoisyLabels((0.9, 0.9), fake=(0.0, 0.0))  # one-sided smoothing
         >>> labels.means
         (0.9, 0.0)
     """
 
     real: tuple[float, float] = (0.7, 1.2)
-    fake: tuple[float, float] = (0.0, 0.3)
     _: KW_ONLY
+    fake: tuple[float, float] = (0.0, 0.3)
     flipped: float = 0.0
 
     def __post_init__(self) -> None:

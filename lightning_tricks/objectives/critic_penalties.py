@@ -139,6 +139,7 @@ class GradientPenalty(CriticPenalty):
         one_sided: Whether smaller slopes are left alone.
     """
 
+    _: KW_ONLY
     target: float = 1.0
     one_sided: bool = False
 

@@ -197,10 +197,8 @@ class GANMixin:
         """Return the optimizer of the critics and that of the generators.
 
         Raises:
-            TypeError: If a setting is of a wrong type.
-            ValueError: If one is out of its range, or names no network.
+            ValueError: If there is no network of a name, or both players have a parameter.
         """
-        check_settings(self)
         module = cast("nn.Module", self)
         critics = parameters_of(named_networks(module, "critics", self.critics).values())
         generators = parameters_of(named_networks(module, "generators", self.generators).values())
@@ -212,15 +210,13 @@ class GANMixin:
         """Return those of other bases, and what accompanies the run.
 
         Raises:
-            ValueError: If the run accumulates gradients.
+            TypeError: If a setting is of a wrong type.
+            ValueError: If one is out of its range, or the run accumulates gradients.
         """
         others = list(super().configure_callbacks())  # type: ignore[misc]  # of LightningModule, which follows
         trainer = cast("LightningModule", self).trainer
-        if trainer.state.fn == "fit" and trainer.accumulate_grad_batches != 1:
-            raise ValueError(
-                "accumulate_grad_batches must be 1 with GANMixin, whose players take turns, got "
-                f"{trainer.accumulate_grad_batches}: enlarge the batch"
-            )
+        if trainer.state.fn == "fit":
+            check_settings(self, trainer.accumulate_grad_batches)
         return others if _GANRun.among(trainer) is not None else [*others, _GANRun()]
 
     def training_step(self, batch: Any, batch_idx: int) -> None:

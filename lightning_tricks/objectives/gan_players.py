@@ -69,6 +69,7 @@ class Players:
         noisy: Layers of the generators that get noise.
         batch_norm: Name of a BatchNorm among all; ``None`` if there is none.
         features: What samples are compared by.
+        optimizers: Those of the run.
     """
 
     generators: dict[str, nn.Module]

@@ -18,13 +18,22 @@ from lightning_tricks.objectives.sample_grid import SampleGrid
 __all__ = ["check_settings"]
 
 
-def check_settings(module: Any) -> None:
+def check_settings(module: Any, accumulate_grad_batches: int) -> None:
     """Check the attributes by which ``module`` says how it is trained.
+
+    Args:
+        module: A module with GANMixin.
+        accumulate_grad_batches: That of the run.
 
     Raises:
         TypeError: If one is of a wrong type.
         ValueError: If one is out of its range, or does not go with another.
     """
+    if accumulate_grad_batches != 1:
+        raise ValueError(
+            "accumulate_grad_batches must be 1 with GANMixin, whose players take turns, got "
+            f"{accumulate_grad_batches}: enlarge the batch"
+        )
     kinds = {
         "latent": Latent,
         "adversarial_loss": AdversarialLoss,

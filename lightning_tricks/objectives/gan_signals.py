@@ -62,7 +62,7 @@ def variance_share(fake: Tensor, real: Tensor) -> Tensor:
     return own / other.clamp(min=1e-12)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FailureSignals:
     """From where on a GAN is said to fail; each sign is told once in a run.
 

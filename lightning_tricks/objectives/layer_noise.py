@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class LayerNoise:
     """
 
     std: float | str | Schedule
+    _: KW_ONLY
     layers: Patterns
 
     def __post_init__(self) -> None:

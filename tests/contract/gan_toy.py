@@ -58,7 +58,9 @@ class Plays(Callback):
             "n_critic": 2,
             "noisy_labels": NoisyLabels(flipped=0.1),
             "instance_noise": "0.1 * linear(to=0.0)",
-            "layer_noise": None if compiled else LayerNoise("0.1 * linear(to=0.0)", "pair.generator.0"),
+            "layer_noise": None
+            if compiled
+            else LayerNoise("0.1 * linear(to=0.0)", layers="pair.generator.0"),
             "weight_clip": 0.5,
             "real_samples": lambda self, batch: batch[0].to(self.head.weight.dtype),
         }

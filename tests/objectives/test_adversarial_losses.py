@@ -70,7 +70,9 @@ def test_the_floor_of_the_usual_soft_labels_is_as_the_literature_has_it():
 
 
 @pytest.mark.parametrize("loss", [NonSaturating(), LeastSquares()])
-@pytest.mark.parametrize("labels", [None, NoisyLabels(), NoisyLabels((0.8, 1.0), (0.0, 0.1), flipped=0.1)])
+@pytest.mark.parametrize(
+    "labels", [None, NoisyLabels(), NoisyLabels((0.8, 1.0), fake=(0.0, 0.1), flipped=0.1)]
+)
 def test_floor_and_blind_loss_are_the_least_that_a_search_finds(loss, labels):
     drawn = (1.0, 0.0) if labels is None else labels.draw(200_000, torch.Generator().manual_seed(0))
 

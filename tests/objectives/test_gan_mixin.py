@@ -82,7 +82,10 @@ def test_all_generators_learn_and_critics_see_what_each_makes():
         {"adversarial_loss": lt.Hinge(), "penalties": [lt.GradientPenalty(), lt.R2(1.0)]},
         {"adversarial_loss": lt.LeastSquares(), "noisy_labels": lt.NoisyLabels(flipped=0.1)},
         {"adversarial_loss": lt.Wasserstein(), "weight_clip": 0.01, "n_critic": 3},
-        {"layer_noise": lt.LayerNoise("linear(to=0.0)", "generator.1"), "instance_noise": "linear(to=0)"},
+        {
+            "layer_noise": lt.LayerNoise("linear(to=0.0)", layers="generator.1"),
+            "instance_noise": "linear(to=0)",
+        },
         {"latent": lt.Latent(3, law="sphere"), "critic_optimizer": lt.Player(torch.optim.RMSprop, lr=0.01)},
     ],
 )
@@ -101,7 +104,7 @@ def test_every_choice_trains_and_what_is_drawn_is_the_seeds(settings):
 
 
 def test_noise_fades_by_the_schedules_and_is_logged():
-    logged, layers = Logged("gan"), lt.LayerNoise("linear(to=0.0)", "generator.1")
+    logged, layers = Logged("gan"), lt.LayerNoise("linear(to=0.0)", layers="generator.1")
     gan = PointGAN(logged, instance_noise="0.5 * linear(to=0.0)", layer_noise=layers)
     trainer(max_epochs=2).fit(gan, points())
     assert logged.column("layer_noise") == pytest.approx([1 - step / 8 for step in range(8)])

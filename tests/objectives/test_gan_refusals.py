@@ -45,7 +45,7 @@ def refusal(kind: type[Exception], gan: SmallGAN, loader: Any, message: str, *, 
         ({"n_critic": 0}, "n_critic must be at least 1, got 0"),
         ({"instance_noise": -0.1}, "instance_noise must .*-0.1"),
         (
-            {"layer_noise": lt.LayerNoise(0.1, "critic")},
+            {"layer_noise": lt.LayerNoise(0.1, layers="critic")},
             "layers must match a layer of a generator.* 'critic'",
         ),
     ],
@@ -81,7 +81,7 @@ def test_a_penalty_refuses_a_compiled_critic() -> None:
 
 
 def test_noise_in_layers_refuses_a_compiled_generator() -> None:
-    gan = PointGAN(layer_noise=lt.LayerNoise(0.1, "generator"))
+    gan = PointGAN(layer_noise=lt.LayerNoise(0.1, layers="generator"))
     gan.generator.compile(backend="aot_eager")
     refusal(ValueError, gan, points(), "layer_noise must be None if generators are compiled, got 'generator'")
 
@@ -148,7 +148,7 @@ def test_pictures_of_what_is_no_image_are_refused() -> None:
         ),
         (lambda: lt.Latent(0), ValueError, "size must be at least 1, got 0"),
         (lambda: lt.Latent(2, law="uniform"), ValueError, "law must be one of 'gaussian', 'sphere'"),
-        (lambda: lt.LayerNoise(-1.0, "generator"), ValueError, "std must "),
+        (lambda: lt.LayerNoise(-1.0, layers="generator"), ValueError, "std must "),
         (lambda: lt.SampleGrid(0), ValueError, "count must be at least 1, got 0"),
         (lambda: lt.FailureSignals(window=2), ValueError, "window must be at least 3, got 2"),
         (lambda: lt.FailureSignals(variance=1.0), ValueError, r"variance must lie in \(0.0, 1.0\)"),
