@@ -90,7 +90,7 @@ class GANMixin:
         noisy_labels: ``NoisyLabels()`` for soft and exchanged labels of the critics; ``None`` for 1 and 0.
         instance_noise: Standard deviation of Gaussian noise on all that critics see, real or fake; a number,
             a schedule or its text, such as ``"0.1 * linear(to=0.0)"``.
-        layer_noise: ``LayerNoise(std, layers)`` in the generators; ``None`` for none.
+        layer_noise: ``LayerNoise(0.1, layers=...)`` in the generators; ``None`` for none.
         failure_signals: From where on a sign is told; ``None`` for none.
         sample_grid: ``SampleGrid()`` for pictures of the first generator's samples; ``None`` for none.
         gan_seed: Of all that is drawn at random, at least 0; each process draws its own.

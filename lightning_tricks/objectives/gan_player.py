@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.optimizer_names import check_options, optimizer_class
@@ -46,6 +46,8 @@ class Player:
             ValueError: If the rate is out of its range, or the optimizer or one of its options is unknown.
         """
         kind = optimizer_class(self.optimizer)
+        if issubclass(kind, LBFGS):
+            raise ValueError("optimizer must step without a closure, got LBFGS")
         checks.in_range("lr", self.lr, 0.0, 1e6, open_low=True)
         if not isinstance(self.options, Mapping):
             raise TypeError(f"options must be options by name, got {self.options!r}")

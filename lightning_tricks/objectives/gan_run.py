@@ -121,10 +121,14 @@ class _GANRun(Technique):
     def begin(self, trainer: Trainer, pl_module: Any) -> None:
         if self._players is None:
             return
-        settings = {"instance_noise": pl_module.instance_noise}
-        settings["layer_noise"] = 0.0 if pl_module.layer_noise is None else pl_module.layer_noise.std
-        for name, value in settings.items():
-            self._courses_of[name] = self.lay(trainer, name, as_schedule(name, value, 0.0))
+        layers = 0.0 if pl_module.layer_noise is None else pl_module.layer_noise.std
+        self._courses_of = {
+            name: self.lay(trainer, called, as_schedule(called, value, 0.0))
+            for name, called, value in (
+                ("instance_noise", "instance_noise", pl_module.instance_noise),
+                ("layer_noise", "std of layer_noise", layers),
+            )
+        }
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._batches += 1

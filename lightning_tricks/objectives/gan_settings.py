@@ -55,5 +55,5 @@ def check_settings(module: Any, accumulate_grad_batches: int) -> None:
         checks.in_range("weight_clip", module.weight_clip, 0.0, open_low=True)
     checks.whole("n_critic", module.n_critic, 1)
     checks.whole("gan_seed", module.gan_seed)
-    as_schedule("instance_noise", module.instance_noise, 0.0)
+    as_schedule("instance_noise", module.instance_noise, 0.0, 1e6)
     penalties_of(module.penalties)

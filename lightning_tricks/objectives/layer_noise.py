@@ -55,7 +55,7 @@ class LayerNoise:
     """Noise in layers of the generators, in training only.
 
     Args:
-        std: Its standard deviation in units of a layer's output, at least 0; a number, a schedule or a text.
+        std: Its standard deviation in units of a layer's output, in [0, 1e6]; a number, a schedule or a text.
         layers: Patterns of the layers, by their names in the module or their types.
     """
 
@@ -65,5 +65,5 @@ class LayerNoise:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        as_schedule("std", self.std, 0.0)
+        as_schedule("std", self.std, 0.0, 1e6)
         as_patterns("layers", self.layers)

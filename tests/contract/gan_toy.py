@@ -39,7 +39,14 @@ def with_a_pair(module: Toy) -> Toy:
 
 
 class Plays(Callback):
-    """Makes GANMixin the first base of the module's class, and brings what the mixin brings along."""
+    """Makes GANMixin the first base of the module's class, and brings what the mixin brings along.
+
+    Attributes:
+        settings: Those that differ from the usual ones here.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -63,6 +70,7 @@ class Plays(Callback):
             else LayerNoise("0.1 * linear(to=0.0)", layers="pair.generator.0"),
             "weight_clip": 0.5,
             "real_samples": lambda self, batch: batch[0].to(self.head.weight.dtype),
+            **self.settings,
         }
         kind = type(pl_module)
         pl_module.__class__ = type(kind.__name__, (GANMixin, kind), own)

@@ -140,6 +140,7 @@ def test_pictures_of_what_is_no_image_are_refused() -> None:
     ("build", "kind", "message"),
     [
         (lambda: lt.Player("Adm", lr=0.1), ValueError, "got 'Adm'; did you mean 'Adam'?"),
+        (lambda: lt.Player("LBFGS", lr=0.1), ValueError, "must step without a closure, got LBFGS"),
         (lambda: lt.Player("Adam", lr=0.0), ValueError, r"lr must lie in \(0.0, "),
         (
             lambda: lt.Player("SGD", lr=0.1, options={"beta": 1}),
