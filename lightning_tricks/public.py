@@ -64,16 +64,25 @@ from lightning_tricks.network.spectral_norm import SpectralNorm, spectral_norm_
 from lightning_tricks.network.unfreeze import ProgressiveUnfreeze
 from lightning_tricks.network.weight_init import WeightInit, initialize_
 from lightning_tricks.network.zero_init import ZeroInitResidual, zero_init_residual_
+from lightning_tricks.objectives.adversarial_labels import NoisyLabels
+from lightning_tricks.objectives.adversarial_losses import Hinge, LeastSquares, NonSaturating, Wasserstein
 from lightning_tricks.objectives.balanced_losses import BalancedLosses
 from lightning_tricks.objectives.class_balance import balanced_sampler, class_weights
 from lightning_tricks.objectives.consolidation import ElasticWeightConsolidation
+from lightning_tricks.objectives.critic_penalties import R1, R2, GradientPenalty
 from lightning_tricks.objectives.cut_mix import CutMix
 from lightning_tricks.objectives.distillation import Distillation
 from lightning_tricks.objectives.distillation_loss import distillation_loss
+from lightning_tricks.objectives.gan_mixin import GANMixin
+from lightning_tricks.objectives.gan_player import Player
+from lightning_tricks.objectives.gan_signals import FailureSignals
 from lightning_tricks.objectives.grad_norm import GradNorm
 from lightning_tricks.objectives.label_smoothing import LabelSmoothing
+from lightning_tricks.objectives.latent import Latent
+from lightning_tricks.objectives.layer_noise import LayerNoise
 from lightning_tricks.objectives.loss_balance import FixedWeights
 from lightning_tricks.objectives.mixup import Mixup
+from lightning_tricks.objectives.sample_grid import SampleGrid
 from lightning_tricks.objectives.smoothed_losses import (
     smooth_labels,
     smoothed_binary_cross_entropy,
@@ -100,6 +109,8 @@ from lightning_tricks.updates.weight_decay import WeightDecay
 __all__ = [
     "LAWA",
     "LSUV",
+    "R1",
+    "R2",
     "Ablation",
     "AdaptiveGradientClip",
     "Aligned",
@@ -120,27 +131,34 @@ __all__ = [
     "ElasticWeightConsolidation",
     "EverySteps",
     "ExactResume",
+    "FailureSignals",
     "FedAdam",
     "FedAvg",
     "FedAvgM",
     "FisherWeighted",
     "FixedWeights",
     "Freeze",
+    "GANMixin",
     "GradNorm",
     "GradientCentralization",
     "GradientClip",
     "GradientHealth",
     "GradientNoise",
+    "GradientPenalty",
     "GradientSurgery",
     "GreedySoup",
     "HalfLife",
+    "Hinge",
     "Interpolate",
     "InverseDecay",
     "LabelSmoothing",
     "LastEpochs",
+    "Latent",
+    "LayerNoise",
     "Layerwise",
     "LearnedSoup",
     "LearningRate",
+    "LeastSquares",
     "Lookahead",
     "MagnitudeBalance",
     "Median",
@@ -148,6 +166,8 @@ __all__ = [
     "ModelStock",
     "MonteCarloDropout",
     "NelderMeadSoup",
+    "NoisyLabels",
+    "NonSaturating",
     "NormPenalty",
     "OptimizerMixin",
     "OptimizerSettings",
@@ -156,6 +176,7 @@ __all__ = [
     "Percentile",
     "Plateau",
     "PlateauDecay",
+    "Player",
     "PostHocEMA",
     "PowerDecay",
     "PreciseBatchNorm",
@@ -167,6 +188,7 @@ __all__ = [
     "ReplaceNorm",
     "RunReport",
     "SWAWeights",
+    "SampleGrid",
     "Schedule",
     "ScheduleFree",
     "SharpnessAware",
@@ -183,6 +205,7 @@ __all__ = [
     "TrimmedMean",
     "UncertaintyBalance",
     "WarmupCosine",
+    "Wasserstein",
     "WeightDecay",
     "WeightFusion",
     "WeightInit",

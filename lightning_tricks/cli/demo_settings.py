@@ -16,10 +16,10 @@ from lightning_tricks import (
     WeightFusion,
 )
 from lightning_tricks.core import checks
+from lightning_tricks.lifecycle.optimizer_names import default_of, optimizer_class
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.recipes.digits import DigitsData
 from lightning_tricks.recipes.residual import ResidualNet
-from lightning_tricks.updates.optimizer_names import default_of, optimizer_class
 
 __all__ = ["OPTIMIZERS", "PHASES", "Demo"]
 

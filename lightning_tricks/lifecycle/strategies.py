@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +26,7 @@ from lightning_tricks.core.gradients import Groups
 __all__ = [
     "BeforeLoad",
     "any_of",
+    "check_copies",
     "check_parts",
     "check_places",
     "check_whole",
@@ -28,6 +36,8 @@ __all__ = [
     "follow_trainable",
     "groups_of",
     "reshard",
+    "share_buffers",
+    "unsynced",
 ]
 
 
@@ -133,6 +143,40 @@ def check_whole(trainer: Trainer, who: str) -> None:
             f"strategy must leave weights whole, as DDP does, for {who}, which looks at data, got "
             f"{type(trainer.strategy).__name__}"
         )
+
+
+def check_copies(trainer: Trainer, who: str) -> None:
+    """Refuse all strategies but one device and DDP, for ``who``, which averages gradients by itself.
+
+    Raises:
+        ValueError: If it is another, or DDP with a hook that averages gradients in its own way.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError(
+            f"strategy must be one device or DDP with {who}, which makes several backward passes in a step, "
+            f"got {type(strategy).__name__}"
+        )
+    if getattr(strategy, "_ddp_comm_hook", None) is not None:
+        raise ValueError(f"ddp_comm_hook must be None with {who}, which averages gradients itself, got one")
+
+
+def unsynced(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Return a context in which DDP leaves gradients to each process.
+
+    Else it waits for those of all parameters at each backward pass, which may be one over a part of them.
+    """
+    strategy = trainer.strategy
+    return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
+
+
+def share_buffers(trainer: Trainer) -> None:
+    """Let DDP give the first process's buffers to all at the next training step, as it is set up to.
+
+    In manual optimization it would not: Lightning tells it only after the step that gradients are exchanged.
+    """
+    if isinstance(trainer.strategy.model, DistributedDataParallel):
+        trainer.strategy.model.require_forward_param_sync = True
 
 
 def check_places(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:

@@ -13,35 +13,17 @@ https://arxiv.org/abs/1511.06434, section 3; Gulrajani et al., "Improved Trainin
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
+from lightning_tricks.objectives.latent import Latent
 
-__all__ = ["Critic", "Generator", "latent_noise"]
+__all__ = ["Critic", "Generator"]
 
 _SLOPE = 0.2  # of LeakyReLU below 0, as in DCGAN
-_LAWS = ("gaussian", "sphere")
-
-
-def latent_noise(
-    count: int, size: int, *, law: str = "gaussian", generator: torch.Generator | None = None
-) -> Tensor:
-    """Return ``count`` points of latent space, shape (count, size), of mean square 1 per entry.
-
-    Args:
-        count: Number of points, at least 1.
-        size: Dimensions of the space, at least 1.
-        law: ``"gaussian"``, or ``"sphere"`` for a uniform law on the sphere of radius ``sqrt(size)``.
-        generator: Source of the noise; ``None`` for torch's own.
-    """
-    checks.one_of("law", law, _LAWS)
-    z = torch.randn(checks.whole("count", count, 1), checks.whole("size", size, 1), generator=generator)
-    return z if law == "gaussian" else math.sqrt(size) * F.normalize(z)
 
 
 class Generator(nn.Module):
@@ -71,8 +53,8 @@ class Generator(nn.Module):
         """Build the network with torch's own initial weights."""
         super().__init__()
         checks.whole("channels", channels, 1)
-        self.latent, self.width = checks.whole("latent", latent, 1), checks.whole("width", width, 1)
-        self.law = checks.one_of("law", law, _LAWS)
+        self.latent = Latent(checks.whole("latent", latent, 1), law=law)
+        self.width = checks.whole("width", width, 1)
         checks.one_of("upsampling", upsampling, ("shuffle", "transposed"))
         self.start = nn.Sequential(
             nn.Linear(latent, 16 * width), nn.Unflatten(1, (4 * width, 2, 2)), nn.LeakyReLU(_SLOPE)
@@ -86,9 +68,8 @@ class Generator(nn.Module):
         return images
 
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return ``count`` images from latent points of :func:`latent_noise`, drawn on the CPU."""
-        z = latent_noise(count, self.latent, law=self.law, generator=generator)
-        images: Tensor = self(z.to(next(self.parameters())))
+        """Return ``count`` images from latent points of its latent space, drawn on the CPU."""
+        images: Tensor = self(self.latent.draw(count, generator).to(next(self.parameters())))
         return images
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_tricks.updates.optimizer_names import options_of
+from lightning_tricks.lifecycle.optimizer_names import options_of
 from lightning_tricks.updates.parameter_groups import Group
 
 __all__ = ["GROUP_COLUMNS", "group_rows", "in_force", "state_bytes"]

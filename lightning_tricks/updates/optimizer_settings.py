@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.updates.optimizer_names import check_options, default_of, optimizer_class
+from lightning_tricks.lifecycle.optimizer_names import check_options, default_of, optimizer_class
 
 __all__ = ["OptimizerSettings"]
 

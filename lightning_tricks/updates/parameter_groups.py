@@ -14,8 +14,8 @@ from lightning_tricks.core.checks import listed
 from lightning_tricks.core.exempt import EMBEDDINGS, exempt_from_decay
 from lightning_tricks.core.partition import written
 from lightning_tricks.core.select import select
+from lightning_tricks.lifecycle.optimizer_names import default_of, optimizer_class
 from lightning_tricks.updates.layer_decay import layers_of
-from lightning_tricks.updates.optimizer_names import default_of, optimizer_class
 from lightning_tricks.updates.optimizer_settings import OptimizerSettings
 
 __all__ = ["Group", "build_optimizer", "divide", "groups_of"]

@@ -17,6 +17,7 @@ from tests.contract.adapting import (
     with_residual_block,
     without_own_decay,
 )
+from tests.contract.gan_toy import Plays, with_a_pair
 from tests.contract.mixing import Learns, as_by_hand, balanced, in_layers, optimized
 from tests.contract.old_task import OldTask
 from tests.toys import Toy
@@ -240,6 +241,25 @@ CASES: dict[str, Case] = {
         ),
         refused=NOT_MANUAL,
     ),
+    "GANMixin": Case(
+        neutral=Plays,
+        active=Plays,
+        exempt={
+            "neutral": "no setting of it leaves a module its own training",
+            **PART_OF_A_MODULE,
+            "same data": "each process draws its own latent points and noise",
+        },
+        adapt=with_a_pair,
+        refused=dict.fromkeys(
+            (
+                "accumulation",
+                "bf16-mixed, accumulation",
+                "bf16-true, accumulation",
+                "16-mixed, accumulation",
+            ),
+            "accumulate_grad_batches must be 1 with GANMixin",
+        ),
+    ),
     "GradientHealth": Case(
         neutral=lambda: lt.GradientHealth(every=1),
         active=lambda: lt.GradientHealth(every=2, per_layer=False),
@@ -261,4 +281,4 @@ CASES: dict[str, Case] = {
         exempt={"active": "it changes nothing in a run that is not resumed, as law neutral shows"},
     ),
 }
-MIXINS = [name for name, case in CASES.items() if case.exempt is PART_OF_A_MODULE]
+MIXINS = [name for name, case in CASES.items() if PART_OF_A_MODULE.items() <= case.exempt.items()]

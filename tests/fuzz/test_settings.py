@@ -30,7 +30,10 @@ from lightning_tricks.gradients.thresholds import AdaptiveThreshold
 from lightning_tricks.lifecycle.evaluation import MissingMetricError
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger
+from lightning_tricks.objectives.adversarial_losses import AdversarialLoss
+from lightning_tricks.objectives.critic_penalties import CriticPenalty
 from tests.contract.cases import CASES
+from tests.contract.gan_toy import Plays
 from tests.contract.mixing import Mixes
 from tests.contract.old_task import OldTask
 from tests.fuzz.effort import LONG, examples
@@ -40,14 +43,16 @@ from tests.toys import Loader, Toy, trainer
 
 NAMES = {name: getattr(lt, name) for name in lt.__all__}
 LIVE = {lt.Probe}  # hold a module and data, which no text says
+FITTED = {lt.Latent, lt.SampleGrid}  # a generator must be built for them: vectors of a size, and images
 BUILT = [
     kind
     for kind in NAMES.values()
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in LIVE
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in LIVE | FITTED
 ]
 # What policies and schedules need, by the type of a setting without default; techniques have their cases.
 SAMPLES = {
     **{"int": 1, "float": 0.5, "str": "val_loss", "int | str": 1, "Sequence[int | str]": [1]},
+    **{"float | str | Schedule": 0.1, "Patterns": "pair.generator"},  # of LayerNoise
     **{"tuple[float, ...]": (1.0, 3.0), "tuple[str, ...]": ("a.pt", "b.pt")},
     "dict[str, TensorwiseMethod]": {"head": lt.Slerp(0.5), "*": lt.Average()},
     "tuple[TensorwiseMethod, ...]": (lt.Slerp(0.0), lt.Slerp(1.0)),
@@ -73,6 +78,12 @@ HOSTS: dict[type, Callable[[Any], Callback]] = {
     Trigger: lambda trigger: lt.ProgressiveUnfreeze(stages=["head", "body"], at=trigger),
     lt.OptimizerSettings: lambda settings: Mixes(lambda _: settings),
     Schedule: lambda schedule: lt.GradientClip(max_norm=schedule),
+    AdversarialLoss: lambda loss: Plays(adversarial_loss=loss, noisy_labels=None),
+    CriticPenalty: lambda penalty: Plays(penalties=penalty),
+    lt.Player: lambda player: Plays(generator_optimizer=player, critic_optimizer=player),
+    lt.NoisyLabels: lambda labels: Plays(noisy_labels=labels),
+    lt.LayerNoise: lambda noise: Plays(layer_noise=noise),
+    lt.FailureSignals: lambda signals: Plays(failure_signals=signals),
 }
 
 # Refused by the name of the setting that it does not fit.

@@ -12,7 +12,11 @@ import yaml
 
 import lightning_tricks
 
-BUILT = [name for name in lightning_tricks.__all__ if is_dataclass(getattr(lightning_tricks, name))]
+BUILT = [
+    name
+    for name in lightning_tricks.__all__
+    if is_dataclass(kind := getattr(lightning_tricks, name)) and ".study." not in kind.__module__
+]
 
 
 def types_of(kind: type) -> dict[str, str]:

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
-from lightning_tricks.recipes.gan_pair import Critic, Generator, latent_noise
+from lightning_tricks.objectives.latent import latent_noise
+from lightning_tricks.recipes.gan_pair import Critic, Generator
 
 
 def kinds(module):
