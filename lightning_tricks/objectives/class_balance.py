@@ -92,7 +92,13 @@ def balanced_sampler(
 
 
 def _whole(labels: Tensor | Sequence[int]) -> Tensor:
-    found = torch.as_tensor(labels).cpu()
+    try:
+        found = torch.as_tensor(labels).cpu()
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(
+            f"labels must be whole numbers, got {type(labels).__name__}: give the class of each sample, such "
+            "as data.train_set.targets"
+        ) from None
     if found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
         raise TypeError(f"labels must be whole numbers, got {found.dtype}")
     return found.long()

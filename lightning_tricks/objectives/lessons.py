@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course
 from lightning_tricks.lifecycle.notice import say, warn
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch.optim import Optimizer
 
-    from lightning_tricks.core.conflicts import Claim
 
 __all__ = ["first_value"]
 
@@ -100,6 +100,7 @@ class _Lessons(Technique):
     watched: HiddenFeatures | None = field(default=None, init=False, repr=False)
     looks: bool = field(default=False, init=False, repr=False)
     called: bool = field(default=False, init=False, repr=False)
+    caches: bool = field(default=False, init=False, repr=False)
     _cached: CachedLogits | None = field(default=None, init=False, repr=False)
     _now: dict[str, Course] = field(default_factory=dict, init=False, repr=False)
     _first: bool = field(default=False, init=False, repr=False)
@@ -126,12 +127,15 @@ class _Lessons(Technique):
         teachers = pl_module.given_teachers()
         check_apart(pl_module, teachers)
         check_projections(pl_module, trainer.optimizers)
+        self.caches = teachers.cached
         if teachers.matches_features:
             self.watched = HiddenFeatures(pl_module, teachers.members)
             self.watched.open()  # before others look at the loss of training_step
 
     def claims(self) -> Iterable[Claim]:
-        return []
+        if self.caches:
+            # The first batch, which is compared, may be one that is hardly mixed, or not at all.
+            yield Claim("batch", f"{self.state_key} with cached logits", None, "give Teachers cached=False")
 
     def begin(self, trainer: Trainer, pl_module: Any) -> None:
         teachers = pl_module.given_teachers()

@@ -44,11 +44,19 @@ def mixed_labels(labels: Tensor, order: Tensor, *, share: float, classes: int) -
     Returns:
         Probabilities, shape (n, classes).
 
+    Raises:
+        ValueError: If labels are of another shape.
+
     Example:
         >>> mixed_labels(torch.tensor([0, 1]), torch.tensor([1, 0]), share=0.75, classes=2)
         tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]])
     """
+    if labels.ndim != (2 if labels.is_floating_point() else 1):
+        raise ValueError(
+            "labels must be one class for each sample, shape (n,), or floating probabilities, shape (n, "
+            f"{classes}), got shape {tuple(labels.shape)}, {labels.dtype}"
+        )
     soft = smooth_labels(labels, smoothing=0.0, classes=classes)
     return share * soft + (1 - share) * soft[order]
 

@@ -34,9 +34,9 @@ def smooth_labels(labels: Tensor, *, smoothing: float = 0.1, classes: int) -> Te
         default type.
 
     Raises:
-        TypeError: If ``labels`` are boolean or complex.
-        ValueError: If labels on the CPU lie outside the classes (a GPU is not waited for), or floating ones
-            are not of so many classes.
+        TypeError: If ``labels`` are boolean or complex, or no tensor.
+        ValueError: If labels on the CPU lie outside the classes, or outside [0, 1] (a GPU is not waited
+            for), or floating ones are not of so many classes.
 
     Example:
         >>> smooth_labels(torch.tensor([2, 0]), smoothing=0.3, classes=3)
@@ -47,6 +47,8 @@ def smooth_labels(labels: Tensor, *, smoothing: float = 0.1, classes: int) -> Te
     """
     checks.in_range("smoothing", smoothing, 0.0, 1.0)
     checks.whole("classes", classes, 2)
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
     if labels.dtype == torch.bool or labels.is_complex():
         raise TypeError(f"labels must be class indices or floating probabilities, got {labels.dtype}")
     if not labels.is_floating_point():
@@ -56,6 +58,8 @@ def smooth_labels(labels: Tensor, *, smoothing: float = 0.1, classes: int) -> Te
         labels = hot.to(torch.get_default_dtype())
     elif classes > 2 and (labels.ndim == 0 or labels.shape[min(1, labels.ndim - 1)] != classes):
         raise ValueError(f"labels must hold {classes} classes in axis 1, got shape {tuple(labels.shape)}")
+    else:
+        _check_probabilities(labels)
     return labels * (1 - smoothing) + smoothing / classes
 
 
@@ -74,6 +78,15 @@ def _check_classes(name: str, labels: Tensor, classes: int, *ignored: int) -> No
     if outside.any():
         least = labels[outside][0].item()
         raise ValueError(f"{name} must hold classes from 0 to {classes - 1}, got {least}")
+
+
+def _check_probabilities(labels: Tensor) -> None:
+    if labels.device.type != "cpu":
+        return
+    # Labels that were mixed in half precision may be a little above 1.
+    outside = (labels < 0.0) | (labels > 1.01) | labels.isnan()
+    if outside.any():
+        raise ValueError(f"labels must be probabilities, in [0, 1], got {labels[outside][0].item()}")
 
 
 def smoothed_cross_entropy(
@@ -144,11 +157,17 @@ def smoothed_binary_cross_entropy(
         pos_weight: Of the second class; broadcasts.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
+    Raises:
+        TypeError: If ``target`` is not floating.
+        ValueError: If entries of it on the CPU lie outside [0, 1].
+
     Example:
         >>> loss = smoothed_binary_cross_entropy(torch.tensor([0.0]), torch.tensor([1.0]), smoothing=0.2)
         >>> round(loss.item(), 4)  # ln 2, whatever the label
         0.6931
     """
+    if not target.is_floating_point():
+        raise TypeError(f"target must be floating, got {target.dtype}: use target.float()")
     smooth = smooth_labels(target, smoothing=smoothing, classes=2)
     return F.binary_cross_entropy_with_logits(
         logits, smooth, weight, pos_weight=pos_weight, reduction=reduction

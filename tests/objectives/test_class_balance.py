@@ -72,6 +72,8 @@ def test_processes_take_shares_of_one_list():
         (lambda: class_weights([]), "labels must be whole numbers, got torch.float32"),
         (lambda: class_weights(torch.tensor([], dtype=torch.int64)), "at least one of a class, got none"),
         (lambda: class_weights([-100, -100]), "at least one of a class, got none"),
+        (lambda: class_weights(["cat", "dog"]), "labels must be whole numbers, got list: give"),
+        (lambda: class_weights(DataLoader([0, 1])), r"got DataLoader: give .* data\.train_set\.targets"),
         (lambda: class_weights([0.0, 1.0]), "whole numbers, got torch.float32"),
         (lambda: balanced_sampler([True, False]), "whole numbers, got torch.bool"),
         (lambda: balanced_sampler([0, -100]), "got -100"),

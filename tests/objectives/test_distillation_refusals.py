@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_tricks import Distillation, Teacher, Teachers
+from lightning_tricks import ConflictError, CutMix, Distillation, Mixup, Teacher, Teachers
 from lightning_tricks.objectives.hidden_features import HiddenFeatures, projection_for
 from tests.fuzz.verdicts import Batches
 from tests.objectives.test_distillation import Taught, wide_teacher, with_features
@@ -288,3 +288,9 @@ def test_cached_refuses_what_it_would_mistake(loader: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         trainer(max_epochs=1).fit(module, loader())
     assert_equal(before, {name: weights(module)[name] for name in before})
+
+
+@pytest.mark.parametrize("mixing", [Mixup(classes=3, probability=0.5), CutMix(classes=3)])
+def test_cached_does_not_go_with_mixing_whatever_the_first_batch_shows(mixing: Any) -> None:
+    with pytest.raises(ConflictError, match="'batch' must have one owner, .* give Teachers cached=False"):
+        learnt(Teachers(wide_teacher(), cached=True), mixing)

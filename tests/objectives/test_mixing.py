@@ -147,6 +147,13 @@ def test_a_hook_of_the_datamodule_comes_first():
     assert "on_after_batch_transfer" not in vars(data)
 
 
+class Columns(Toy):
+    """Gets labels in a column, as tables give them."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0], batch[1][:, None]
+
+
 def with_loss(loss: nn.Module) -> Toy:
     module = Toy()
     module.criterion = loss
@@ -163,6 +170,7 @@ def with_loss(loss: nn.Module) -> Toy:
         ),
         (lambda: with_loss(nn.CrossEntropyLoss(ignore_index=0)), {}, "as ignore_index=0 asks for"),
         (Toy, {"classes": 2}, "labels must hold classes from 0 to 1, got 2"),
+        (Columns, {}, r"labels must be one class for each sample, shape \(n,\), or .* got shape \(8, 1\)"),
         (Toy, {"labels": "y"}, "labels must be where a batch holds a tensor, got 'y' for a batch of tuple"),
         (Toy, {"inputs": 5}, "inputs must be where a batch holds a tensor, got 5"),
         (Toy, {"inputs": 1}, "inputs must be floating to have means"),

@@ -128,6 +128,16 @@ def test_binary_labels_are_two_classes():
         (lambda: smoothed_cross_entropy(torch.zeros(2, 3), torch.tensor([1, -1])), "got -1"),
         (lambda: smoothed_cross_entropy(torch.zeros(2, 3), torch.tensor([1, 1]), smoothing=-1), "smoothing"),
         (lambda: smoothed_binary_cross_entropy(torch.zeros(2), torch.tensor([True, False])), "torch.bool"),
+        (
+            lambda: smoothed_binary_cross_entropy(torch.zeros(2), torch.tensor([0, 1])),
+            "floating, got torch.int",
+        ),
+        (
+            lambda: smoothed_binary_cross_entropy(torch.zeros(2), torch.tensor([0.0, 2.0])),
+            r"labels must be probabilities, in \[0, 1\], got 2.0",
+        ),
+        (lambda: smooth_labels(torch.tensor([[-0.5, 1.5]]), classes=2), "in .0, 1., got -0.5"),
+        (lambda: smooth_labels([0, 1], classes=2), "labels must be a tensor, got list"),
     ],
 )
 def test_bad_labels_have_named_errors(call, words):
