@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_tricks.lifecycle.randomness import drawn_seed, random_states, set_random_states
 from lightning_tricks.lifecycle.training_pass import on_device
+from lightning_tricks.objectives.distillation_loss import check_predictions
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -92,6 +93,7 @@ class CachedLogits:
         for batch in on_device(trainer, pl_module, iter(in_order)):
             with trainer.precision_plugin.train_step_context():
                 found = ask(batch)
+            check_predictions(found, values=True)
             end = done + len(found[0])
             given = index(batch).tolist()
             if given != list(range(done, end)):

@@ -24,6 +24,7 @@ from lightning_tricks.lifecycle.notice import callbacks_of
 from lightning_tricks.objectives.batch_entries import taken_entry
 from lightning_tricks.objectives.distillation_loss import (
     agreement,
+    as_logits,
     check_labels,
     distillation_loss,
 )
@@ -149,7 +150,7 @@ class Distillation:
             mask: True for samples and positions at which teachers count, shape (n, ...); ``None`` for all.
 
         Raises:
-            TypeError: If ``teachers`` is not set.
+            TypeError: If ``teachers`` is not set, or logits are no tensors.
             ValueError: If logits, labels or hidden features do not fit.
         """
         lessons, teachers = self._lessons_of_run(), self.given_teachers()
@@ -158,9 +159,8 @@ class Distillation:
             for name in ("alpha", "temperature", "feature_weight")
         )
         watched = lessons.watched if lessons is not None and torch.is_grad_enabled() else None
-        found: dict[str, Tensor] = {}
-        loss = student_logits.new_zeros(())
-        logits: list[Tensor] = []
+        found, logits = dict[str, Tensor](), list[Tensor]()
+        loss = as_logits(student_logits).new_zeros(())
         if alpha > 0 or watched is not None:
             logits = self.ask_teachers(batch) if lessons is None else lessons.logits(self, batch)
         if alpha < 1:

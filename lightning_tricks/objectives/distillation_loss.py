@@ -23,7 +23,15 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss
 
 from lightning_tricks.core import checks
 
-__all__ = ["agreement", "check_labels", "distillation_loss", "feature_loss", "mean_prediction"]
+__all__ = [
+    "agreement",
+    "as_logits",
+    "check_labels",
+    "check_predictions",
+    "distillation_loss",
+    "feature_loss",
+    "mean_prediction",
+]
 
 
 def mean_prediction(
@@ -70,6 +78,7 @@ def distillation_loss(
             padding; ``None`` for all.
 
     Raises:
+        TypeError: If a teacher's logits are no tensor.
         ValueError: If shapes differ, such as with a teacher of other classes.
 
     Example:
@@ -141,6 +150,43 @@ def check_labels(labels: Tensor, logits: Tensor, *, values: bool) -> None:
             raise ValueError(f"labels must lie in [0, {top}], or be -100, got {wrong[0].item()}")
 
 
+def as_logits(logits: object) -> Tensor:
+    """Return the student's ``logits``.
+
+    Raises:
+        TypeError: If they are no tensor, such as a batch that came first.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"student_logits must be a tensor, got {type(logits).__name__}: call self.distill(logits, batch)"
+        )
+    return logits
+
+
+def check_predictions(teachers: Sequence[object], *, values: bool) -> None:
+    """Accept what teachers return if it may be logits.
+
+    Args:
+        teachers: Of each teacher.
+        values: Whether to look at the values, for which a device must be waited for.
+
+    Raises:
+        TypeError: If it is no tensor, such as a dictionary of several.
+        ValueError: If a number is not finite.
+    """
+    for index, logits in enumerate(teachers):
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"teachers must return a tensor of logits, got {type(logits).__name__} of teacher {index}: "
+                "override teacher_logits to take them out of it"
+            )
+        if values and not logits.isfinite().all():
+            raise ValueError(
+                f"teachers must predict finite logits, got others of teacher {index}: look for NaN in its "
+                "weights and inputs"
+            )
+
+
 def _wide(tensor: Tensor) -> Tensor:
     # In at least single precision: in half, a divided logit would lose what tells classes apart.
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -149,6 +195,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _check_logits(student: Tensor, teachers: Sequence[Tensor]) -> None:
     if not teachers:
         raise ValueError("teachers must hold at least one teacher's logits, got none")
+    check_predictions(teachers, values=False)
     for index, logits in enumerate(teachers):
         if student.ndim > 1 and logits.ndim > 1 and logits.shape[1] != student.shape[1]:
             raise ValueError(

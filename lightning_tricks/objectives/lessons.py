@@ -15,6 +15,7 @@ from lightning_tricks.core.schedule import Course
 from lightning_tricks.lifecycle.notice import say, warn
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.objectives.cached_logits import CachedLogits, as_fresh
+from lightning_tricks.objectives.distillation_loss import check_predictions
 from lightning_tricks.objectives.hidden_features import PROJECTIONS, HiddenFeatures
 from lightning_tricks.objectives.teachers import Teacher, Teachers, shared_parameter
 
@@ -170,10 +171,11 @@ class _Lessons(Technique):
         """Return each teacher's logits of a batch, from the cache if there is one.
 
         Raises:
-            ValueError: If the cache has those of other inputs.
+            ValueError: If a teacher's are not finite, or the cache has those of other inputs.
         """
         if self._cached is None or not student.trainer.training:
             fresh: list[Tensor] = student.ask_teachers(batch)
+            check_predictions(fresh, values=self.looks)
             return fresh
         found = self._cached[student.distillation_indices(batch)]
         if self._first and not all(map(as_fresh, found, student.ask_teachers(batch))):

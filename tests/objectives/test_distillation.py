@@ -46,10 +46,35 @@ def with_features(**settings: Any) -> Teachers:
     return Teachers(Teacher(wide_teacher(), features=features), **settings)
 
 
+class Named(nn.Linear):
+    """Returns more than logits."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        return {"logits": super().forward(inputs)}
+
+
 def logged(module: Toy, *others: Any, **settings: Any) -> list[dict[str, float]]:
     rows = Logged("distillation")
     trainer(rows, *others, **settings).fit(module, Loader(), Loader(2, seed=9, fixed=True))
     return rows.rows
+
+
+def test_what_is_no_logits_is_named() -> None:
+    module, batch = Taught(Teachers(Named(4, 3))), next(iter(Loader()))
+    with pytest.raises(TypeError, match="tensor of logits, got dict of teacher 0: override teacher_logits"):
+        module.distill(module(batch[0]), batch)
+    with pytest.raises(TypeError, match=r"student_logits must be a tensor.*got tuple: .*distill\(logits, ba"):
+        module.distill(batch, module(batch[0]))  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_says_nan_is_named_before_a_step() -> None:
+    torn = wide_teacher()
+    torn[4].bias.data[1] = torch.nan
+    module = Taught(Teachers([wide_teacher(), torn]))
+    before = weights(module)["head.weight"].clone()
+    with pytest.raises(ValueError, match="teachers must predict finite logits, got others of teacher 1"):
+        trainer(max_epochs=1).fit(module, Loader())
+    assert torch.equal(before, module.head.weight)
 
 
 class Twin(Toy):
