@@ -15,7 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveMaxPoolNd, _MaxPoolNd
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.select import clean_name
 
-__all__ = ["compiled", "doubtful_layers", "doubtful_output", "doubtful_range"]
+__all__ = ["compiled", "doubtful_layers", "doubtful_output", "doubtful_range", "doubtful_scores"]
 
 _THROUGH = ("View", "Reshape", "Clone", "ToCopy", "Squeeze", "Permute", "Transpose")
 
@@ -32,6 +32,20 @@ def doubtful_layers(name: str, network: nn.Module) -> Iterator[str]:
         yield f"LeakyReLU lets gradients through everywhere, but {listed(flat)} is ReLU"
     if pools := [path for path, part in parts if isinstance(part, _MaxPoolNd | _AdaptiveMaxPoolNd)]:
         yield f"strides or average pooling pass gradients to all pixels, but {listed(pools)} is max-pooling"
+
+
+def doubtful_scores(name: str, critic: nn.Module) -> str | None:
+    """Return what is wrong if the scores of ``critic``, called ``name``, have been squashed.
+
+    Example:
+        >>> doubtful_scores("critic", nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()))
+        "critics return scores of any size, but 'critic.1' is Sigmoid: leave it out"
+    """
+    path, last = [*critic.named_modules()][-1]
+    if not isinstance(last, nn.Sigmoid | nn.Softmax):
+        return None
+    where = clean_name(".".join(filter(None, (name, path))))
+    return f"critics return scores of any size, but {where!r} is {type(last).__name__}: leave it out"
 
 
 def doubtful_output(name: str, network: nn.Module, samples: Tensor) -> str | None:

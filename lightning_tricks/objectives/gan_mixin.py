@@ -56,7 +56,8 @@ class GANMixin:
       ``gan/gradient_norm/critic`` and ``/generator`` (before clipping), ``gan/variance`` (of features over
       fakes, as a share of that over real samples), ``gan/instance_noise``, ``gan/layer_noise``, and pictures
       as ``gan/samples``. Warns once of each sign that training fails, and of what does no good to a GAN of
-      images: no tanh at the end, pixels outside [-1, 1], ReLU, max-pooling.
+      images: no tanh at the end, pixels outside [-1, 1], ReLU, max-pooling. A loss that is not finite is an
+      error, on a GPU on steps that are logged.
     * **Saves** how many batches it has seen, from which and ``gan_seed`` follows all that is drawn at random,
       how the schedules lie, and the last numbers that signs of failure are read from.
     * **Cost** on steps that are logged some reads to the host and 16 samples. Fakes are made once for each

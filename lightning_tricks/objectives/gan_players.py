@@ -159,7 +159,7 @@ def check_penalties(penalties: Sequence[CriticPenalty], critics: dict[str, nn.Mo
             )
 
 
-def check_samples(real: object, batch_norm: str | None) -> None:
+def check_samples(real: Any, batch_norm: str | None) -> None:
     """Refuse real samples that a GAN cannot learn from.
 
     Raises:
@@ -167,8 +167,11 @@ def check_samples(real: object, batch_norm: str | None) -> None:
         ValueError: If there is one alone, and a BatchNorm.
     """
     if not (isinstance(real, Tensor) and real.is_floating_point() and real.ndim > 1):
-        got = f"{real.dtype} of shape {tuple(real.shape)}" if isinstance(real, Tensor) else repr(real)[:100]
-        raise TypeError(f"real samples must be a floating tensor of shape (n, ...), got {got}")
+        tensor = isinstance(real, Tensor)
+        got = f"{real.dtype} of shape {tuple(real.shape)}" if tensor else type(real).__name__
+        raise TypeError(
+            f"real samples must be a floating tensor of shape (n, ...), got {got}: override real_samples"
+        )
     if len(real) < 2 and batch_norm is not None:
         raise ValueError(
             f"a batch must have at least 2 samples for BatchNorm {batch_norm!r}, got {len(real)}: set "

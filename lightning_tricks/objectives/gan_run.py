@@ -24,9 +24,15 @@ from lightning_tricks.lifecycle.notice import callbacks_of, warn
 from lightning_tricks.lifecycle.pictures import log_picture
 from lightning_tricks.lifecycle.strategies import check_copies, share_buffers
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.objectives.gan_architecture import doubtful_layers, doubtful_output, doubtful_range
+from lightning_tricks.objectives.balancing import read_freely
+from lightning_tricks.objectives.gan_architecture import (
+    doubtful_layers,
+    doubtful_output,
+    doubtful_range,
+    doubtful_scores,
+)
 from lightning_tricks.objectives.gan_players import Players
-from lightning_tricks.objectives.gan_signals import relative_change, variance_share
+from lightning_tricks.objectives.gan_signals import check_finite, relative_change, variance_share
 from lightning_tricks.objectives.sample_grid import image_grid, png
 
 if TYPE_CHECKING:
@@ -85,6 +91,7 @@ class _GANRun(Technique):
     _before: Tensor | None = field(default=None, init=False, repr=False)
     _told: list[str] = field(default_factory=list, init=False, repr=False)
     _looked: bool = field(default=False, init=False, repr=False)
+    _called: bool = field(default=False, init=False, repr=False)
 
     @classmethod
     def among(cls, trainer: Trainer) -> _GANRun | None:
@@ -106,14 +113,16 @@ class _GANRun(Technique):
         return self._players
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._players, self._looked = None, False
+        self._players, self._looked, self._called = None, False, False
         if not hasattr(pl_module, "adversarial_loss"):
             return  # another module of the same Trainer
         check_copies(trainer, self.state_key)
         self._players = Players.of(pl_module, trainer.optimizers)
-        for name, network in self._players.networks.items():
-            for doubt in doubtful_layers(name, network):
-                warn(trainer, f"{self.state_key}: {doubt}")
+        networks, critics = self._players.networks, self._players.critics
+        doubts = [doubt for each in networks.items() for doubt in doubtful_layers(*each)]
+        doubts += filter(None, (doubtful_scores(*each) for each in critics.items()))
+        for doubt in doubts:
+            warn(trainer, f"{self.state_key}: {doubt}")
 
     def claims(self) -> Iterable[Claim]:
         return []
@@ -136,6 +145,7 @@ class _GANRun(Technique):
 
     def turn(self, trainer: Trainer, pl_module: Any, device: torch.device) -> Turn:
         """Return what holds in the batch that has begun."""
+        self._called = True
         step, position = self._batches - 1, self.clock.position
         seed = seed_of(pl_module.gan_seed, step, trainer.global_rank)
         return Turn(
@@ -161,16 +171,34 @@ class _GANRun(Technique):
             warn(trainer, f"{self.state_key}: {doubt}")
 
     def note(self, **numbers: Tensor) -> None:
-        """Take what may be logged."""
-        self._numbers |= {name: number.detach() for name, number in numbers.items()}
+        """Take what may be logged, before it is learnt from.
+
+        Raises:
+            ValueError: If it is NaN or infinite, on a CPU; what is on a device is read on steps that log.
+        """
+        for name, number in numbers.items():
+            self._numbers[name] = number.detach()
+            if read_freely(number):
+                check_finite(name, self._numbers[name])
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._players is not None and self.reports(trainer) and (found := gradients_of(optimizer)):
             self._numbers[f"gradient_norm/{self.players.name_of(optimizer)}"] = total_norm(found, 2.0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if self._players is None or not self.reports(trainer):
+        if self._players is None:
             return
+        if not self._called:
+            self._called = True  # so that it is told once
+            warn(
+                trainer,
+                f"{self.state_key}: the first batch did not call training_step of GANMixin, without which "
+                "nobody learns: leave training_step alone, or call super().training_step(batch, batch_idx)",
+            )
+        if not self.reports(trainer):
+            return
+        for name in {"critic_loss", "generator_loss", "penalty"} & self._numbers.keys():
+            check_finite(name, self._numbers[name])
         schedules = {name: course(self.clock.position - 1) for name, course in self._courses_of.items()}
         varying = {name: std for name, std in schedules.items() if getattr(pl_module, name)}
         self.report(trainer, pl_module, None, **self._numbers, **varying)
@@ -215,6 +243,11 @@ class _GANRun(Technique):
         picture = image_grid(samples, columns=grid.columns).cpu()
         file = f"epoch-{trainer.current_epoch:04d}.png"
         log_picture(trainer, "gan/samples", picture, encode=png, folder=grid.folder, file=file)
+
+    def finish(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._players is not None and 0 < self._batches < pl_module.n_critic:
+            rule = "n_critic must be at most the batches of the run for generators to step"
+            warn(trainer, f"{self.state_key}: {rule}, got {pl_module.n_critic}")
 
     def saved(self) -> dict[str, Any]:
         last = {name: float(value) for name, value in self._numbers.items()}

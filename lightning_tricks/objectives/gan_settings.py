@@ -18,6 +18,18 @@ from lightning_tricks.objectives.sample_grid import SampleGrid
 __all__ = ["check_settings"]
 
 
+_KINDS: dict[str, tuple[Any, str]] = {
+    "latent": (Latent, "Latent(...)"),
+    "adversarial_loss": (AdversarialLoss, "NonSaturating(), Hinge(), LeastSquares() or Wasserstein()"),
+    "generator_optimizer": (Player, "Player(...)"),
+    "critic_optimizer": (Player, "Player(...)"),
+    "noisy_labels": (NoisyLabels | None, "NoisyLabels(...) or None"),
+    "layer_noise": (LayerNoise | None, "LayerNoise(...) or None"),
+    "failure_signals": (FailureSignals | None, "FailureSignals(...) or None"),
+    "sample_grid": (SampleGrid | None, "SampleGrid(...) or None"),
+}
+
+
 def check_settings(module: Any, accumulate_grad_batches: int) -> None:
     """Check the attributes by which ``module`` says how it is trained.
 
@@ -34,19 +46,8 @@ def check_settings(module: Any, accumulate_grad_batches: int) -> None:
             "accumulate_grad_batches must be 1 with GANMixin, whose players take turns, got "
             f"{accumulate_grad_batches}: enlarge the batch"
         )
-    kinds = {
-        "latent": Latent,
-        "adversarial_loss": AdversarialLoss,
-        "generator_optimizer": Player,
-        "critic_optimizer": Player,
-        "noisy_labels": NoisyLabels | None,
-        "layer_noise": LayerNoise | None,
-        "failure_signals": FailureSignals | None,
-        "sample_grid": SampleGrid | None,
-    }
-    for name, kind in kinds.items():
+    for name, (kind, told) in _KINDS.items():
         if not isinstance(getattr(module, name), kind):
-            told = kind.__name__ if isinstance(kind, type) else kind
             raise TypeError(f"{name} must be {told}, got {getattr(module, name)!r}")
     if module.noisy_labels is not None and not module.adversarial_loss.takes_labels:
         kind_of_loss = type(module.adversarial_loss).__name__

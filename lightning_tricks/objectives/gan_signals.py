@@ -35,6 +35,18 @@ def falls_steadily(values: Sequence[float]) -> bool:
     return torch.corrcoef(series)[0, 1].item() < -0.95
 
 
+def check_finite(name: str, number: Tensor | float) -> None:
+    """Accept a loss that is a number; waits for its device.
+
+    Raises:
+        ValueError: If it is NaN or infinite.
+    """
+    if not math.isfinite(value := float(number)):
+        raise ValueError(
+            f"{name} must be finite, got {value}: look for NaN in the data, lower the rates or clip gradients"
+        )
+
+
 def relative_change(samples: Tensor, before: Tensor) -> Tensor:
     """Return the mean distance of entries from ``before``, over the spread of all there, a 0-d tensor.
 

@@ -107,11 +107,11 @@ def settings_of(technique: Technique) -> dict[str, object]:
     return {name: getattr(technique, name) for name in technique.settings()}
 
 
-def mixed_in(module: nn.Module) -> dict[str, dict[str, object]]:
+def mixed_in(module: nn.Module) -> dict[type, dict[str, object]]:
     """Return the settings of each mixin of this package that ``module`` inherits."""
     ours = [kind for kind in type(module).__mro__ if kind.__module__.startswith("lightning_tricks.")]
     return {
-        kind.__name__: {
+        kind: {
             name: getattr(module, name, None)
             for name in vars(kind).get("__annotations__", {})
             if not name.startswith("_")
@@ -124,13 +124,17 @@ def mixed_in(module: nn.Module) -> dict[str, dict[str, object]]:
 def changed(kind: type, settings: Mapping[str, object]) -> str:
     """Return those of ``settings`` that are not the defaults of ``kind``, as they are written.
 
+    Args:
+        kind: A dataclass; or a mixin, whose attributes are its defaults.
+        settings: By name.
+
     Example:
         >>> from lightning_tricks import GradientClip
         >>> changed(GradientClip, {"max_norm": 2.0, "max_value": None, "norm_type": 2.0, "params": "head"})
         "max_norm=2.0, params='head'"
     """
     fields = vars(kind).get("__dataclass_fields__", {})
-    usual = {name: each.default for name, each in fields.items()}
+    usual = {name: each.default for name, each in fields.items()} or dict(vars(kind))
     usual |= {
         name: each.default_factory()
         for name, each in fields.items()

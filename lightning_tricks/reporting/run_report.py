@@ -132,16 +132,20 @@ class RunReport(Technique):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         active, mixed = self._others(trainer), mixed_in(pl_module)
-        settings = {each.state_key: settings_of(each) for each in active} | mixed
+        settings = {each.state_key: settings_of(each) for each in active}
+        settings |= {kind.__name__: own for kind, own in mixed.items()}
         for logger in trainer.loggers:
             logger.log_hyperparams({"techniques": plain(settings)})
         sizes, rows = sizes_of(pl_module, flat_shapes(trainer)), _Rows()
+        names = {kind.__name__ for kind in mixed}
         for each in active:
             claims, name = list(each.claims()), each.state_key
+            if name in names:
+                continue  # what a mixin brings along has no settings of its own
             slots = dict.fromkeys(claim.slot for claim in claims if claim.owner == name)
             on = touched(claims, each.touched(), sizes)
             rows.append((name, changed(type(each), settings[name]), ", ".join(slots), on))
-        rows += [(name, changed(object, own), "", "") for name, own in mixed.items()]
+        rows += [(kind.__name__, changed(kind, own), "", "") for kind, own in mixed.items()]
         say(trainer, text_table(f"{self.state_key}: what is active", _START, rows))
         say(trainer, text_table(f"{self.state_key}: in which order it acts", _ORDER, order(active)))
         self._log_table(trainer, "techniques", _START, rows)

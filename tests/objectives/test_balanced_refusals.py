@@ -217,6 +217,14 @@ def test_what_is_learned_does_not_decay_in_groups_by_type() -> None:
         trainer().fit(module, Loader())
 
 
+def test_what_never_balances_says_so() -> None:
+    class Silent(BalancedLosses, Toy):
+        pass
+
+    with pytest.warns(UserWarning, match="BalancedLosses: training_step never called balance, without which"):
+        trainer(max_epochs=1).fit(Silent(), Loader())
+
+
 class FromYAML(BalancedLosses, Toy):
     """Takes its strategy."""
 

@@ -57,10 +57,10 @@ def test_settings_that_do_not_go_are_refused(settings: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"latent": 16}, "latent must be Latent, got 16"),
-        ({"adversarial_loss": "hinge"}, "adversarial_loss must be AdversarialLoss, got 'hinge'"),
+        ({"latent": 16}, r"latent must be Latent\(...\), got 16"),
+        ({"adversarial_loss": "hinge"}, r"must be NonSaturating\(\), Hinge\(\), .*, got 'hinge'"),
         ({"penalties": 10.0}, "penalties must be GradientPenalty, R1, R2 or several of them, got 10.0"),
-        ({"noisy_labels": (0.7, 1.2)}, "noisy_labels must be .*NoisyLabels.*None, got"),
+        ({"noisy_labels": (0.7, 1.2)}, r"noisy_labels must be NoisyLabels\(...\) or None, got \(0.7, 1.2\)"),
     ],
 )
 def test_settings_of_another_type_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -124,6 +124,22 @@ def test_accumulation_is_refused_with_what_to_do() -> None:
 )
 def test_samples_of_no_use_are_named_at_the_first_batch(kind: Any, data: Tensor, message: str) -> None:
     refusal(kind, ImageGAN(), DataLoader(TensorDataset(data), 8), message, batches=1)
+
+
+@pytest.mark.parametrize("signals", [lt.FailureSignals(), None])
+def test_a_loss_that_is_nan_is_named_before_a_step(signals: Any) -> None:
+    gan, data = PointGAN(failure_signals=signals), torch.randn(16, 2)
+    data[11] = torch.nan
+    seen = Batches()
+    with pytest.raises(ValueError, match="critic_loss must be finite, got nan: "):
+        trainer(seen, max_epochs=1, log_every_n_steps=100).fit(gan, DataLoader(TensorDataset(data), 8))
+    assert seen.count == 2
+    assert all(p.isfinite().all() for p in gan.parameters())
+
+
+def test_a_batch_of_names_says_what_to_override() -> None:
+    data = [{"image": torch.zeros(1, 8, 8)} for _ in range(8)]
+    refusal(TypeError, ImageGAN(), DataLoader(data, 8), "got dict: override real_samples", batches=1)
 
 
 def test_one_sample_is_enough_without_batchnorm() -> None:

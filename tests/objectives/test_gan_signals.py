@@ -128,6 +128,24 @@ def test_what_speaks_against_an_architecture_is_named() -> None:
     assert not list(doubtful_layers("generator", Generator())) and not list(doubtful_layers("c", Critic()))
 
 
+def test_what_never_learns_says_so() -> None:
+    class Own(PointGAN):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    (words,) = told(Own(), points())
+    assert words.startswith("GANMixin: the first batch did not call training_step of GANMixin")
+    (words,) = told(PointGAN(n_critic=50), points())
+    assert words == "GANMixin: n_critic must be at most the batches of the run for generators to step, got 50"
+
+
+def test_scores_that_are_squashed_are_named() -> None:
+    gan = PointGAN()
+    gan.critic.append(nn.Sigmoid())
+    (words,) = told(gan, points())
+    assert words == "GANMixin: critics return scores of any size, but 'critic.3' is Sigmoid: leave it out"
+
+
 def test_a_tanh_is_seen_in_whatever_way_it_is_written() -> None:
     class Written(nn.Linear):
         def forward(self, z: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from lightning_tricks import (
 )
 from lightning_tricks.lifecycle.technique import Technique
 from tests import wandb_offline
+from tests.objectives.gan_toys import PointGAN, points
 from tests.toys import Loader, StopAfter, StopError, Toy, trainer
 
 
@@ -76,6 +77,13 @@ def test_it_tells_what_is_active_and_what_it_did(capsys: pytest.CaptureFixture[s
     end = cells(out, "what was done in the whole run, 5 batches")
     assert end["GradientClip"][1] == "steps 5, clipped 5, skipped 0"
     assert end["EMAWeights"][1].startswith("updates 5, decay ")
+
+
+def test_a_mixin_that_brings_a_technique_along_is_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(RunReport(), max_epochs=1).fit(PointGAN(n_critic=2), points())
+    start = capsys.readouterr().out.partition("in which order")[0]
+    assert start.count("GANMixin") == 1
+    assert "n_critic=2" in start and "gan_seed" not in start  # which is 0, as it is by default
 
 
 def test_loggers_get_settings_and_outcomes(tmp_path: Path) -> None:
