@@ -176,7 +176,8 @@ class BalancedLosses:
         if run.weights is None:
             run.weights = strategy.weigh(moment).to(seen.dtype).to(seen.device, non_blocking=True)
         if logs and trainer is not None and not trainer.barebones:
-            self._report(run, seen)
+            named = {f"{KEY}/{name}": value for name, value in run.numbers(seen).items()}
+            cast("LightningModule", self).log_dict(named, on_step=True, on_epoch=False)
         total = (run.weights * values).sum()
         term = strategy.learning_term(moment, seen)
         # What the losses count for is there already.
@@ -206,15 +207,6 @@ class BalancedLosses:
         if trainer is not None and trainer.world_size > 1:
             gradients = averaged(trainer, gradients)
         return run.norms_with(gradients)
-
-    def _report(self, run: Balancing, losses: Tensor) -> None:
-        assert run.weights is not None
-        named = {
-            f"{KEY}/{what}/{name}": value
-            for what, values in (("loss", losses), ("weight", run.weights))
-            for name, value in zip(run.names, values, strict=True)
-        }
-        cast("LightningModule", self).log_dict(named, on_step=True, on_epoch=False)
 
     # What Lightning calls.
 
@@ -253,6 +245,13 @@ class BalancedLosses:
                 name, kind = type(strategy).__name__, type(trainer.strategy).__name__
                 raise ValueError(f"{name} needs whole gradients in each process: use DDP, got {kind}")
             shared_parameters(module, strategy.shared, trainer.optimizers)
+
+    def on_train_end(self) -> None:
+        """Say so if nothing was balanced."""
+        cast("Any", super()).on_train_end()
+        if self._balancing is None:
+            words = "BalancedLosses: training_step never called self.balance(losses): nothing was weighed"
+            warn(cast("LightningModule", self).trainer, words)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the strategy remembers."""

@@ -176,6 +176,15 @@ class Balancing:
                 when = " after one of an earlier batch that was not" if fine else ""
                 raise ValueError(f"losses must be {rule}, got {name!r}: {loss}{when}")
 
+    def numbers(self, losses: Tensor) -> dict[str, Tensor]:
+        """Return the open step's weights and ``losses``, shape (losses,), by what they are called in logs."""
+        assert self.weights is not None
+        return {
+            f"{what}/{name}": value
+            for what, values in (("loss", losses), ("weight", self.weights))
+            for name, value in zip(self.names, values, strict=True)
+        }
+
     def to(self, device: torch.device) -> None:
         """Bring what it holds, as from a checkpoint, to ``device``."""
         self.state = None if self.state is None else {k: v.to(device) for k, v in self.state.items()}

@@ -221,7 +221,7 @@ def test_what_never_balances_says_so() -> None:
     class Silent(BalancedLosses, Toy):
         pass
 
-    with pytest.warns(UserWarning, match="BalancedLosses: training_step never called balance, without which"):
+    with pytest.warns(UserWarning, match="BalancedLosses: training_step never called self.balance"):
         trainer(max_epochs=1).fit(Silent(), Loader())
 
 
