@@ -102,8 +102,8 @@ def _load(path: Path, *, allow_pickle: bool, mmap: bool) -> Any:
         if isinstance(error, pickle.UnpicklingError) and (asked := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise ValueError(
                 f"{path} must hold tensors and plain values alone, got {asked[1]}: a file that holds more "
-                "can run any code while it is read; if you trust whoever wrote it, allow_pickle lets it, or load "
-                "it yourself where that is no setting"
+                "can run any code while it is read; if you trust whoever wrote it, allow_pickle lets it, or "
+                "load it yourself where that is no setting"
             ) from None
         raise ValueError(f"{path} must be a whole file of torch.save; {error}") from error
 
