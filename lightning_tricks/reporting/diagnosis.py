@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
     Attributes:
         evidence: What was seen, with numbers.
-        proposal: What to do.
+        proposal: What to do; empty where another technique has said it with its evidence.
         step: Optimizer steps attempted when it was found.
     """
 
@@ -68,7 +68,8 @@ class Diagnosis(Technique):
 
     It knows a rate that is too high (the loss diverges, or jumps about) or too low, a rate that decayed too
     early, over-fitting, a plateau, layers that no gradient reaches, layers that are dead, and thresholds of
-    clipping that cut nearly always or never.
+    clipping that cut nearly always or never. What GANMixin and GradientHealth find in the same run is among
+    its findings: a critic at its floor, collapsed modes, exploding and vanishing gradients.
 
     * **When** at the first step that Lightning logs after every ``every`` steps, at validations, at the end.
     * **Changes** nothing.
@@ -199,6 +200,14 @@ class Diagnosis(Technique):
             reach = largest_reach(trainer.callback_metrics, prefix)
             self._reached[name] = max(reach, self._reached.get(name, 0.0))
 
+        self._ask_others(trainer)
+
+    def _ask_others(self, trainer: Trainer) -> None:
+        """Take what other techniques have found, and told."""
+        for each in self._others(trainer):
+            for kind, words in each.signs().items():
+                self._found.setdefault(f"{each.state_key}, {kind}", Finding(words, "", self.clock.position))
+
     def _see_layers(self, trainer: Trainer, kind: str, names: list[str]) -> None:
         """Tell of layers that two looks in a row agree about: a branch may begin at zero."""
         again = [name for name in names if name in self._suspected.get(kind, ())]
@@ -214,10 +223,12 @@ class Diagnosis(Technique):
                 self._tell(trainer, kind, evidence, proposal)
                 return
 
+    def _others(self, trainer: Trainer) -> list[Technique]:
+        return [each for each in callbacks_of(trainer) if isinstance(each, Technique) and each is not self]
+
     def _clipping(self, trainer: Trainer) -> list[tuple[str, str, dict[str, float | int | str]]]:
         """Return name, prefix of metrics and deeds of each technique that clips."""
-        others = (each for each in callbacks_of(trainer) if isinstance(each, Technique) and each is not self)
-        done = [(each.state_key, each.metric_prefix, each.outcome()) for each in others]
+        done = [(each.state_key, each.metric_prefix, each.outcome()) for each in self._others(trainer)]
         return [each for each in done if "clipped" in each[2]]
 
     def _tell(self, trainer: Trainer, kind: str, evidence: str | None, proposal: str) -> None:
@@ -242,6 +253,7 @@ class Diagnosis(Technique):
         self._conclude(trainer)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ask_others(trainer)
         for name, _, outcome in self._clipping(trainer):
             evidence = clips_never(outcome, self._reached.get(name, 0.0))
             self._tell(trainer, f"{name} clips never", evidence, "lower its threshold, or remove it")
