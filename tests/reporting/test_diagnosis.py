@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_tricks import Diagnosis, FailureSignals, GradientClip, GradientHealth, LearningRate, Player
 from tests.contract.test_together import reads_per_step
@@ -101,7 +102,7 @@ def test_a_critic_at_its_floor_is_among_the_findings() -> None:
     players = {"critic_optimizer": Player("Adam", lr=0.1), "generator_optimizer": Player("SGD", lr=1e-4)}
     signals = FailureSignals(start=0, window=4, variance=1e-9)
     gan, diagnosis = PointGAN(failure_signals=signals, **players), Diagnosis(every=1)
-    far = [each[0] + 100.0 for each in points(16)]
+    far = DataLoader(points(16).dataset.tensors[0] + 100.0, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer(diagnosis, max_epochs=1).fit(gan, far)
