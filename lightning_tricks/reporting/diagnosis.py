@@ -118,6 +118,7 @@ class Diagnosis(Technique):
     _found: dict[str, Finding] = field(default_factory=dict, init=False, repr=False)
     _suspected: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False)
     _silent: list[str] = field(default_factory=list, init=False, repr=False)
+    _first: Tensor | float | None = field(default=None, init=False, repr=False)
     _sums: list[Tensor | float] = field(default_factory=lambda: [0, 0.0, 0.0], init=False, repr=False)
     _reached: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _looks: int = field(default=0, init=False, repr=False)
@@ -167,6 +168,8 @@ class Diagnosis(Technique):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             wide = loss.detach().double().mean()
+            if self._first is None:
+                self._first = wide
             count, total, squares = self._sums
             self._sums = [count + 1, total + wide, squares + wide.square()]
         measured, silent, self._silent = self._watch.end_batch(), self._silent, []
@@ -190,6 +193,7 @@ class Diagnosis(Technique):
                 update=median(updates),
                 gradient=overall(health.values())["gradient_norm"],
             )
+            self._run.first = None if self._first is None else float(self._first)
             self._run.add(window)
         dead = [name for name, each in health.items() if each.zero == 1.0 and name not in silent]
         self._see_layers(trainer, "no gradient", silent)
@@ -275,6 +279,7 @@ class Diagnosis(Technique):
             "run": self._run.saved(),
             "found": {kind: list(finding) for kind, finding in self._found.items()},
             "suspected": self._suspected,
+            "first": None if self._first is None else float(self._first),
             "sums": [float(each) for each in self._sums],
             "reached": self._reached,
             "looks": self._looks,
@@ -286,5 +291,6 @@ class Diagnosis(Technique):
         self._run = History.restored(state["run"])
         self._found = {kind: Finding(*finding) for kind, finding in state["found"].items()}
         self._suspected, self._sums = state["suspected"], list(state["sums"])
+        self._first = state["first"]
         self._reached, self._looks = state["reached"], state["looks"]
         self._next, self._peak = state["next"], state["peak"]

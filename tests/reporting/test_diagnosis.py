@@ -44,6 +44,7 @@ def test_windows_are_what_the_run_was_like() -> None:
     ]
     first = torch.tensor(losses[:3], dtype=torch.float64)
     assert windows[0].spread == pytest.approx(float(first.std(correction=0)), rel=1e-6)
+    assert diagnosis._run.first == pytest.approx(losses[0])
     assert windows[0].rate == 1.0 and windows[2].rate == pytest.approx(0.6 / 0.9)
     assert [each.epoch for each in diagnosis._run.validations] == [1, 2]
     assert diagnosis._run.validations[1].training == pytest.approx(sum(losses[3:9]) / 6)
