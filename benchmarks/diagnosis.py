@@ -1,8 +1,8 @@
 """How often Diagnosis speaks of healthy runs, and whether it finds what is wrong with ill ones.
 
 Healthy runs differ in network, optimizer, rate, batch and data: digits and characters, WarmupCosine, clipping
-by a percentile. Each ill run is one of them with one thing spoilt. Limits were set on the first hundred seeds, so
-other healthy runs are drawn here. The whole takes about five minutes.
+by a percentile. Each ill run is one of them with one thing spoilt. Limits were set on the first hundred
+seeds, so other healthy runs are drawn here. The whole takes about five minutes.
 
     python -m benchmarks.diagnosis --healthy 50 --seeds 5
 """
