@@ -128,8 +128,8 @@ class DynamicWeightAverage(LossBalance):
         temperature: Above 0; the greater, the more alike the weights. The paper takes 2.
 
     Example:
-        Two losses of one weight each, one a hundred times as steep as the other, by gradient descent. How many
-        epochs of twenty steps until the flat one has fallen to a hundredth?
+        Two losses of one weight each, one a hundred times as steep as the other, by gradient descent. How
+        many epochs of twenty steps until the flat one has fallen to a hundredth?
 
         >>> def epochs(temperature):
         ...     x, steepness = torch.ones(2, dtype=torch.double), torch.tensor([0.1, 0.001])
@@ -186,8 +186,8 @@ class RandomWeights(LossBalance):
         seed: At least 0. A draw follows from it and from the number of the step.
 
     Example:
-        Two losses of one weight ``x`` whose sum, ``(x^2 - 1)^2 - x``, has a shallow valley at -0.84 and a deep
-        one at 1.11, by gradient descent from -1 with a rate that falls to 0:
+        Two losses of one weight ``x`` whose sum, ``(x^2 - 1)^2 - x``, has a shallow valley at -0.84 and a
+        deep one at 1.11, by gradient descent from -1 with a rate that falls to 0:
 
         >>> def end(seed):
         ...     draws, x = torch.Generator().manual_seed(seed or 0), -1.0
