@@ -51,8 +51,9 @@ def test_yaml_block_builds_the_techniques(tmp_path: Path, monkeypatch: pytest.Mo
 def test_text_block_is_what_the_code_above_it_prints() -> None:
     recipe = transformer()
     recipe[0].max_norm = 0.5
-    (shown,) = blocks("text")
+    shown, report = blocks("text")
     assert shown == f"{recipe}\n"
+    assert report.startswith("RunReport: what was done")  # with times, which differ
 
 
 def test_shell_blocks_name_targets_of_the_makefile() -> None:

@@ -44,6 +44,10 @@ class Member(Callback, ABC):
         """Return what it works on or reads beside what it claims: parameters, buffers, layers."""
         return ()
 
+    def signs(self) -> dict[str, str]:
+        """Return what it has found wrong with the run and told, by kind, in words."""
+        return {}
+
     def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Split the parameter groups of optimizers, before any schedule looks at them."""
 

@@ -5,7 +5,32 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 
-__all__ = ["check_hooks"]
+__all__ = ["check_first", "check_hooks"]
+
+
+def check_first(kind: type, mixin: type, hook: str) -> None:
+    """Refuse a class in which the ``hook`` of another base would come before that of ``mixin``.
+
+    Args:
+        kind: The class, which inherits ``mixin``.
+        mixin: What defines the hook.
+        hook: Its name.
+
+    Raises:
+        TypeError: If it would.
+
+    Example:
+        >>> class Counts:
+        ...     def on_fit_start(self): ...
+        >>> class Net:
+        ...     def on_fit_start(self): ...
+        >>> check_first(type("Mine", (Net, Counts), {}), Counts, "on_fit_start")
+        Traceback (most recent call last):
+        TypeError: Mine must inherit Counts before Net
+    """
+    first = next(each for each in kind.__mro__ if hook in vars(each))
+    if not issubclass(first, mixin):
+        raise TypeError(f"{kind.__name__} must inherit {mixin.__name__} before {first.__name__}")
 
 
 def check_hooks(kind: type, mixin: type, hooks: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lightning_tricks.lifecycle.mixin_hooks import check_first
 from lightning_tricks.lifecycle.notice import callbacks_of
 from lightning_tricks.objectives.batch_entries import taken_entry
 from lightning_tricks.objectives.distillation_loss import (
@@ -128,9 +129,7 @@ class Distillation:
             TypeError: If it would.
         """
         super().__init_subclass__(**options)
-        first = next(kind for kind in cls.__mro__ if "configure_callbacks" in vars(kind))
-        if not issubclass(first, Distillation):
-            raise TypeError(f"{cls.__name__} must inherit Distillation before {first.__name__}")
+        check_first(cls, Distillation, "configure_callbacks")
 
     def distill(
         self,

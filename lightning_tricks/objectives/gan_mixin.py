@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from lightning_tricks.core.process_means import average_over_processes_
 from lightning_tricks.core.schedule import Schedule
+from lightning_tricks.lifecycle.mixin_hooks import check_first
 from lightning_tricks.lifecycle.strategies import unsynced
 from lightning_tricks.objectives.adversarial_labels import NoisyLabels
 from lightning_tricks.objectives.adversarial_losses import AdversarialLoss, NonSaturating
@@ -162,9 +163,7 @@ class GANMixin:
             TypeError: If it would.
         """
         super().__init_subclass__(**options)
-        first = next(kind for kind in cls.__mro__ if "training_step" in vars(kind))
-        if not issubclass(first, GANMixin):
-            raise TypeError(f"{cls.__name__} must inherit GANMixin before {first.__name__}")
+        check_first(cls, GANMixin, "training_step")
 
     # What a module may define in its own way.
 

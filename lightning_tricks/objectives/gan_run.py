@@ -89,7 +89,7 @@ class _GANRun(Technique):
     _numbers: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
     _before: Tensor | None = field(default=None, init=False, repr=False)
-    _told: list[str] = field(default_factory=list, init=False, repr=False)
+    _told: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _looked: bool = field(default=False, init=False, repr=False)
     _called: bool = field(default=False, init=False, repr=False)
 
@@ -126,6 +126,9 @@ class _GANRun(Technique):
 
     def claims(self) -> Iterable[Claim]:
         return []
+
+    def signs(self) -> dict[str, str]:
+        return dict(self._told)
 
     def begin(self, trainer: Trainer, pl_module: Any) -> None:
         if self._players is None:
@@ -226,7 +229,7 @@ class _GANRun(Technique):
         blind = 0.0 if floor is None else loss.blind(labels)
         for kind, words in signals.found(self._seen, floor, blind).items():
             if kind not in self._told:
-                self._told.append(kind)
+                self._told[kind] = words
                 warn(trainer, f"{self.state_key}: {words}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -264,4 +267,4 @@ class _GANRun(Technique):
     def restore(self, state: dict[str, Any]) -> None:
         self._batches, self._numbers = state["batches"], dict(state["numbers"])
         self._seen, self._before = dict(state["seen"]), state["before"]
-        self._told, self._looked = list(state["told"]), state["looked"]
+        self._told, self._looked = dict(state["told"]), state["looked"]

@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
     Attributes:
         evidence: What was seen, with numbers.
-        proposal: What to do.
+        proposal: What to do; empty where another technique has said it with its evidence.
         step: Optimizer steps attempted when it was found.
     """
 
@@ -68,7 +68,8 @@ class Diagnosis(Technique):
 
     It knows a rate that is too high (the loss diverges, or jumps about) or too low, a rate that decayed too
     early, over-fitting, a plateau, layers that no gradient reaches, layers that are dead, and thresholds of
-    clipping that cut nearly always or never.
+    clipping that cut nearly always or never. What GANMixin and GradientHealth find in the same run is among
+    its findings: a critic at its floor, collapsed modes, exploding and vanishing gradients.
 
     * **When** at the first step that Lightning logs after every ``every`` steps, at validations, at the end.
     * **Changes** nothing.
@@ -117,6 +118,7 @@ class Diagnosis(Technique):
     _found: dict[str, Finding] = field(default_factory=dict, init=False, repr=False)
     _suspected: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False)
     _silent: list[str] = field(default_factory=list, init=False, repr=False)
+    _first: Tensor | float | None = field(default=None, init=False, repr=False)
     _sums: list[Tensor | float] = field(default_factory=lambda: [0, 0.0, 0.0], init=False, repr=False)
     _reached: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _looks: int = field(default=0, init=False, repr=False)
@@ -166,6 +168,8 @@ class Diagnosis(Technique):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             wide = loss.detach().double().mean()
+            if self._first is None:
+                self._first = wide
             count, total, squares = self._sums
             self._sums = [count + 1, total + wide, squares + wide.square()]
         measured, silent, self._silent = self._watch.end_batch(), self._silent, []
@@ -189,6 +193,7 @@ class Diagnosis(Technique):
                 update=median(updates),
                 gradient=overall(health.values())["gradient_norm"],
             )
+            self._run.first = None if self._first is None else float(self._first)
             self._run.add(window)
         dead = [name for name, each in health.items() if each.zero == 1.0 and name not in silent]
         self._see_layers(trainer, "no gradient", silent)
@@ -198,6 +203,14 @@ class Diagnosis(Technique):
             self._tell(trainer, f"{name} clips nearly always", clips_always(outcome), "raise its threshold")
             reach = largest_reach(trainer.callback_metrics, prefix)
             self._reached[name] = max(reach, self._reached.get(name, 0.0))
+
+        self._ask_others(trainer)
+
+    def _ask_others(self, trainer: Trainer) -> None:
+        """Take what other techniques have found, and told."""
+        for each in self._others(trainer):
+            for kind, words in each.signs().items():
+                self._found.setdefault(f"{each.state_key}, {kind}", Finding(words, "", self.clock.position))
 
     def _see_layers(self, trainer: Trainer, kind: str, names: list[str]) -> None:
         """Tell of layers that two looks in a row agree about: a branch may begin at zero."""
@@ -214,10 +227,12 @@ class Diagnosis(Technique):
                 self._tell(trainer, kind, evidence, proposal)
                 return
 
+    def _others(self, trainer: Trainer) -> list[Technique]:
+        return [each for each in callbacks_of(trainer) if isinstance(each, Technique) and each is not self]
+
     def _clipping(self, trainer: Trainer) -> list[tuple[str, str, dict[str, float | int | str]]]:
         """Return name, prefix of metrics and deeds of each technique that clips."""
-        others = (each for each in callbacks_of(trainer) if isinstance(each, Technique) and each is not self)
-        done = [(each.state_key, each.metric_prefix, each.outcome()) for each in others]
+        done = [(each.state_key, each.metric_prefix, each.outcome()) for each in self._others(trainer)]
         return [each for each in done if "clipped" in each[2]]
 
     def _tell(self, trainer: Trainer, kind: str, evidence: str | None, proposal: str) -> None:
@@ -242,6 +257,7 @@ class Diagnosis(Technique):
         self._conclude(trainer)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ask_others(trainer)
         for name, _, outcome in self._clipping(trainer):
             evidence = clips_never(outcome, self._reached.get(name, 0.0))
             self._tell(trainer, f"{name} clips never", evidence, "lower its threshold, or remove it")
@@ -263,6 +279,7 @@ class Diagnosis(Technique):
             "run": self._run.saved(),
             "found": {kind: list(finding) for kind, finding in self._found.items()},
             "suspected": self._suspected,
+            "first": None if self._first is None else float(self._first),
             "sums": [float(each) for each in self._sums],
             "reached": self._reached,
             "looks": self._looks,
@@ -274,5 +291,6 @@ class Diagnosis(Technique):
         self._run = History.restored(state["run"])
         self._found = {kind: Finding(*finding) for kind, finding in state["found"].items()}
         self._suspected, self._sums = state["suspected"], list(state["sums"])
+        self._first = state["first"]
         self._reached, self._looks = state["reached"], state["looks"]
         self._next, self._peak = state["next"], state["peak"]

@@ -110,6 +110,14 @@ class GradientHealth(Technique):
         """The layers that were found exploding, vanishing, dead and symmetric in the run, by kind."""
         return {kind: list(names) for kind, names in self._found.items()}
 
+    def signs(self) -> dict[str, str]:
+        return {
+            kind: f"{self._in_words(kind)} in {listed(names)}" for kind, names in self._found.items() if names
+        }
+
+    def _in_words(self, kind: str) -> str:
+        return _WORDS[kind].format(exploding=self.exploding, vanishing=self.vanishing)
+
     def _looks(self, trainer: Trainer) -> bool:
         return self.clock.position >= self._next and self.reports(trainer)
 
@@ -146,8 +154,7 @@ class GradientHealth(Technique):
             again = [name for name in suspected[kind] if name in self._suspected[kind]]
             if new := [name for name in dict.fromkeys(again) if name not in self._found[kind]]:
                 self._found[kind] += new
-                words = _WORDS[kind].format(exploding=self.exploding, vanishing=self.vanishing)
-                warn(trainer, f"{self.state_key}: {words} in {listed(new)}")
+                warn(trainer, f"{self.state_key}: {self._in_words(kind)} in {listed(new)}")
         self._suspected = suspected
 
     def _log(

@@ -92,16 +92,14 @@ def layer_sums(parts: Sequence[Part], layers: int) -> Tensor:
         gradients and of weights; of the gradients' entries the number, of those that are zero, and of those
         that are not finite; the number of pairs of rows that were compared, and of those that differ.
     """
-    sums = _by_layer([_sums(part) for part in parts], parts, layers)
+    sums = _by_layer(_sums(parts, exact=False), parts, layers)
     # Squares may leave the range of float32, and what is not finite must be counted: both cost much more than
     # all else here, so it is done where it is called for.
-    entries, zeros = sums[:, 2], sums[:, 3]
-    odd = ~sums[:, :2].isfinite().all(dim=1) | ((sums[:, 0] < 1e-30) & (zeros < entries))
+    odd = ~sums[:, :2].isfinite().all(dim=1) | ((sums[:, 0] < 1e-30) & (sums[:, 3] < sums[:, 2]))
     if odd.any():
-        layers_odd = set(odd.nonzero().flatten().tolist())
-        again = [part for part in parts if part.layer in layers_odd]
-        exact = _by_layer([_sums(part, exact=True) for part in again], again, layers)
-        sums[odd] = exact[odd]
+        ill = set(odd.nonzero().flatten().tolist())
+        again = [part for part in parts if part.layer in ill]
+        sums[odd] = _by_layer(_sums(again, exact=True), again, layers)[odd]
     return sums
 
 
@@ -114,50 +112,78 @@ def update_squares(parts: Sequence[Part], before: Sequence[Tensor], layers: int)
         before: The weights before it; what they hold afterwards is of no use.
         layers: How many layers there are.
     """
-    squares = [_square(old.sub_(part.weight))[None] for part, old in zip(parts, before, strict=True)]
-    return _by_layer(squares, parts, layers)
+    changes = [old.sub_(part.weight) for part, old in zip(parts, before, strict=True)]
+    return _by_layer(_squares(changes, exact=False)[:, None], parts, layers)
 
 
-def _by_layer(rows: list[Tensor], parts: Sequence[Part], layers: int) -> Tensor:
-    device = rows[0].device
-    sums = torch.zeros(layers, len(rows[0]), device=device, dtype=torch.float64)
+def _by_layer(rows: Tensor, parts: Sequence[Part], layers: int) -> Tensor:
+    """Return the sums of ``rows``, shape (parts, columns), for each layer, over all processes."""
+    sums = rows.new_zeros(layers, rows.shape[1])
     by_groups: dict[Groups, list[int]] = {}
     for index, part in enumerate(parts):
         by_groups.setdefault(part.groups, []).append(index)
     for groups, own in by_groups.items():
-        together = torch.stack([rows[index].to(device) for index in own])
+        together = rows[own]
         for group in groups:
             dist.all_reduce(together, group=group)
-        sums.index_add_(0, torch.tensor([parts[index].layer for index in own], device=device), together)
+        sums.index_add_(0, torch.tensor([parts[index].layer for index in own], device=rows.device), together)
     return sums
 
 
-def _sums(part: Part, *, exact: bool = False) -> Tensor:
-    weight = part.weight
-    gradient = torch.zeros_like(weight) if part.gradient is None else part.gradient
-    zeros = gradient.numel() - torch.count_nonzero(gradient)
-    not_finite = gradient.numel() - torch.isfinite(gradient).sum() if exact else zeros.new_zeros(())
-    pairs, differ = 0, zeros.new_zeros(())
-    if part.units is not None and weight.ndim > 1 and gradient.shape == weight.shape:
-        own, learned = weight.movedim(part.units, 0), gradient.movedim(part.units, 0)
-        # Of identical units all are like the first; the second and the last tell nearly always.
-        pairs = 2 if len(own) > 1 else 0
-        for other in (1, -1)[:pairs]:
-            differ = differ + ~((own[0] == own[other]).all() & _close(learned[0], learned[other]))
-    counts = (zeros.new_full((), gradient.numel()), zeros, not_finite, zeros.new_full((), pairs), differ)
-    squares = [_square(each, exact=exact) for each in (gradient, weight)]
-    return torch.stack([*squares, *(each.double() for each in counts)])
+def _sums(parts: Sequence[Part], *, exact: bool) -> Tensor:
+    """Return the columns of :func:`layer_sums` for each of ``parts``, shape (parts, 7)."""
+    device = parts[0].weight.device
+    # Where there is no gradient, one zero stands for as many as there are weights.
+    gradients = [part.weight.new_zeros(1) if part.gradient is None else part.gradient for part in parts]
+    known = [(part.weight if part.gradient is None else part.gradient).numel() for part in parts]
+    entries = torch.tensor(known, dtype=torch.float64, device=device)
+    filled = _stacked([torch.count_nonzero(each) for each in gradients])
+    finite = (
+        _stacked([torch.isfinite(each).sum() - each.numel() for each in gradients]) if exact else 0 * filled
+    )
+    differ = [_differ(part) for part in parts]
+    pairs = torch.tensor([0.0 if each is None else 1.0 for each in differ], device=device)
+    alike = _stacked([filled.new_zeros(()) if each is None else each for each in differ])
+    squares = [_squares(each, exact=exact) for each in (gradients, [part.weight for part in parts])]
+    return torch.stack([*squares, entries, entries - filled, -finite, pairs.double(), alike], dim=1)
 
 
-def _close(first: Tensor, second: Tensor) -> Tensor:
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Return 0-d tensors as one in float64, on the device of the first; others may lie elsewhere."""
+    device = values[0].device
+    return torch.stack([each if each.device == device else each.to(device) for each in values]).double()
+
+
+def _differ(part: Part) -> Tensor | None:
+    """Return whether units of ``part`` differ, a 0-d tensor; ``None`` where there are none to compare."""
+    weight, gradient = part.weight, part.gradient
+    if part.units is None or weight.ndim < 2 or gradient is None or gradient.shape != weight.shape:
+        return None
+    if weight.shape[part.units] < 2:
+        return None
+    # Of identical units all are like the first; the second and the last tell nearly always.
+    units = torch.tensor([0, 1, -1 % weight.shape[part.units]], device=weight.device)
+    own, learned = (
+        each.index_select(part.units, units).movedim(part.units, 0) for each in (weight, gradient)
+    )
+    first, others = learned[:1], learned[1:]
     # Sums of equal terms differ by rounding, when they are taken in another order.
-    return (first - second).abs().max() <= 1e-4 * first.abs().max()
+    close = (first - others).abs().max() <= 1e-4 * first.abs().max()
+    return ~((own[:1] == own[1:]).all() & close)
 
 
-def _square(tensor: Tensor, *, exact: bool = False) -> Tensor:
-    wide = torch.promote_types(tensor.dtype, torch.float64 if exact else torch.float32)
-    square: Tensor = torch.linalg.vector_norm(tensor, dtype=wide).double().square()
-    return square
+def _squares(tensors: Sequence[Tensor], *, exact: bool) -> Tensor:
+    """Return the sum of squares of each, in float64; of those in float32 summed in that, unless ``exact``."""
+    kinds = {each.dtype for each in tensors}
+    if exact or kinds != {torch.float32} or len({each.device for each in tensors}) > 1:
+        least = torch.float64 if exact else torch.float32
+        norms = [
+            torch.linalg.vector_norm(each, dtype=torch.promote_types(each.dtype, least)).double()
+            for each in tensors
+        ]
+    else:
+        norms = list(torch._foreach_norm(list(tensors)))
+    return _stacked(norms).square()
 
 
 def layers_health(sums: Tensor, updates: Tensor) -> list[LayerHealth]:

@@ -62,17 +62,20 @@ class History:
         windows: In order; as many as :data:`_MOST` or fewer.
         validations: In order.
         total: Optimizer steps of the run; ``None`` if nobody knows.
+        first: Training loss of the first batch; ``None`` if it was not seen.
     """
 
     windows: list[Window]
     validations: list[Validation]
     total: int | None = None
+    first: float | None = None
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> Self:
         """Return the history that :meth:`saved` wrote."""
         windows = [Window(*each) for each in saved["windows"]]
-        return cls(windows, [Validation(*each) for each in saved["validations"]], saved["total"])
+        validations = [Validation(*each) for each in saved["validations"]]
+        return cls(windows, validations, saved["total"], saved["first"])
 
     def saved(self) -> dict[str, Any]:
         """Return plain values."""

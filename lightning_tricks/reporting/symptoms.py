@@ -44,10 +44,15 @@ _ALWAYS = 0.95  # share of steps that are clipped
 
 
 def diverges(run: History) -> str | None:
-    """Return the evidence that the loss grows without bounds, or has lost half of what it had gained."""
+    """Return the evidence that the loss shot up at the start, or lost half of what it had gained, or all."""
     windows = run.windows
     if windows and not math.isfinite(windows[-1].loss):
         return f"the loss is {windows[-1].loss} at step {windows[-1].step}"
+    worst = max(windows[:3], key=lambda window: window.loss, default=None)
+    if worst is not None and run.first is not None and worst.loss > 2 * run.first > 0.0:
+        return (
+            f"the loss rose from {run.first:.4g} at the first step to {worst.loss:.4g} by step {worst.step}"
+        )
     if len(windows) < _FEWEST:
         return None
     best = min(windows[:-3], key=lambda window: window.loss)

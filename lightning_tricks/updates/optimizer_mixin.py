@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch.optim import LBFGS, Optimizer
 
+from lightning_tricks.lifecycle.mixin_hooks import check_first
 from lightning_tricks.lifecycle.notice import callbacks_of, say
 from lightning_tricks.lifecycle.strategies import flat_shapes
 from lightning_tricks.lifecycle.table import text_table
@@ -73,9 +74,7 @@ class OptimizerMixin:
             TypeError: If it would.
         """
         super().__init_subclass__(**options)
-        first = next(kind for kind in cls.__mro__ if "configure_optimizers" in vars(kind))
-        if not issubclass(first, OptimizerMixin):
-            raise TypeError(f"{cls.__name__} must inherit OptimizerMixin before {first.__name__}")
+        check_first(cls, OptimizerMixin, "configure_optimizers")
 
     def configure_optimizers(self) -> Optimizer | list[Optimizer]:
         """Return the optimizer; in manual optimization one for each of several settings.

@@ -10,9 +10,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from lightning_tricks import Diagnosis, GradientClip, LearningRate
+from lightning_tricks import Diagnosis, FailureSignals, GradientClip, GradientHealth, LearningRate, Player
 from tests.contract.test_together import reads_per_step
+from tests.objectives.gan_toys import PointGAN, points
 from tests.toys import Loader, Logged, StopAfter, StopError, Toy, TwoOptimizers, trainer
 
 
@@ -42,6 +44,7 @@ def test_windows_are_what_the_run_was_like() -> None:
     ]
     first = torch.tensor(losses[:3], dtype=torch.float64)
     assert windows[0].spread == pytest.approx(float(first.std(correction=0)), rel=1e-6)
+    assert diagnosis._run.first == pytest.approx(losses[0])
     assert windows[0].rate == 1.0 and windows[2].rate == pytest.approx(0.6 / 0.9)
     assert [each.epoch for each in diagnosis._run.validations] == [1, 2]
     assert diagnosis._run.validations[1].training == pytest.approx(sum(losses[3:9]) / 6)
@@ -94,6 +97,23 @@ def test_thresholds_of_clipping() -> None:
     assert kind in never.findings and "none of 125 steps" in never.findings[kind].evidence
     between, _ = told(GradientClip(max_norm=2.5), **settings)
     assert kind not in between.findings
+
+
+def test_a_critic_at_its_floor_is_among_the_findings() -> None:
+    players = {"critic_optimizer": Player("Adam", lr=0.1), "generator_optimizer": Player("SGD", lr=1e-4)}
+    signals = FailureSignals(start=0, window=4, variance=1e-9)
+    gan, diagnosis = PointGAN(failure_signals=signals, **players), Diagnosis(every=1)
+    far = DataLoader(points(16).dataset.tensors[0] + 100.0, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(diagnosis, max_epochs=1).fit(gan, far)
+    assert "the critic wins" in diagnosis.findings["GANMixin, floor"].evidence
+
+
+def test_what_gradient_health_found_is_told_once() -> None:
+    diagnosis, messages = told(GradientHealth(every=1), module=Half(), max_epochs=1)
+    assert "GradientHealth, dead" in diagnosis.findings
+    assert not any("GradientHealth" in message for message in messages)
 
 
 def test_a_rate_that_tears_the_weights_apart() -> None:

@@ -98,6 +98,17 @@ def test_a_loss_that_is_no_number() -> None:
     assert SYMPTOMS["rate too high (divergence)"][0](run) == "the loss is nan at step 20"
 
 
+def test_a_loss_that_shoots_up_at_the_start() -> None:
+    run = history(2, loss=lambda i: 68.0 - 30.0 * i)
+    run.first = 2.3
+    assert SYMPTOMS["rate too high (divergence)"][0](run) == (
+        "the loss rose from 2.3 at the first step to 68 by step 10"
+    )
+    for first in (40.0, None, -1.0):
+        run.first = first
+        assert found(run) == []
+
+
 def test_little_is_no_evidence() -> None:
     for run, _ in ILL.values():
         assert found(History(run.windows[:4], run.validations[:1], run.total)) == []
