@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_tricks.averaging.synthesis import Synthesis
 from lightning_tricks.averaging.trajectory import Trajectory
 from lightning_tricks.core.extras import extra
-from lightning_tricks.core.figures import BLUE, new_figure
+from lightning_tricks.lifecycle.figures import BLUE, new_figure
 
 __all__ = ["Length", "draw_lengths", "evaluate_lengths", "measured"]
 

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from lightning_tricks.cli.demo_record import Record, Score
-from lightning_tricks.core.figures import (
+from lightning_tricks.lifecycle.figures import (
     BLACK,
     BLUE,
     GREEN,

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightning_tricks.core.figures import new_figure
 from lightning_tricks.fusion.comparison import Likeness, by_layer, likenesses
 from lightning_tricks.fusion.fuse import Opened
+from lightning_tricks.lifecycle.figures import new_figure
 from lightning_tricks.lifecycle.table import text_table
 
 __all__ = ["compare", "draw"]

@@ -10,10 +10,10 @@ from textwrap import fill
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.duration import Horizon
-from lightning_tricks.core.figures import BLUE, new_figure
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course
 from lightning_tricks.core.unreached import unreached
+from lightning_tricks.lifecycle.figures import BLUE, new_figure
 
 __all__ = ["Preview", "draw", "plot", "show", "table"]
 

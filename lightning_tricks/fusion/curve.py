@@ -23,11 +23,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.figures import BLUE, GREY, new_figure
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.fuse import Fusion
 from lightning_tricks.fusion.interpolate import Interpolate
 from lightning_tricks.fusion.plan import Matching
+from lightning_tricks.lifecycle.figures import BLUE, GREY, new_figure
 from lightning_tricks.lifecycle.opening import Readable, Reading
 
 __all__ = ["Curve", "along", "barrier", "check_points", "draw_curve", "interpolation_curve"]

@@ -12,7 +12,7 @@ from itertools import cycle
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from lightning_tricks.core.figures import COLOURS, new_figure
+from lightning_tricks.lifecycle.figures import COLOURS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
