@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks.core.extras import extra
+from lightning_tricks.lifecycle.figures import BLUE, GREY, ORANGE, new_figure
 from lightning_tricks.study.bootstrap import Estimate
 from lightning_tricks.study.effects import Cost, Effect, Effects
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["draw_effects", "markdown", "notes", "rich_table", "table_rows"]
 
 _HEADS = ("technique", "alone", "among the others", "step time", "memory, MiB")
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#777777"
 
 
 def _estimate(found: Estimate | None, wanted: int) -> str:
@@ -102,24 +100,20 @@ def draw_effects(effects: Effects, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
         OSError: If the picture cannot be written.
     """
-    with extra("study"):
-        from matplotlib.figure import Figure
-
     rows = effects.rows
-    figure = Figure(figsize=(9.0, 1.6 + 0.5 * len(rows)), dpi=150, layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1.0))
-    _draw_gains(left, effects, rows)
-    _draw_costs(right, rows)
-    left.set_yticks(range(len(rows)), [row.name for row in rows])
-    left.invert_yaxis()
-    figure.savefig(path, format="png")
+    with new_figure(path, width=9.0, height=1.6 + 0.5 * len(rows)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1.0))
+        _draw_gains(left, effects, rows)
+        _draw_costs(right, rows)
+        left.set_yticks(range(len(rows)), [row.name for row in rows])
+        left.invert_yaxis()
 
 
 def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
-    panel.axvline(0.0, color=_GREY, linewidth=0.8)
+    panel.axvline(0.0, color=GREY, linewidth=0.8)
     kinds: tuple[tuple[str, str, float, str], ...] = (
-        ("alone", _BLUE, -0.19, "added to none"),
-        ("among", _ORANGE, 0.19, "added to all others"),
+        ("alone", BLUE, -0.19, "added to none"),
+        ("among", ORANGE, 0.19, "added to all others"),
     )
     for kind, colour, offset, label in kinds:
         found: list[tuple[int, Estimate]] = [
@@ -137,7 +131,6 @@ def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
         panel.errorbar(means, heights, xerr=ends, fmt="none", ecolor="#222222", elinewidth=1.0, capsize=2.5)
     panel.set_xlabel(f"gain in {effects.metric}, right of 0 is better (95 % interval)")
     panel.set_title(f"What it brings ({_seeds(effects)} seeds)", fontsize=10)
-    panel.grid(alpha=0.3, axis="x")
     panel.set_axisbelow(True)
     panel.use_sticky_edges = False  # else the line at 0 would be the frame where all bars end on one side
     panel.locator_params(axis="x", nbins=6)
@@ -150,12 +143,11 @@ def _at_least_0(length: float) -> float:
 
 
 def _draw_costs(panel: Axes, rows: Sequence[Effect]) -> None:
-    panel.axvline(1.0, color=_GREY, linewidth=0.8)
+    panel.axvline(1.0, color=GREY, linewidth=0.8)
     found = [(at, row.cost) for at, row in enumerate(rows) if row.cost is not None]
     for at, cost in found:
-        panel.plot([cost.step_low, cost.step_high], [at, at], color=_BLUE, linewidth=1.2)
-    panel.plot([cost.step for _, cost in found], [at for at, _ in found], "o", color=_BLUE, markersize=5)
+        panel.plot([cost.step_low, cost.step_high], [at, at], color=BLUE, linewidth=1.2)
+    panel.plot([cost.step for _, cost in found], [at for at, _ in found], "o", color=BLUE, markersize=5)
     panel.set_xlabel("step time, 1 is that without any")
     panel.set_title("What it costs", fontsize=10)
-    panel.grid(alpha=0.3, axis="x")
     panel.set_axisbelow(True)
