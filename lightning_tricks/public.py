@@ -74,7 +74,9 @@ from lightning_tricks.objectives.smoothed_losses import (
     smoothed_binary_cross_entropy,
     smoothed_cross_entropy,
 )
+from lightning_tricks.reporting.diagnosis import Diagnosis
 from lightning_tricks.reporting.gradient_health import GradientHealth
+from lightning_tricks.reporting.run_report import RunReport
 from lightning_tricks.study.ablation import Ablation
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
@@ -101,6 +103,7 @@ __all__ = [
     "CutMix",
     "Dare",
     "DareTies",
+    "Diagnosis",
     "DropoutSchedule",
     "EMAWeights",
     "ElasticWeightConsolidation",
@@ -147,6 +150,7 @@ __all__ = [
     "Pruned",
     "RegMean",
     "ReplaceNorm",
+    "RunReport",
     "SWAWeights",
     "Schedule",
     "ScheduleFree",

@@ -107,6 +107,9 @@ class AveragedWeights(Technique):
         ids = frozenset(map(id, self._held().values()))
         return [Claim("eval_weights", self.state_key, ids, remedy)]
 
+    def touched(self) -> Iterable[Tensor]:
+        return self._held().values()
+
     def _held(self) -> dict[str, Tensor]:
         return {name: slot.held for name, slot in self._second.slots.items() if not slot.estimated}
 

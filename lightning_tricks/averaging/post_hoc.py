@@ -167,6 +167,9 @@ device=None, file_dtype='float32')
     def claims(self) -> Iterable[Claim]:
         return []
 
+    def touched(self) -> Iterable[Tensor]:
+        return [slot.held for slot in self._seconds[0].slots.values()]
+
     def restore(self, state: dict[str, Any]) -> None:
         if tuple(state["gammas"]) != self.gammas:
             raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_tricks.core.conflicts import Claim
@@ -39,6 +39,10 @@ class Member(Callback, ABC):
     @abstractmethod
     def claims(self) -> Iterable[Claim]:
         """Return what it must own alone; called after :meth:`prepare`."""
+
+    def touched(self) -> Iterable[Tensor | nn.Module]:
+        """Return what it works on or reads beside what it claims: parameters, buffers, layers."""
+        return ()
 
     def regroup(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Split the parameter groups of optimizers, before any schedule looks at them."""

@@ -196,6 +196,9 @@ class ElasticWeightConsolidation(Technique):
     def claims(self) -> Iterable[Claim]:
         return []  # several may pull at the same weights, as several tasks do
 
+    def touched(self) -> Iterable[nn.Parameter]:
+        return self._members
+
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "strength", as_schedule("strength", self.strength))
         if self._tasks is None:

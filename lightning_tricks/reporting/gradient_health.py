@@ -12,38 +12,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
-
 from lightning_tricks.core import checks
 from lightning_tricks.core.checks import listed
 from lightning_tricks.core.chosen import chosen_parameters
-from lightning_tricks.core.exempt import EMBEDDINGS
-from lightning_tricks.core.gradients import Groups, groups_of_held
 from lightning_tricks.core.select import Patterns, as_patterns
-from lightning_tricks.core.tensors import local
 from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.reporting.health import (
-    KINDS,
-    PER_LAYER,
-    LayerHealth,
-    Part,
-    ailments,
-    layer_sums,
-    layers_health,
-    overall,
-    update_squares,
-)
+from lightning_tricks.reporting.health import KINDS, PER_LAYER, LayerHealth, ailments, overall
+from lightning_tricks.reporting.layer_watch import LayerWatch
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from lightning_tricks.core.conflicts import Claim
 
-__all__ = ["GradientHealth", "layer_of", "unit_axes"]
+__all__ = ["GradientHealth"]
 
 _WORDS = {
     "exploding": "gradients explode (norm above {exploding:g}, or not finite)",
@@ -51,31 +37,6 @@ _WORDS = {
     "dead": "no gradient arrives (all zero, or none)",
     "symmetric": "all units are the same in weights and gradients, as after initialisation with zeros",
 }
-
-
-def layer_of(name: str) -> str:
-    """Return the name of the layer that has a parameter, whether torch parametrizes it or not.
-
-    Example:
-        >>> layer_of("net.0.weight"), layer_of("net.0.parametrizations.weight.original"), layer_of("scale")
-        ('net.0', 'net.0', 'scale')
-    """
-    return (
-        name.partition(".parametrizations.")[0]
-        if ".parametrizations." in name
-        else (name.rpartition(".")[0] or name)
-    )
-
-
-def unit_axes(module: nn.Module) -> dict[nn.Parameter, int | None]:
-    """Return the axis of units of the parameters where it is not the first; ``None`` for tables."""
-    axes: dict[nn.Parameter, int | None] = {}
-    for layer in module.modules():
-        if isinstance(layer, _ConvTransposeNd):
-            axes |= dict.fromkeys(layer.parameters(), 1)
-        elif isinstance(layer, EMBEDDINGS):
-            axes |= dict.fromkeys(layer.parameters())
-    return axes
 
 
 @final
@@ -115,15 +76,7 @@ class GradientHealth(Technique):
     exploding: float = 100.0
     vanishing: float = 1e-6
     params: Patterns = "*"
-    _names: dict[nn.Parameter, str] = field(default_factory=dict, init=False, repr=False)
-    _layers: dict[str, int] = field(default_factory=dict, init=False, repr=False)
-    _units: dict[nn.Parameter, int | None] = field(default_factory=dict, init=False, repr=False)
-    _spread: dict[nn.Parameter, Groups] = field(default_factory=dict, init=False, repr=False)
-    _copies: dict[nn.Parameter, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _sums: dict[Optimizer, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _results: list[tuple[Optimizer, dict[str, LayerHealth]]] = field(
-        default_factory=list, init=False, repr=False
-    )
+    _watch: LayerWatch | None = field(default=None, init=False, repr=False)
     _next: int = field(default=-1, init=False, repr=False)
     _measured: int = field(default=0, init=False, repr=False)
     _suspected: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False)
@@ -140,13 +93,13 @@ class GradientHealth(Technique):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         chosen = chosen_parameters(pl_module, self.params, trainer.optimizers)
-        self._names = {p: layer_of(name) for name, p in chosen.items()}
-        self._units = unit_axes(pl_module)
-        self._layers = {name: index for index, name in enumerate(dict.fromkeys(self._names.values()))}
-        self._spread = flat_shards(trainer)
+        self._watch = LayerWatch(chosen, pl_module, flat_shards(trainer))
 
     def claims(self) -> Iterable[Claim]:
         return []
+
+    def touched(self) -> Iterable[nn.Parameter]:
+        return () if self._watch is None else self._watch.names
 
     @property
     def findings(self) -> dict[str, list[str]]:
@@ -157,38 +110,19 @@ class GradientHealth(Technique):
         return self.clock.position >= self._next and self.reports(trainer)
 
     def before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if optimizer not in self._sums and self._looks(trainer) and (chosen := self._stepped(optimizer)):
-            parts = [self._part(parameter) for parameter in chosen]
-            self._sums[optimizer] = layer_sums(parts, len(self._layers))
-            self._copies |= {p: part.weight.clone() for p, part in zip(chosen, parts, strict=True)}
+        assert self._watch is not None
+        if self._looks(trainer):
+            self._watch.before_step(optimizer)
 
     def after_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, applied: bool | Tensor
     ) -> None:
-        if optimizer not in self._sums:
-            return
-        chosen = self._stepped(optimizer)
-        before = [self._copies.pop(parameter) for parameter in chosen]
-        squares = update_squares([self._part(p) for p in chosen], before, len(self._layers))
-        health = layers_health(self._sums.pop(optimizer), squares)
-        names = dict.fromkeys(self._names[parameter] for parameter in chosen)
-        self._results.append((optimizer, {name: health[self._layers[name]] for name in names}))
-
-    def _stepped(self, optimizer: Optimizer) -> list[nn.Parameter]:
-        members = [p for group in optimizer.param_groups for p in group["params"] if p in self._names]
-        return [parameter for parameter in members if parameter.requires_grad]
-
-    def _part(self, parameter: nn.Parameter) -> Part:
-        weight, gradient = local(parameter.detach()), parameter.grad
-        groups, flat = groups_of_held(parameter, self._spread), parameter in self._spread
-        held = local(gradient) if gradient is not None else weight.new_zeros(0) if flat else None
-        units = None if flat else self._units.get(parameter, 0)
-        return Part(self._layers[self._names[parameter]], weight, held, groups, units)
+        assert self._watch is not None
+        self._watch.after_step(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        results, self._results = self._results, []
-        # What a gradient scaler cancelled made no step, and is measured another time.
-        self._sums, self._copies = {}, {}
+        assert self._watch is not None
+        results = self._watch.end_batch()
         if not results:
             return
         self._next = self.clock.position - 1 + self.every

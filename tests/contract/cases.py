@@ -234,6 +234,16 @@ CASES: dict[str, Case] = {
         active=lambda: lt.GradientHealth(every=2, per_layer=False),
         exempt={"active": "it changes nothing, as law neutral shows"},
     ),
+    "Diagnosis": Case(
+        neutral=lambda: lt.Diagnosis(every=1),
+        active=lambda: lt.Diagnosis(every=2),
+        exempt={"active": "it changes nothing, as law neutral shows"},
+    ),
+    "RunReport": Case(
+        neutral=lt.RunReport,
+        active=lt.RunReport,
+        exempt={"active": "it changes nothing, as law neutral shows"},
+    ),
     "ExactResume": Case(
         neutral=lt.ExactResume,
         active=lt.ExactResume,

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_tricks import GradientClip, GradientHealth
-from lightning_tricks.reporting.gradient_health import unit_axes
+from lightning_tricks.reporting.layer_watch import unit_axes
 from tests.contract.test_together import reads_per_step
 from tests.toys import Loader, Logged, StopAfter, StopError, Toy, TwoOptimizers, scaler_plugin, trainer
 

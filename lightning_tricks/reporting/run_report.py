@@ -1,0 +1,185 @@
+"""What is active in a run, what it touches and owns, when it acts; and afterwards what it did and cost.
+
+Reference: Mitchell et al., "Model Cards for Model Reporting", 2019, https://arxiv.org/abs/1810.03993, for
+telling with a model how it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from lightning_tricks.lifecycle.hook_times import HookTimes
+from lightning_tricks.lifecycle.logger_table import log_table
+from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say
+from lightning_tricks.lifecycle.strategies import flat_shapes
+from lightning_tricks.lifecycle.table import text_table
+from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.reporting.activity import (
+    changed,
+    in_words,
+    mixed_in,
+    order,
+    plain,
+    settings_of,
+    sizes_of,
+    touched,
+)
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_tricks.core.conflicts import Claim
+
+__all__ = ["RunReport"]
+
+_START: dict[str, Literal["left", "right"]] = {
+    "technique": "left",
+    "settings other than the defaults": "left",
+    "owns": "left",
+    "touches": "left",
+}
+_ORDER: dict[str, Literal["left", "right"]] = {"when": "left", "who, one after another": "left"}
+_END: dict[str, Literal["left", "right"]] = {
+    "technique": "left",
+    "did": "left",
+    "ms per batch": "right",
+    "share": "right",
+    "s beside": "right",
+}
+_Rows = list[tuple[str, ...]]
+
+
+@final
+@dataclass(eq=False, repr=False, kw_only=True)
+class RunReport(Technique):
+    """Say which techniques are active and what they touch; at the end what each did, and what it cost.
+
+    * **When** at the start of training and at its end, also if it breaks off.
+    * **Changes** nothing.
+    * **Logs** at the start the settings of all techniques among each logger's hyper-parameters, as
+      ``techniques``; at the end what each did, as ``run_report/<technique>/<number>``; to Weights & Biases
+      both tables besides, as ``run_report/techniques`` and ``run_report/outcome``. Prints both.
+    * **Saves** nothing: after a resume, costs are those of the rest of the run.
+    * **Cost** about 2 µs for each hook of each technique, which it measures.
+    * **Use** in every run that somebody will look at again; last in the list, so that what others do at the
+      end of a batch is counted; **not** to see what a technique adds to the passes of the module
+      (SharpnessAware, GradientSurgery), or starts on a device without waiting: hooks alone are timed.
+
+    Example:
+        A classifier of handwritten digits, trained for a moment with two techniques:
+
+        >>> import torch
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_tricks import EMAWeights, GradientClip, to_yaml
+        >>> from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
+        >>> data, network = DigitsData(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> report = RunReport()
+        >>> trainer = Trainer(
+        ...     callbacks=[GradientClip(max_norm=1.0), EMAWeights(decay=0.9), report],
+        ...     max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False,
+        ...     enable_progress_bar=False, enable_model_summary=False,
+        ... )
+        >>> trainer.fit(DigitsClassifier(network), data)  # doctest: +ELLIPSIS
+        RunReport: ...
+        >>> report.costs["GradientClip"] > 0.0  # ms per batch
+        True
+
+        For LightningCLI:
+
+        >>> print(to_yaml(RunReport()), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.RunReport
+            init_args: {}
+    """
+
+    # After all others.
+    finish_order: ClassVar[int] = 2
+
+    _times: HookTimes | None = field(default=None, init=False, repr=False)
+    _running: bool = field(default=False, init=False, repr=False)
+    _batches: int = field(default=0, init=False, repr=False)
+    _began: float = field(default=0.0, init=False, repr=False)
+    _seconds: float = field(default=0.0, init=False, repr=False)
+
+    def claims(self) -> Iterable[Claim]:
+        return []
+
+    def hand_over(self, config: dict[str, Any]) -> None:
+        pass  # it needs neither gradients nor weights
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        active, mixed = self._others(trainer), mixed_in(pl_module)
+        settings = {each.state_key: settings_of(each) for each in active} | mixed
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"techniques": plain(settings)})
+        sizes, rows = sizes_of(pl_module, flat_shapes(trainer)), _Rows()
+        for each in active:
+            claims, name = list(each.claims()), each.state_key
+            slots = dict.fromkeys(claim.slot for claim in claims if claim.owner == name)
+            on = touched(claims, each.touched(), sizes)
+            rows.append((name, changed(type(each), settings[name]), ", ".join(slots), on))
+        rows += [(name, changed(object, own), "", "") for name, own in mixed.items()]
+        say(trainer, text_table(f"{self.state_key}: what is active", _START, rows))
+        say(trainer, text_table(f"{self.state_key}: in which order it acts", _ORDER, order(active)))
+        self._log_table(trainer, "techniques", _START, rows)
+        self._times, self._running = HookTimes(active), True
+        self._batches, self._seconds = 0, 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._began = perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._batches += 1
+        self._seconds += perf_counter() - self._began
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What the hooks of each technique took in the run, in milliseconds per training batch."""
+        times = {} if self._times is None else self._times.batches
+        return {each.state_key: 1000 * spent / max(self._batches, 1) for each, spent in times.items()}
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rows = self._tell(trainer, "in the whole run")
+        numbers = {
+            f"{self.metric_prefix}/{each.state_key}/{name}": float(value)
+            for each in self._others(trainer)
+            for name, value in each.outcome().items()
+            if not isinstance(value, str)
+        }
+        if not is_trial(trainer):
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=trainer.global_step)
+        self._log_table(trainer, "outcome", _END, rows)
+
+    def undo(self) -> None:
+        if self._running:
+            self._tell(self.conductor.trainer, "until the run broke off")
+
+    def _others(self, trainer: Trainer) -> list[Technique]:
+        return [each for each in callbacks_of(trainer) if isinstance(each, Technique) and each is not self]
+
+    def _tell(self, trainer: Trainer, when: str) -> _Rows:
+        """Print what was done, and measure no longer."""
+        assert self._times is not None
+        self._times.remove()
+        self._running = False
+        each_batch = 1000 * self._seconds / max(self._batches, 1)
+        rows: _Rows = []
+        for technique, beside in self._times.beside.items():
+            assert isinstance(technique, Technique)
+            spent = self.costs[technique.state_key]
+            share = f"{spent / each_batch:.1%}" if each_batch else ""
+            rows.append(
+                (technique.state_key, in_words(technique.outcome()), f"{spent:.3f}", share, f"{beside:.2f}")
+            )
+        title = f"{self.state_key}: what was done {when}, {self._batches:,} batches of {each_batch:.2f} ms"
+        say(trainer, text_table(title, _END, rows))
+        return rows
+
+    def _log_table(self, trainer: Trainer, name: str, columns: Iterable[str], rows: _Rows) -> None:
+        if not is_trial(trainer):
+            log_table(trainer, f"{self.metric_prefix}/{name}", list(columns), rows, step=trainer.global_step)

@@ -1,0 +1,179 @@
+"""RunReport: what it tells of a run before and after, what loggers get, what it takes back."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from lightning_tricks import (
+    DropoutSchedule,
+    EMAWeights,
+    GradientClip,
+    GradientHealth,
+    OptimizerMixin,
+    RunReport,
+    WarmupCosine,
+)
+from lightning_tricks.lifecycle.technique import Technique
+from tests import wandb_offline
+from tests.toys import Loader, StopAfter, StopError, Toy, trainer
+
+
+class Mixed(OptimizerMixin, Toy):
+    found_lr = 0.01
+
+
+def cells(out: str, title: str) -> dict[str, list[str]]:
+    """Return the rows of a printed table by their first cell, folded lines joined."""
+    found: dict[str, list[str]] = {}
+    lines = iter(out.splitlines())
+    assert any(line.startswith(f"RunReport: {title}") for line in lines), out
+    name = ""
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        row = [cell.strip() for cell in line.strip("|").split("|")]
+        name = row[0] or name
+        before = found.setdefault(name, [""] * len(row))
+        found[name] = [f"{a} {b}".strip() for a, b in zip(before, row, strict=True)]
+    return found
+
+
+def techniques() -> list[Callback]:
+    return [
+        WarmupCosine(warmup=2),
+        GradientClip(max_norm=0.1),
+        EMAWeights(decay=0.5, params="head", evaluate=False),
+        DropoutSchedule(schedule=0.1),
+        GradientHealth(every=1),
+    ]
+
+
+def test_it_tells_what_is_active_and_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(*techniques(), RunReport(), max_epochs=1).fit(Mixed(), Loader(), Loader())
+    out = capsys.readouterr().out
+    start = cells(out, "what is active")
+    everything = "6 tensors, 83 entries"  # 4x8 + 8, 8 + 8 of BatchNorm, 8x3 + 3
+    assert start["WarmupCosine"] == ["WarmupCosine", "warmup=2", "lr", "all"]
+    assert start["GradientClip"] == ["GradientClip", "max_norm=0.1", "clipping", everything]
+    assert start["EMAWeights"][2:] == ["", "2 tensors, 27 entries"]
+    assert start["DropoutSchedule"][2:] == ["dropout", "1 layer"]
+    assert start["GradientHealth"][2:] == ["", everything]
+    assert "found_lr=0.01" in start["OptimizerMixin"][1]
+    assert "RunReport" not in start
+    orders = cells(out, "in which order it acts")
+    assert orders["before a step"][1] == "EMAWeights, GradientHealth"
+    assert orders["on gradients of a step"][1] == "GradientClip"
+    end = cells(out, "what was done in the whole run, 5 batches")
+    assert end["GradientClip"][1] == "steps 5, clipped 5, skipped 0"
+    assert end["EMAWeights"][1].startswith("updates 5, decay ")
+
+
+def test_loggers_get_settings_and_outcomes(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    trainer(*techniques(), RunReport(), logger=logger, max_epochs=1).fit(Mixed(), Loader())
+    held = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())["techniques"]
+    assert held["GradientClip"]["max_norm"] == 0.1
+    assert held["EMAWeights"]["params"] == "head"
+    assert held["OptimizerMixin"]["found_lr"] == 0.01
+    last = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    row = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
+    assert float(row["run_report/GradientClip/clipped"]) == 5
+
+
+def test_weights_and_biases_gets_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True, project="report")
+    trainer(*techniques(), RunReport(), logger=logger, max_epochs=1).fit(Toy(), Loader())
+    logger.experiment.finish()
+    wandb.teardown()  # waits for the process that writes
+    [run] = tmp_path.rglob("*.wandb")
+    assert wandb_offline.config(run)["techniques"]["GradientClip"]["max_norm"] == 0.1
+    values = wandb_offline.history(run)
+    assert values["run_report/GradientClip/clipped"] == [5]
+    start, end = (
+        json.loads((run.parent / "files" / values[f"run_report/{name}/path"][0]).read_text())
+        for name in ("techniques", "outcome")
+    )
+    assert start["data"][1] == ["GradientClip", "max_norm=0.1", "clipping", "6 tensors, 83 entries"]
+    assert end["data"][1][:2] == ["GradientClip", "steps 5, clipped 5, skipped 0"]
+
+
+class Sleeps(Technique):
+    """Takes its time in hooks of Lightning's, in a phase of its own, and in validation."""
+
+    def claims(self) -> list[Any]:
+        return []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        time.sleep(0.004)
+
+    def after_step(self, *_: Any) -> None:
+        time.sleep(0.002)
+
+    def on_validation_end(self, *_: Any) -> None:
+        time.sleep(0.05)
+
+
+def test_costs_are_those_of_its_own_hooks(capsys: pytest.CaptureFixture[str]) -> None:
+    report = RunReport()
+    trainer(WarmupCosine(), Sleeps(), report, max_epochs=1).fit(Toy(), Loader(), Loader())
+    assert 6.0 <= report.costs["Sleeps"] < 40.0  # not those of validation
+    assert report.costs["WarmupCosine"] < report.costs["Sleeps"]
+    end = cells(capsys.readouterr().out, "what was done in the whole run, 5 batches")
+    assert float(end["Sleeps"][4]) >= 0.05
+
+
+def own_hooks(callback: Callback) -> list[str]:
+    return [name for name in vars(callback) if callable(vars(callback)[name]) and name in dir(type(callback))]
+
+
+def test_hooks_are_given_back_also_when_a_run_breaks_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, report = GradientClip(max_norm=0.1), RunReport()
+    seen = []
+
+    class Looks(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            seen.append(own_hooks(clip))
+
+    stop = StopAfter(3, tmp_path / "a.ckpt")
+    with pytest.raises(StopError):
+        trainer(clip, Looks(), stop, report).fit(Toy(), Loader())
+    assert "on_before_optimizer_step" in seen[0] and not own_hooks(clip)
+    end = cells(capsys.readouterr().out, "what was done until the run broke off, 3 batches")
+    assert end["GradientClip"][1] == "steps 3, clipped 3, skipped 0"
+    runner = trainer(clip, report, max_epochs=1)
+    runner.fit(Toy(), Loader())
+    assert not own_hooks(clip)
+
+
+def test_an_error_of_a_technique_still_names_it() -> None:
+    class Fails(Sleeps):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError) as caught:
+        trainer(Fails(), RunReport()).fit(Toy(), Loader())
+    assert caught.value.__notes__ == ["in Fails: Fails()"]
+
+
+def test_checkpoints_hold_no_measured_hooks(tmp_path: Path) -> None:
+    keeps = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2)
+    trainer(*techniques(), RunReport(), keeps, max_epochs=1).fit(Toy(), Loader())
+    assert list(tmp_path.glob("*.ckpt"))
+
+
+def test_a_trial_run_is_left_in_peace(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(GradientClip(max_norm=0.1), RunReport(), fast_dev_run=2).fit(Toy(), Loader())
+    assert "RunReport" not in capsys.readouterr().out
