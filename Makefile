@@ -1,10 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-oldest lint types bench matrix soak fuzz notebooks clean
+.PHONY: help demo test test-oldest test-postgres lint types bench matrix soak fuzz notebooks clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: .venv/.stamp ## train a small model with and without techniques, and compare
 	$(BIN)/lightning-tricks demo
@@ -19,6 +19,10 @@ test: lint types ## run every check: style, types, tests, doctests
 
 test-oldest: .venv-oldest/.stamp ## run the tests with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pytest $(PARALLEL)
+
+test-postgres: export OMP_NUM_THREADS ?= 1
+test-postgres: .venv/.stamp ## run the tests of shared studies on a PostgreSQL, from Debian's package
+	tests/study/postgres.sh $(BIN)/python -m pytest tests/study/test_postgres.py
 
 lint: .venv/.stamp ## check the style
 	$(BIN)/ruff check
@@ -58,7 +62,7 @@ clean: ## remove what was built or written here, the environment included
 	find lightning_tricks tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.stamp: constraints.txt
-.venv/.stamp: EXTRAS := plots,demo,notebooks,dev
+.venv/.stamp: EXTRAS := plots,demo,postgres,notebooks,dev
 .venv-oldest/.stamp: constraints-oldest.txt
 .venv-oldest/.stamp: EXTRAS := plots,demo,dev
 # The oldest Python, too; later ones find no wheels of these versions.

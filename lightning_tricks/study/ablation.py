@@ -6,8 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from contextlib import closing, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.study.arguments import Given, checked_seeds, made_from, named
 from lightning_tricks.study.arms import Names, arms
 from lightning_tricks.study.effects import Effects, Outcome
 from lightning_tricks.study.queue import Claim, Queue
@@ -109,7 +109,7 @@ class Ablation:
     """
 
     build: Build
-    techniques: Mapping[str, Callback | Callable[[], Callback]] | Sequence[Callback]
+    techniques: Mapping[str, Given] | Sequence[Callback]
     _: KW_ONLY
     seeds: int | Sequence[int] = 5
     metric: str = "val_loss"
@@ -118,7 +118,7 @@ class Ablation:
     storage: str | os.PathLike[str] = Path("ablation") / "study.journal"
     settings: Mapping[str, Any] = field(default_factory=dict)
     wandb: WandbGroup | None = None
-    _techniques: dict[str, Callback | Callable[[], Callback]] = field(init=False, repr=False)
+    _techniques: dict[str, Given] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -127,8 +127,8 @@ class Ablation:
         checks.text("metric", self.metric)
         checks.one_of("mode", self.mode, ("min", "max"))
         checks.text("name", self.name)
-        self.seeds = _seeds(self.seeds)
-        self._techniques = _named(self.techniques)
+        self.seeds = checked_seeds(self.seeds)
+        self._techniques = named(self.techniques)
 
     @property
     def plans(self) -> dict[str, Plan]:
@@ -142,7 +142,7 @@ class Ablation:
         }
 
     def queue(self) -> Queue:
-        """Make the study in its storage, or join it.
+        """Make the study in its storage, or join it; to be closed.
 
         Raises:
             OSError: If the storage is out of reach.
@@ -158,7 +158,7 @@ class Ablation:
         assert not isinstance(self.seeds, int)
         with no_words(), isolate_rng():  # also so that what cannot be built is told before any trial
             setup = seeded_setup(self.build, self.seeds[0])
-            made = {name: _made(each) for name, each in self._techniques.items()}
+            made = {name: made_from(each) for name, each in self._techniques.items()}
         techniques = {
             name: {
                 "class": type(each).__qualname__,
@@ -182,8 +182,14 @@ class Ablation:
         """
         plans = self.plans
         self._rehearse()
-        queue = self.queue()
-        with quiet_optuna(), self._watched(queue, watch):
+        with closing(self.queue()) as queue, quiet_optuna():
+            self._work(queue, plans, watch)
+            return self.effects(queue)
+
+    def _work(
+        self, queue: Queue, plans: Mapping[str, Plan], watch: Callable[[Progress], None] | None
+    ) -> None:
+        with self._watched(queue, watch):
             while True:
                 claim = queue.claim(plans)
                 if claim is not None:
@@ -192,7 +198,6 @@ class Ablation:
                     break
                 else:
                     time.sleep(_LOOK_SECONDS)  # until others are done, or lost
-        return self.effects(queue)
 
     def _rehearse(self) -> None:
         """Find out before any trial whether there can be one."""
@@ -204,7 +209,9 @@ class Ablation:
             raise
         except Exception:  # some train with their techniques alone
             try:
-                rehearse(self.build, list(map(_made, self._techniques.values())), seed=seed, metric=metric)
+                rehearse(
+                    self.build, list(map(made_from, self._techniques.values())), seed=seed, metric=metric
+                )
             except Exception as error:
                 raise StudyError(f"training must run to be measured: {_said(error)}") from error
 
@@ -220,7 +227,7 @@ class Ablation:
                 claim.done(found.value, {**found.plain(), "host": platform.node()})
 
     def _measured(self, key: str, plan: Plan) -> MeasuredTrial:
-        techniques = [_made(self._techniques[name]) for name in plan.names]
+        techniques = [made_from(self._techniques[name]) for name in plan.names]
         run = partial(run_trial, self.build, techniques, seed=plan.seed, metric=self.metric)
         if self.wandb is None:
             return run()
@@ -267,37 +274,6 @@ class Ablation:
             if _ended(pieces[key])
         ]
         return Effects(self.metric, self.mode, tuple(self._techniques), tuple(outcomes), len(plans))
-
-
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(seeds, int):
-        return tuple(range(checks.whole("seeds", seeds, 1)))
-    found = tuple(checks.whole("seeds", seed) for seed in seeds)
-    if not found or len(set(found)) < len(found):
-        raise ValueError(f"seeds must be different ones, got {seeds!r}")
-    return found
-
-
-def _named(techniques: Any) -> dict[str, Callback | Callable[[], Callback]]:
-    if not isinstance(techniques, Mapping):
-        techniques = [(getattr(each, "state_key", ""), each) for each in techniques]
-        techniques = [(key if key.isidentifier() else type(each).__name__, each) for key, each in techniques]
-        names = [name for name, _ in techniques]
-        if len(set(names)) < len(names):
-            raise ValueError(f"techniques must be given by name where two are of one class, got {names}")
-    found = dict(techniques)
-    if not found:
-        raise ValueError("techniques must hold at least one, got none")
-    for name, each in found.items():
-        if not (isinstance(each, Callback) or callable(each)):
-            raise TypeError(
-                f"techniques must be callbacks or functions that make one, got {name}={each!r:.80}"
-            )
-    return found
-
-
-def _made(technique: Callback | Callable[[], Callback]) -> Callback:
-    return deepcopy(technique) if isinstance(technique, Callback) else technique()
 
 
 def _said(error: Exception) -> str:

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.study.arguments import name_of
 from lightning_tricks.study.trial import Setup, flat
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _named(entries: Sequence[Any]) -> dict[str, tuple[int, Callback]]:
     found: dict[str, tuple[int, Callback]] = {}
     for index, entry in enumerate(entries):
         callback = made(entry)
-        name = callback.state_key if isinstance(callback, Technique) else type(callback).__name__
+        name = name_of(callback)
         if name in found and isinstance(callback, Technique):
             raise ValueError(f"trainer.callbacks must have a label where two are {name}")
         found.setdefault(name, (index, callback))
@@ -199,5 +200,5 @@ def made(entry: Any) -> Callback:
     with warnings.catch_warnings():
         # Its newer name is not known to all versions that Lightning allows.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        made: Callback = parser.instantiate_classes(config)["callback"]
-    return made
+        found: Callback = parser.instantiate_classes(config)["callback"]
+    return found

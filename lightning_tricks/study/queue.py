@@ -60,6 +60,12 @@ class Queue:
         """Begin to watch."""
         self._watch = Watch(self.grace_seconds)
 
+    def close(self) -> None:
+        """Close the connections to a database, if the storage has any."""
+        self.storage.remove_session()
+        if hasattr(self.storage, "engine"):
+            self.storage.engine.dispose()
+
     def enter(self, settings: Mapping[str, Any], work: Mapping[str, Mapping[str, Any]]) -> None:
         """Make the study, or go on with the one that is there.
 

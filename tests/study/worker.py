@@ -49,6 +49,7 @@ def main() -> None:
                 print(claim.key.replace(" ", "-"), file=file, flush=True)
                 time.sleep(seconds)
                 claim.done(1.0, {})
+        queue.close()
 
 
 if __name__ == "__main__":
