@@ -80,9 +80,10 @@ def rich_table(effects: Effects) -> Table:
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     heads, *rows = table_rows(effects, ("[bold]", "[/bold]"))
     for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left")
+        table.add_column(head.replace(", ", ",\n"), justify="right" if index else "left")
     for cells in rows:
-        table.add_row(*(cell.replace(" (", "\n(") for cell in cells))  # narrow enough for 80 columns
+        # Narrow enough for 80 columns.
+        table.add_row(*(cell.replace(" (", "\n(").replace(" to ", ", ") for cell in cells))
     return table
 
 

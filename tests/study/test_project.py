@@ -46,6 +46,15 @@ def test_a_trial_is_the_run_that_lightnings_own_command_makes(config):
     assert not (config.parent / "lightning_logs").exists()
 
 
+def test_the_seed_is_that_of_whoever_builds(config):
+    found, weights = Project.read([config]), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        weights.append(found.build(0).module.body[0].weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_other_callbacks_may_be_chosen(config):
     found = Project.read([config], ["ModelCheckpoint", "GradientClip"])
     assert list(found.techniques) == ["GradientClip", "ModelCheckpoint"]

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from threading import Event, Thread
 
 import pytest
 
 from lightning_tricks.study import alive
 from lightning_tricks.study.queue import Queue, attempts
-from lightning_tricks.study.storage import open_storage
+from lightning_tricks.study.storage import _JournalLock, open_storage
 from tests.study.worker import ROOT, go, started, taken
 
 KEYS = ("a", "b")
@@ -204,6 +205,19 @@ def test_a_lock_of_a_process_that_was_killed_holds_up_nobody(path):
     begin = time.monotonic()
     assert opened.claim(["a"]) is not None
     assert time.monotonic() - begin < 5
+
+
+def test_only_one_holds_the_lock(path):
+    queue(path)
+    one, other, held = _JournalLock(path), _JournalLock(path), Event()
+    one.acquire()
+    waiting = Thread(target=lambda: other.acquire() and held.set())
+    waiting.start()
+    assert not held.wait(0.05)
+    one.release()
+    assert held.wait(5)
+    other.release()
+    waiting.join()
 
 
 KILLED = """

@@ -96,6 +96,19 @@ def test_the_metric_is_that_of_the_weights_that_are_left():
     assert found.value == expected["val_loss"] != run_trial(build, [], seed=1, metric="val_loss").value
 
 
+class Last(Callback):
+    """Leaves other weights than those that were validated last."""
+
+    def on_train_end(self, trainer, pl_module):
+        for parameter in pl_module.head.parameters():
+            nn.init.zeros_(parameter)
+
+
+def test_also_of_weights_that_are_made_after_the_last_epoch():
+    found = run_trial(build, [Last()], seed=0, metric="val_loss")
+    assert found.value == pytest.approx(math.log(3))  # all three classes are as likely
+
+
 def test_a_metric_of_training_alone_will_do():
     def without_validation(seed):
         _, loaders, settings = build(seed)
