@@ -228,7 +228,9 @@ class Range(Dimension):
 
     def plain(self) -> dict[str, Any]:
         found = {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
-        return {key: each for key, each in found.items() if each not in (None, False) or key in ("low", "high")}
+        return {
+            key: each for key, each in found.items() if each not in (None, False) or key in ("low", "high")
+        }
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import FloatDistribution, IntDistribution

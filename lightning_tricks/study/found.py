@@ -57,7 +57,11 @@ class Found:
     def ranked(self) -> list[Tried]:
         """The trials that are done, best first."""
         sign = 1.0 if self.mode == "min" else -1.0
-        done = [(sign * each.value, each) for each in self.trials if each.outcome == "done" and each.value is not None]
+        done = [
+            (sign * each.value, each)
+            for each in self.trials
+            if each.outcome == "done" and each.value is not None
+        ]
         return [each for _, each in sorted(done, key=lambda pair: (pair[0], pair[1].number))]
 
     @property
@@ -114,9 +118,7 @@ def importances(trials: tuple[Tried, ...], space: Space, mode: str) -> dict[str,
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     for each in done:
         here = {name: distributions[name] for name in each.settings}
-        study.add_trial(
-            optuna.create_trial(params=dict(each.settings), distributions=here, value=each.value)
-        )
+        study.add_trial(optuna.create_trial(params=dict(each.settings), distributions=here, value=each.value))
     with warnings.catch_warnings():
         # Of what is experimental in Optuna.
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Trials that are worse than others were at the same point are ended: reported from Lightning's validation."""
+"""Trials that do worse than others did at the same point are ended, from Lightning's validation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.storages import BaseStorage
+    from optuna.study import Study
 
 __all__ = ["PRUNERS", "Pruning", "Reports"]
 
@@ -35,18 +36,18 @@ PRUNERS = {"median": _median, "none": _none}
 
 @dataclass
 class Reports:
-    """What a trial has reached so far, for its own study's pruner.
+    """What a trial has reached so far, for its study's pruner.
 
     Args:
-        storage: Of Optuna.
-        study: Its name.
-        trial: Its number in the storage.
+        study: Of Optuna.
+        storage: That holds it.
+        trial: Its number there.
         pruner: By its name in :data:`PRUNERS`.
         metric: What is reported.
     """
 
+    study: Study
     storage: BaseStorage
-    study: str
     trial: int
     pruner: str
     metric: str
@@ -59,15 +60,14 @@ class Reports:
             TrialPruned: If the trial is to be ended.
             ValueError: If the value is not finite.
         """
-        import optuna
+        from optuna import TrialPruned
 
         if not math.isfinite(value):
             raise ValueError(f"{self.metric} was {value} in validation {self._step + 1}")
         self.storage.set_trial_intermediate_value(self.trial, self._step, value)
         self._step += 1
-        opened = optuna.load_study(study_name=self.study, storage=self.storage)
-        if PRUNERS[self.pruner]().prune(opened, self.storage.get_trial(self.trial)):
-            raise optuna.TrialPruned
+        if PRUNERS[self.pruner]().prune(self.study, self.storage.get_trial(self.trial)):
+            raise TrialPruned
 
 
 class Pruning(Callback):

@@ -7,9 +7,9 @@ on as it would have. No point is tried twice, for with one seed it would give th
 
 from __future__ import annotations
 
+import itertools
 import random
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from lightning_tricks.study.space import Point, Space, acting
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 __all__ = ["SAMPLERS", "Drawing", "grid", "shown"]
 
@@ -63,8 +65,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "evolutionary": _evolutionary,
     "grid": _random,
 }
-"""Optuna's samplers by name: ``TPESampler``, ``RandomSampler``, ``GPSampler`` and ``NSGAIISampler``, which, other
-than ``CmaEsSampler``, also draws techniques on and off. Points of a grid are not drawn (:func:`grid`)."""
+"""Optuna's samplers by name: ``TPESampler``, ``RandomSampler``, ``GPSampler`` and ``NSGAIISampler``, which,
+other than ``CmaEsSampler``, draws techniques on and off, too. Points of a :func:`grid` are not drawn."""
 
 
 def shown(space: Space, point: Point) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def grid(space: Space, default: Point, *, seed: int) -> list[dict[str, Any]]:
         each.values_of(name)
     if (space.size or 0) > _GRID_AT_MOST:
         raise ValueError(
-            f"space must have at most {_GRID_AT_MOST} points to try all of them, got {space.size}: take another sampler"
+            f"space must have at most {_GRID_AT_MOST} points to try all of them, got {space.size}"
         )
     found = [point for point in space.points(default) if shown(space, point) != shown(space, default)]
     random.Random(seed).shuffle(found)
@@ -107,46 +109,39 @@ class Drawing:
     seed: int
 
     def draw(
-        self, storage: BaseStorage, study: str, trial: int, *, place: int, tried: list[Mapping[str, Any]]
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        *,
+        place: int,
+        tried: Sequence[Mapping[str, Any]],
+        default: Point,
     ) -> dict[str, Any]:
         """Return a point that has not been tried.
 
         Args:
-            storage: Of Optuna.
-            study: Its name.
-            trial: Its number in the storage.
+            study: As it is now.
+            trial: That the point is for.
             place: Of the trial in the search.
             tried: What acted in other trials, as :func:`shown` returns it.
+            default: The point at which nothing is changed.
         """
-        for count, point in enumerate(self._draws(storage, study, trial, place=place)):
-            if shown(self.space, point) not in tried or count == _DRAWS:
-                return point
-        raise AssertionError
+        drawn = (self._draw(study, trial, place, count) for count in range(_DRAWS))
+        # Of a space nearly used up, chance may not find the rest.
+        rest = () if self.space.size is None else self.space.points(default)
+        return next(point for point in itertools.chain(drawn, rest) if shown(self.space, point) not in tried)
 
-    def _draws(self, storage: BaseStorage, study: str, trial: int, *, place: int) -> Iterator[dict[str, Any]]:
-        count = 0
-        while True:
-            # A model may insist on its point; chance does not.
-            make = SAMPLERS[self.sampler] if count < _OWN_DRAWS else _random
-            seed = int(np.random.SeedSequence((self.seed, place, count)).generate_state(1)[0])
-            yield self._draw(storage, study, trial, make(seed))
-            count += 1
-
-    def _draw(self, storage: BaseStorage, study: str, trial: int, sampler: BaseSampler) -> dict[str, Any]:
-        import optuna
-
+    def _draw(self, study: Study, trial: FrozenTrial, place: int, count: int) -> dict[str, Any]:
+        # A model may insist on its point; chance does not.
+        make = SAMPLERS[self.sampler] if count < _OWN_DRAWS else _random
+        sampler = make(int(np.random.SeedSequence((self.seed, place, count)).generate_state(1)[0]))
         dimensions = self.space.dimensions
         distributions = {name: each.distribution() for name, each in dimensions.items()}
-        opened = optuna.load_study(study_name=study, storage=storage, sampler=sampler)
-        frozen = storage.get_trial(trial)
-        with warnings.catch_warnings():
-            # Of what is experimental in Optuna.
-            warnings.simplefilter("ignore")
-            sampler.before_trial(opened, frozen)
-            drawn = sampler.sample_relative(opened, frozen, distributions)
-            for name, each in distributions.items():
-                if name not in drawn:
-                    drawn[name] = sampler.sample_independent(opened, frozen, name, each)
+        sampler.before_trial(study, trial)
+        drawn = sampler.sample_relative(study, trial, distributions)
+        for name, each in distributions.items():
+            if name not in drawn:
+                drawn[name] = sampler.sample_independent(study, trial, name, each)
         return {name: each.drawn(drawn[name]) for name, each in dimensions.items()}
 
     def store(self, storage: BaseStorage, trial: int, point: Point) -> None:

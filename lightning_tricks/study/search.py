@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import os
-import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.study.arguments import Given, named
-from lightning_tricks.study.folds import folded
 from lightning_tricks.study.found import Found, Tried, importances
 from lightning_tricks.study.project import Project
-from lightning_tricks.study.pruning import PRUNERS, Pruning, Reports
-from lightning_tricks.study.queue import Claim, Queue
+from lightning_tricks.study.pruning import PRUNERS
+from lightning_tricks.study.queue import Queue
 from lightning_tricks.study.quiet import no_words
 from lightning_tricks.study.ranges import recommended
-from lightning_tricks.study.sampling import SAMPLERS, Drawing, grid, shown
-from lightning_tricks.study.space import Point, Space
+from lightning_tricks.study.sampling import SAMPLERS, grid
+from lightning_tricks.study.space import Space
 from lightning_tricks.study.storage import open_storage, quiet_optuna
 from lightning_tricks.study.subjects import Factory, OfProject, Subject
-from lightning_tricks.study.trial import StudyError, flat, rehearse, run_trial, seeded_setup
+from lightning_tricks.study.trial import StudyError, flat, rehearse, seeded_setup
+from lightning_tricks.study.trying import Trying
 from lightning_tricks.study.wandb_runs import WandbGroup
 from lightning_tricks.study.working import ended, said, watched, work
 
@@ -41,7 +38,7 @@ __all__ = ["Search", "SearchProgress"]
 
 
 class SearchProgress(NamedTuple):
-    """How far a search is, whoever works on it: trials ended and wanted, running, and the best value so far."""
+    """How far a search is, whoever works on it: trials ended, wanted and running; the best value so far."""
 
     ended: int
     wanted: int
@@ -64,9 +61,9 @@ class Search:
     goes on. A trial that dies, or whose metric is not finite, is recorded with its error.
 
     Args:
-        build: A :class:`~lightning_tricks.study.project.Project`; or a function of a seed, which has been set,
-            and of settings by name with their defaults, that returns a new module, its data (a data module, or
-            loaders of training and of validation) and a dict of settings for the Trainer.
+        build: A :class:`~lightning_tricks.study.project.Project`; or a function of a seed, which has been
+            set, and of settings by name with their defaults, that returns a new module, its data (a data
+            module, or loaders of training and of validation) and a dict of settings for the Trainer.
         space: What may vary (:meth:`Space.of <lightning_tricks.study.space.Space.of>`); by default each
             technique, on and off, with the settings that :mod:`~lightning_tricks.study.ranges` recommends.
         techniques: Of a function, as for :class:`~lightning_tricks.Ablation`; those of a space that are not
@@ -169,6 +166,16 @@ class Search:
         return grid(self._space, self.default, seed=self.seed)
 
     @property
+    def _trying(self) -> Trying:
+        return Trying(
+            self.subject,
+            self._space,
+            self.default,
+            grid=self.grid if self.sampler == "grid" else None,
+            **{key: getattr(self, key) for key in ("metric", "sampler", "folds", "pruner", "seed", "wandb")},
+        )
+
+    @property
     def wanted(self) -> int:
         """How many trials there are to be."""
         return min(self.trials, self._space.size or self.trials)
@@ -214,88 +221,70 @@ class Search:
         with closing(self.queue()) as queue, quiet_optuna():
             look = None if watch is None else lambda: watch(self.progress(queue))
             with watched(look):
-                work(queue, self._keys, lambda claim: self._one(queue, claim), deadline=deadline)
+                work(queue, self._keys, partial(self._trying.one, queue), deadline=deadline)
             return self.found(queue)
 
     def _rehearse(self) -> None:
         """Find out before any trial whether there can be one."""
-        build, techniques = self._trained(self.default, None if self.folds is None else 0)
         try:
-            rehearse(build, techniques, seed=self.seed, metric=self.metric)
+            rehearse(*self._trying.parts(self.default), seed=self.seed, metric=self.metric)
         except StudyError:
             raise
         except Exception as error:
             raise StudyError(f"training must run as configured to be searched: {said(error)}") from error
 
-    def _trained(self, point: Point, fold: int | None) -> tuple[Any, list[Any]]:
-        """Return what makes a trial's module and data, and its techniques."""
-        build = self.subject.build(self.subject.settings(self._space, point))
-        if fold is not None:
-            assert self.folds is not None
-            build = folded(build, fold=fold, folds=self.folds, seed=self.seed)
-        with no_words(), isolate_rng():
-            return build, self.subject.techniques(self._space, point)
+    def progress(self, queue: Queue) -> SearchProgress:
+        """Return how far the search is."""
+        pieces = [trial for key, trial in queue.pieces().items() if key in self._keys]
+        values = [trial.value for trial in pieces if trial.value is not None]
+        running = sum(trial.state.name == "RUNNING" for trial in pieces)
+        best = (min if self.mode == "min" else max)(values, default=None)
+        return SearchProgress(sum(map(ended, pieces)), self.wanted, running, best)
 
-    def _one(self, queue: Queue, claim: Claim) -> None:
-        import optuna
+    def found(self, queue: Queue) -> Found:
+        """Return what came of the trials that have ended so far."""
+        pieces = queue.pieces().values()
+        trials = tuple(_tried(trial) for trial in sorted(pieces, key=_place) if ended(trial))
+        importance = importances(trials, self._space, self.mode)
+        return Found(self.metric, self.mode, trials, max(self.wanted, len(pieces)), importance)
 
-        with claim:
-            try:
-                point = self._point(queue, claim)
-                if self._is_taken(queue, claim):
-                    return  # another began the same at the same moment; this one is given back
-                found = self._measured(queue, claim, point)
-            except StudyError:
-                raise
-            except optuna.TrialPruned:
-                claim.pruned()
-            except Exception as error:
-                claim.died(said(error))
-            else:
-                claim.done(found["value"], found)
+    def config(self, trial: Tried) -> dict[str, Any]:
+        """Return the configuration of a project with which LightningCLI trains as a trial did.
 
-    def _point(self, queue: Queue, claim: Claim) -> dict[str, Any]:
-        place = self._keys[claim.key]
-        drawing = Drawing(self._space, self.sampler, self.seed)
-        # Also where the point is known: some samplers count the trials that they were asked for.
-        point = drawing.draw(
-            queue.storage, self.name, claim.trial, place=place, tried=list(self._tried(queue, claim).values())
-        )
-        if place == 0:
-            point = self.default
-        elif self.sampler == "grid":
-            point = self.grid[place]
-        drawing.store(queue.storage, claim.trial, point)
-        queue.storage.set_trial_user_attr(claim.trial, "settings", shown(self._space, point))
-        return point
-
-    def _tried(self, queue: Queue, claim: Claim) -> dict[str, Any]:
-        """Return what acts in the other trials that have ended or run now, and in the default."""
-        others = {
-            key: trial.user_attrs["settings"]
-            for key, trial in queue.pieces().items()
-            if key != claim.key
-            and "settings" in trial.user_attrs
-            and (ended(trial) or trial.state.name == "RUNNING")
+        Raises:
+            TypeError: If what is searched is no project.
+        """
+        if not isinstance(self.subject, OfProject):
+            raise TypeError(
+                f"build must be a Project to be written as a configuration, got {self.build!r:.80}"
+            )
+        dimensions = self._space.dimensions
+        point = {
+            **self.default,
+            **{name: dimensions[name].drawn(each) for name, each in trial.settings.items()},
         }
-        return {"trial 0": shown(self._space, self.default), **others} if claim.key != "trial 0" else others
+        return self.subject.config(self._space, point, seed=self.seed)
 
-    def _is_taken(self, queue: Queue, claim: Claim) -> bool:
-        own = queue.pieces()[claim.key].user_attrs["settings"]
-        return own in [each for key, each in self._tried(queue, claim).items() if key != "trial 0"]
 
-    def _measured(self, queue: Queue, claim: Claim, point: Point) -> dict[str, Any]:
-        reports = Reports(queue.storage, self.name, claim.trial, self.pruner, self.metric)
-        config = {**shown(self._space, point), "seed": self.seed}
-        group = nullcontext() if self.wandb is None else self.wandb.run(claim.key, config)
-        with group as logger:
-            if self.folds is None:
-                build, techniques = self._trained(point, None)
-                callbacks = [*techniques, Pruning(self.metric, reports.add)]
-                measured = run_trial(build, callbacks, seed=self.seed, metric=self.metric, logger=logger)
-                found = measured.plain()
-            else:
-                found = self._over_folds(point, reports, logger)
-            if logger is not None:
-                logger.experiment.summary.update(found)
-        return {**found, "host": platform.node()}
+def _place(trial: FrozenTrial) -> int:
+    return int(trial.user_attrs["place"])
+
+
+_OUTCOMES: dict[str, Literal["done", "pruned", "died"]] = {
+    "COMPLETE": "done",
+    "PRUNED": "pruned",
+    "FAIL": "died",
+}
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    said = trial.user_attrs
+    last = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
+    return Tried(
+        _place(trial),
+        said.get("settings", {}),
+        _OUTCOMES[trial.state.name],
+        trial.value if trial.state.name == "COMPLETE" else last,
+        said.get("error"),
+        said.get("result", {}).get("seconds"),
+    )

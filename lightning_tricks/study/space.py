@@ -146,7 +146,7 @@ class Space:
         for name, value in default.items():
             if not self.dimensions[name].holds(value):
                 raise ValueError(
-                    f"{name} must be able to stay {value!r} as it is configured, which the search begins with "
+                    f"{name} must be able to stay {value!r} as it is configured, which the search begins "
                     f"and compares with, got {self.dimensions[name].plain()}"
                 )
 

@@ -17,7 +17,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.study.arguments import Given, made_from
 from lightning_tricks.study.project import Project, made
-from lightning_tricks.study.space import Point, Space, acting
+from lightning_tricks.study.space import Point, Space
 from lightning_tricks.study.trial import Build, SameOrder, flat
 
 __all__ = ["Factory", "OfProject", "Subject", "class_named"]
@@ -72,7 +72,7 @@ class Subject(ABC):
         """Return what else must not change while a study lasts, by name."""
 
     def default(self, space: Space) -> dict[str, Any]:
-        """Return the point of ``space`` at which nothing is changed; techniques that it does not have are off.
+        """Return the point of ``space`` at which nothing is changed; techniques that it has not are off.
 
         Raises:
             TypeError: If there is no such setting or technique, or one refuses a value of the space.
@@ -97,7 +97,9 @@ class Subject(ABC):
         try:
             self.technique(name, changes)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}.{key} must be able to be {changes[key]!r} in the space: {error}") from error
+            raise ValueError(
+                f"{name}.{key} must be able to be {changes[key]!r} in the space: {error}"
+            ) from error
 
     def techniques(self, space: Space, point: Point) -> list[Callback]:
         """Return the techniques that are on at ``point``, new."""
@@ -118,7 +120,8 @@ class Subject(ABC):
 
 
 def _setting_of(name: str, technique: Callback, key: str) -> Any:
-    known = [entry.name for entry in fields(technique) if entry.init] if is_dataclass(technique) else []
+    entries = fields(technique) if is_dataclass(technique) else ()
+    known = [entry.name for entry in entries if entry.init]
     return getattr(technique, checks.one_of(f"{name}'s settings", key, known))
 
 
@@ -159,7 +162,7 @@ class Factory(Subject):
             return found
         for key in changes:
             _setting_of(name, found, key)
-        return replace(found, **changes)  # type: ignore[type-var, no-any-return]  # it has such fields
+        return replace(found, **changes)  # type: ignore[type-var]  # it has such fields
 
     def plain(self) -> dict[str, Any]:
         techniques = {name: self.technique(name, {}) for name in self.names}

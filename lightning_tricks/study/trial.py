@@ -280,6 +280,7 @@ class SameOrder(Callback):
     """Sets random states where the Trainer is about to ask loaders for their order."""
 
     def __init__(self, seed: int) -> None:
+        """Take the seed of the whole run."""
         self._seed = seed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
