@@ -78,6 +78,7 @@ from lightning_tricks.reporting.diagnosis import Diagnosis
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.reporting.run_report import RunReport
 from lightning_tricks.study.ablation import Ablation
+from lightning_tricks.study.search import Search
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -154,6 +155,7 @@ __all__ = [
     "SWAWeights",
     "Schedule",
     "ScheduleFree",
+    "Search",
     "SharpnessAware",
     "SimilarityWeighted",
     "Slerp",

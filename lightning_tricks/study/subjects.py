@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from functools import cached_property, partial
 from typing import Any, final
 
 from lightning.pytorch import Callback
@@ -120,7 +122,7 @@ class Subject(ABC):
 
 
 def _setting_of(name: str, technique: Callback, key: str) -> Any:
-    entries = fields(technique) if is_dataclass(technique) else ()
+    entries: tuple[Field[Any], ...] = fields(technique) if is_dataclass(technique) else ()
     known = [entry.name for entry in entries if entry.init]
     return getattr(technique, checks.one_of(f"{name}'s settings", key, known))
 
@@ -192,13 +194,17 @@ class OfProject(Subject):
     def setting(self, name: str) -> Any:
         if name in ("seed_everything", "trainer.callbacks"):
             raise ValueError(f"{name} must be left out of the space: it is not a setting of a trial")
-        known = self.project.known()
-        found: Any = known
+        found: Any = self._known
         for key in name.split("."):
             if not isinstance(found, Mapping) or key not in found:
-                checks.one_of("settings", name, _paths(known))
+                checks.one_of("settings", name, _paths(self._known))
             found = found[key]
         return found
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        with redirect_stdout(io.StringIO()):  # of the user's own classes
+            return self.project.known()
 
     def build(self, changes: Mapping[str, Any]) -> Build:
         return Project(_changed(self.project.config, changes), self.project.entries).build
@@ -226,7 +232,7 @@ class OfProject(Subject):
         entries = [self._entry(name, changes) for name, changes in self.changes(space, point).items()]
         order = {"class_path": f"{SameOrder.__module__}.{SameOrder.__name__}", "init_args": {"seed": seed}}
         trainer = {**config["trainer"], "callbacks": [*config["trainer"]["callbacks"], *entries, order]}
-        return {"seed_everything": seed, **{**config, "trainer": trainer}}
+        return {**config, "seed_everything": seed, "trainer": trainer}
 
 
 def _paths(nested: Mapping[str, Any], prefix: str = "") -> list[str]:
