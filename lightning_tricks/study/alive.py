@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Self
 
-__all__ = ["BEAT_SECONDS", "Beat", "Watch", "this_process"]
+__all__ = ["BEAT_SECONDS", "Beat", "Watch", "has_ended", "this_process"]
 
 BEAT_SECONDS = 10.0
 _GONE = "ZXx"  # states of a process that has ended: not yet asked after by its parent, or dead
@@ -44,6 +44,15 @@ def _started(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in _GONE else int(fields[19])
+
+
+def _is_seen(process: Mapping[str, Any]) -> bool:
+    return bool(process["space"]) and process["space"] == _space()
+
+
+def has_ended(process: Mapping[str, Any]) -> bool:
+    """Return whether a process (:func:`this_process`) has surely ended; of one elsewhere that is not seen."""
+    return _is_seen(process) and bool(_started(process["pid"]) != process["started"])
 
 
 class Beat:
@@ -93,8 +102,8 @@ class Watch:
             process: What it said of itself (:func:`this_process`), if it came to that.
             beat: What it last raised its beat to.
         """
-        if process is not None and process["space"] and process["space"] == _space():
-            return bool(_started(process["pid"]) != process["started"])
+        if process is not None and _is_seen(process):
+            return has_ended(process)
         now = time.monotonic()
         before, since = self._seen.get(number, (None, now))
         if before != beat or number not in self._seen:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from lightning_tricks.study.alive import BEAT_SECONDS, Beat, Watch, this_process
+from lightning_tricks.study.alive import BEAT_SECONDS, Beat, Watch, has_ended, this_process
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -25,6 +25,7 @@ __all__ = ["Claim", "Queue", "attempts"]
 
 _LOST_AT_MOST = 3  # attempts: work that kills whoever takes it shall not kill all
 _ERROR_LENGTH = 2000
+_TAKER = "taker "
 
 
 def attempts(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
@@ -150,17 +151,31 @@ class Queue:
             trial: FrozenTrial | None = found[key][-1]
             if self._is_lost(found[key][-1]):
                 trial = self._again(found[key])
-            if trial is not None and trial.state == TrialState.WAITING:
-                own = self._id(trial)
-                if self._finish(own, TrialState.RUNNING):
-                    return Claim(self, key, own)
+            if trial is not None and trial.state == TrialState.WAITING and self._take(own := self._id(trial)):
+                return Claim(self, key, own)
         return None
+
+    def _take(self, trial: int) -> bool:
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        process = this_process()
+        try:
+            # Before it is taken, so that of a taker that is killed there and then it is known who it was.
+            name = f"{_TAKER}{process['pid']} {process['started']}"
+            self.storage.set_trial_user_attr(trial, name, process)
+        except UpdateFinishedTrialError:
+            return False
+        return self._finish(trial, TrialState.RUNNING)
 
     def _is_lost(self, trial: FrozenTrial) -> bool:
         from optuna.trial import TrialState
 
         said = trial.user_attrs
         if trial.state == TrialState.RUNNING:
+            takers = [value for name, value in said.items() if name.startswith(_TAKER)]
+            if "process" not in said and takers and all(map(has_ended, takers)):
+                return True
             return self._watch.is_lost(trial.number, said.get("process"), said.get("beat"))
         return trial.state == TrialState.FAIL and "error" not in said
 
@@ -180,7 +195,11 @@ class Queue:
                 return None
             if not self._finish(self._id(last), TrialState.FAIL) or lost >= _LOST_AT_MOST:
                 return None
-        about = {name: last.user_attrs[name] for name in last.user_attrs.keys() - _OF_AN_ATTEMPT}
+        about = {
+            name: value
+            for name, value in last.user_attrs.items()
+            if name not in _OF_AN_ATTEMPT and not name.startswith(_TAKER)
+        }
         return self._put(last.user_attrs["key"], last.user_attrs["attempt"] + 1, about)
 
     def _id(self, trial: FrozenTrial) -> int:

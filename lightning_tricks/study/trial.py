@@ -156,6 +156,7 @@ def rehearse(build: Build, techniques: Sequence[Callback], *, seed: int, metric:
 
 
 _SHORT = {
+    "logger": None,
     "limit_train_batches": 2,
     "limit_val_batches": 1,
     "val_check_interval": None,

@@ -14,6 +14,7 @@ from threading import Event, Thread
 import pytest
 
 from lightning_tricks.study import alive
+from lightning_tricks.study import queue as module
 from lightning_tricks.study.queue import Queue, attempts
 from lightning_tricks.study.storage import _JournalLock, open_storage
 from tests.study.worker import ROOT, go, started, taken
@@ -155,6 +156,21 @@ def test_killed_between_failing_a_trial_and_putting_the_next_it_goes_on(path, mo
         opened.claim(["a"])
     monkeypatch.undo()
     assert queue(path).claim(["a"]) is not None
+
+
+def test_killed_as_it_takes_a_piece_it_is_lost_at_once(path, monkeypatch):
+    opened = queue(path)
+    monkeypatch.setattr(module, "Claim", killed)
+    with pytest.raises(InterruptedError):
+        opened.claim(["a"])
+    assert states(opened)["a"] == "RUNNING"
+    monkeypatch.undo()
+    assert opened.claim(["a"]) is None  # who took it still runs
+    monkeypatch.setattr(alive, "_started", lambda pid: None)
+    assert opened.claim(["a"]) is not None
+    assert set(opened.pieces()["a"].user_attrs) - {"key", "attempt", "letter", "process"} == {
+        f"taker {os.getpid()} None"
+    }
 
 
 def killed(*_):
