@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from lightning_tricks.cli.refusal import RefusedError
+from lightning_tricks.cli.workers import workers
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.study.ablation import Ablation, Progress
@@ -140,7 +139,7 @@ def carry_out(order: Order) -> None:
         _show_plan(order)
         return
     try:
-        with _helpers(order), _bar(order) as watch:
+        with workers(order.workers - 1, _HELP, _plain(order)), _bar(order) as watch:
             effects = order.ablation.run(watch)
     except (TypeError, ValueError) as error:
         raise RefusedError(str(error)) from error
@@ -159,44 +158,11 @@ def _show_plan(order: Order) -> None:
     print(f"{len(arms)} arms, {len(plans)} trials in {storage}; nothing has been run")
 
 
+def _plain(order: Order) -> dict[str, Any]:
+    return {entry.name: getattr(order, entry.name) for entry in fields(order) if entry.init}
+
+
 _HELP = "from lightning_tricks.cli.ablate import help_out; help_out()"
-_PATIENCE_SECONDS = 20.0  # for a step in progress, after which Lightning stops
-
-
-@contextmanager
-def _helpers(order: Order) -> Iterator[None]:
-    """Work in further processes, too, which say nothing; what one of them leaves, this one does."""
-    settings = {entry.name: getattr(order, entry.name) for entry in fields(order) if entry.init}
-    helpers = []
-    for _ in range(order.workers - 1):
-        helper = subprocess.Popen(
-            [sys.executable, "-c", _HELP],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is told below, once
-        )
-        assert helper.stdin is not None
-        helper.stdin.write(json.dumps(settings).encode())
-        helper.stdin.close()
-        helpers.append(helper)
-    try:
-        yield
-    except BaseException:
-        for helper in helpers:
-            helper.send_signal(signal.SIGINT)
-        raise
-    finally:
-        for helper in helpers:
-            _wait_for(helper)
-
-
-def _wait_for(helper: subprocess.Popen[bytes]) -> None:
-    try:
-        helper.wait(timeout=_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        helper.kill()
-        helper.wait()
 
 
 def help_out() -> None:

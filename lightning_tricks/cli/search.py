@@ -172,6 +172,8 @@ def carry_out(order: SearchOrder) -> None:
     try:
         with workers(order.workers - 1, _HELP, settings), _bar(order) as watch:
             found = order.search.run(watch)
+        if order.workers > 1:  # which may have ended trials after this one's time was up
+            found = order.search.so_far()
     except (TypeError, ValueError) as error:
         raise RefusedError(str(error)) from error
     _write(order, found)

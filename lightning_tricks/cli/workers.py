@@ -42,13 +42,14 @@ def workers(count: int, program: str, settings: Mapping[str, Any]) -> Iterator[N
     except BaseException:
         for helper in helpers:
             helper.send_signal(signal.SIGINT)
-        raise
-    finally:
         for helper in helpers:
-            _wait_for(helper)
+            _stopped(helper)
+        raise
+    for helper in helpers:
+        helper.wait()  # for the trial in which it is
 
 
-def _wait_for(helper: subprocess.Popen[bytes]) -> None:
+def _stopped(helper: subprocess.Popen[bytes]) -> None:
     try:
         helper.wait(timeout=_PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -21,7 +21,8 @@ __all__ = ["PRUNERS", "Pruning", "Reports"]
 def _median() -> BasePruner:
     from optuna.pruners import MedianPruner
 
-    return MedianPruner()
+    # The first validation judges nobody: many techniques begin slowly.
+    return MedianPruner(n_warmup_steps=1)
 
 
 def _none() -> BasePruner:

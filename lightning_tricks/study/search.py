@@ -21,7 +21,7 @@ from lightning_tricks.study.project import Project
 from lightning_tricks.study.pruning import PRUNERS
 from lightning_tricks.study.queue import Queue
 from lightning_tricks.study.quiet import no_words
-from lightning_tricks.study.ranges import recommended
+from lightning_tricks.study.recommended import recommended
 from lightning_tricks.study.sampling import SAMPLERS, grid
 from lightning_tricks.study.space import Space
 from lightning_tricks.study.storage import open_storage, quiet_optuna
@@ -240,6 +240,16 @@ class Search:
         running = sum(trial.state.name == "RUNNING" for trial in pieces)
         best = (min if self.mode == "min" else max)(values, default=None)
         return SearchProgress(sum(map(ended, pieces)), self.wanted, running, best)
+
+    def so_far(self) -> Found:
+        """Return what came of the trials that have ended, without running any.
+
+        Raises:
+            OSError: If the storage is out of reach.
+            ValueError: If the study was begun with other settings.
+        """
+        with closing(self.queue()) as queue, quiet_optuna():
+            return self.found(queue)
 
     def found(self, queue: Queue) -> Found:
         """Return what came of the trials that have ended so far."""

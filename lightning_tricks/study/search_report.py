@@ -146,10 +146,11 @@ def _draw_values(panel: Axes, found: Found) -> None:
     if found.default is not None and found.default.outcome == "done" and found.default.value is not None:
         panel.axhline(found.default.value, color=_GREY, linewidth=0.8, linestyle="--", label="the default")
     so_far = [pick(each.value or 0.0 for each in done[: index + 1]) for index in range(len(done))]
-    panel.step([each.number for each in done], so_far, where="post", color=_ORANGE, label="best so far")
+    ends = [each.number for each in done] + [found.trials[-1].number] * bool(done)
+    panel.step(ends, so_far + so_far[-1:], where="post", color=_ORANGE, label="best so far")
     panel.plot(*_points(done), "o", color=_BLUE, markersize=4, label="trial")
     if pruned:
-        label = "pruned, where it was"
+        label = "pruned, its last value"
         panel.plot(*_points(pruned), "o", color=_BLUE, markersize=4, fillstyle="none", label=label)
     for each in died:
         label = "died" if each is died[0] else "_"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -14,11 +15,11 @@ from typing import Any, final
 
 from lightning.pytorch import Callback
 
-import lightning_tricks
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.study.arguments import Given, made_from
 from lightning_tricks.study.project import Project, made
+from lightning_tricks.study.ranges import RANGES
 from lightning_tricks.study.space import Point, Space
 from lightning_tricks.study.trial import Build, SameOrder, flat
 
@@ -31,12 +32,9 @@ def class_named(name: str) -> type[Technique]:
     Raises:
         ValueError: If there is none; names the nearest.
     """
-    found = {
-        each: kind
-        for each in lightning_tricks.__all__
-        if isinstance(kind := getattr(lightning_tricks, each), type) and issubclass(kind, Technique)
-    }
-    return found[checks.one_of("techniques", name, list(found))]
+    checks.one_of("techniques", name, list(RANGES))
+    found: type[Technique] = getattr(sys.modules[__name__.partition(".")[0]], name)
+    return found
 
 
 @dataclass(frozen=True)

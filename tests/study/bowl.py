@@ -1,4 +1,4 @@
-"""A training of no time whose metric is a known function of its settings."""
+"""A training of no time whose metric is a known function of its settings, and a search over them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import torch
 from lightning.pytorch import LightningModule
 
+from lightning_tricks import Search
 from tests.study.small import QUIET
 from tests.toys import Loader
 
@@ -35,3 +36,10 @@ class Bowl(LightningModule):
 def bowl(seed, x=0.0, y=1, fails="no", epochs=2):
     loaders = Loader(1), Loader(1, fixed=True)
     return Bowl(x, y, fails), loaders, {**QUIET, "max_epochs": epochs}
+
+
+SPACE = {"x": {"low": -10.0, "high": 10.0}, "y": [0, 1, 2]}
+
+
+def search(path, space=SPACE, build=bowl, **options):
+    return Search(build, space, **{"storage": path / "study.journal", "trials": 12, **options})

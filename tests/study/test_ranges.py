@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import lightning_tricks as lt
-from lightning_tricks.study.ranges import NOT_SEARCHED, RANGES, recommended
+from lightning_tricks.study.ranges import NOT_SEARCHED, RANGES
+from lightning_tricks.study.recommended import recommended
 from lightning_tricks.study.subjects import Factory
 from tests.contract.cases import CASES
 from tests.study.small import build

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from types import SimpleNamespace
 
 import pytest
 import wandb
 
-from lightning_tricks import EMAWeights, GradientClip, Search
+from lightning_tricks import EMAWeights, GradientClip
 from lightning_tricks.study import search as module
 from lightning_tricks.study import trying, working
 from lightning_tricks.study.folds import folded
@@ -20,13 +19,7 @@ from lightning_tricks.study.trial import StudyError, run_trial
 from lightning_tricks.study.trying import Trying
 from lightning_tricks.study.wandb_runs import WandbGroup
 from tests import wandb_offline
-from tests.study.bowl import bowl
-
-SPACE = {"x": {"low": -10.0, "high": 10.0}, "y": [0, 1, 2]}
-
-
-def search(path, space=SPACE, build=bowl, **options):
-    return Search(build, space, **{"storage": path / "study.journal", "trials": 12, **options})
+from tests.study.bowl import bowl, search
 
 
 def settled(found):
@@ -145,7 +138,7 @@ def test_worse_trials_are_pruned_from_the_validation_loop(tmp_path):
     for x in late:
         assert outcomes[x] == ("pruned" if x > 3.0 else "done") or x < 3.0
     pruned = next(each for each in found.trials if each.outcome == "pruned")
-    assert pruned.value == pytest.approx((pruned.settings["x"] - 3.0) ** 2 + 1 + 0.1)  # after one epoch
+    assert pruned.value == pytest.approx((pruned.settings["x"] - 3.0) ** 2 + 1 + 0.09)  # after two epochs
     assert pruned not in found.ranked
     whole = search(tmp_path, space, build, sampler="grid", pruner="none", name="whole").run()
     assert {each.outcome for each in whole.trials} == {"done"}
@@ -232,80 +225,6 @@ def test_folds_are_measured_by_their_mean(tmp_path):
         assert len(set(values)) == 3
     with pytest.raises(StudyError, match="folds must be left out"):
         search(tmp_path, name="other", folds=3).run()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"metric": "other"}, "metric must be 'val_loss', as the study 'search' was begun, got 'other'"),
-        ({"mode": "max"}, "mode must be 'min'"),
-        ({"space": {**SPACE, "y": [0, 1]}}, "space.y must be '\\[0, 1, 2\\]', .* got '\\[0, 1\\]'"),
-        ({"space": {"y": [0, 1, 2]}}, "space.x.high must be 10.0, .* got 'not given'"),
-        ({"sampler": "random"}, "sampler must be 'tpe'"),
-        ({"seed": 3}, "seed must be 0"),
-        ({"build": lambda seed, x=0.0, y=1: bowl(seed, x, y, epochs=3)}, "trainer.max_epochs must be 2"),
-    ],
-)
-def test_another_search_is_refused_by_name(options, message, tmp_path):
-    search(tmp_path).queue().close()
-    with pytest.raises(ValueError, match=message):
-        search(tmp_path, **options).queue()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"space": {"z": [1, 2]}}, "settings of build with a default must be one of 'x', 'y', .* got 'z'"),
-        ({"space": {"x": [1.0, 2.0]}}, "x must be able to stay 0.0 as it is configured"),
-        ({"space": {"x": {"low": 1.0, "high": 2.0}}}, "x must be able to stay 0.0 as it is configured"),
-        ({"space": {"techniques": {"EMAWeight": {"optional": True}}}}, "did you mean 'EMAWeights'"),
-        ({"space": {"techniques": {"EMAWeights": {"decay": [0.5, 0.9]}}}}, "EMAWeights must be optional"),
-        (
-            {"space": {"techniques": {"EMAWeights": {"optional": True, "decay": [0.5, 1.5]}}}},
-            "EMAWeights.decay must be able to be 1.5 in the space: .*decay must",
-        ),
-        (
-            {
-                "space": {"techniques": {"clip": {"max_nrom": [1.0]}}},
-                "techniques": {"clip": GradientClip()},
-            },
-            "did you mean 'max_norm'",
-        ),
-        ({"space": None}, "space must be given"),
-        ({"sampler": "grid"}, "x must be a list of choices, or have a step, to try all values"),
-        ({"sampler": "tree"}, "sampler must be one of"),
-        ({"pruner": "hyperband"}, "pruner must be one of 'median', 'none'"),
-        ({"trials": 0}, "trials must be at least 1"),
-        ({"folds": 1}, "folds must be at least 2"),
-        ({"timeout": 0.0}, "timeout must lie in"),
-        ({"mode": "less"}, "mode must be one of"),
-        ({"build": 3}, "build must be a Project or a function of a seed, got 3"),
-    ],
-)
-def test_wrong_arguments_are_told(options, message, tmp_path):
-    with pytest.raises((TypeError, ValueError), match=message):
-        search(tmp_path, **options)
-
-
-def test_a_package_that_a_sampler_needs_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "lightning_tricks\[study\]"'):
-        search(tmp_path, sampler="gp")
-
-
-def test_a_default_that_cannot_be_trained_leaves_no_study(tmp_path):
-    def broken(seed, x=0.0):
-        return bowl(seed, x=x) if x else 1 / 0
-
-    with pytest.raises(ZeroDivisionError):
-        search(tmp_path, {"x": [0.0, 1.0]}, broken)._settings()
-    for options, message in (
-        ({"build": broken, "space": {"x": [0.0, 1.0]}}, "must run as configured to be searched: ZeroDiv"),
-        ({"metric": "val_los"}, "did you mean 'val_loss'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            search(tmp_path, **options).run()
-    assert not list(tmp_path.iterdir())
 
 
 def test_each_trial_is_a_run_of_one_group(tmp_path, monkeypatch):
