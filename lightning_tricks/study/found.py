@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_tricks.study.space import Space
 
-__all__ = ["Found", "Tried", "importances"]
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Found", "Tried", "importances", "tried"]
 
 _ENOUGH = 5  # trials from which something of importance may be told
 
@@ -124,3 +127,24 @@ def importances(trials: tuple[Tried, ...], space: Space, mode: str) -> dict[str,
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study)
     return {name: float(share) for name, share in found.items()}
+
+
+_OUTCOMES: dict[str, Literal["done", "pruned", "died"]] = {
+    "COMPLETE": "done",
+    "PRUNED": "pruned",
+    "FAIL": "died",
+}
+
+
+def tried(trial: FrozenTrial) -> Tried:
+    """Return what came of a trial that has ended."""
+    said, is_done = trial.user_attrs, trial.state.name == "COMPLETE"
+    last = None if trial.last_step is None else trial.intermediate_values[trial.last_step]
+    return Tried(
+        int(said["place"]),
+        said.get("settings", {}),
+        _OUTCOMES[trial.state.name],
+        trial.value if is_done else last,
+        said.get("error"),
+        said.get("result", {}).get("seconds"),
+    )

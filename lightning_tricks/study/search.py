@@ -9,30 +9,28 @@ from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.study.arguments import Given, named
-from lightning_tricks.study.found import Found, Tried, importances
+from lightning_tricks.study.found import Found, Tried, importances, tried
 from lightning_tricks.study.project import Project
 from lightning_tricks.study.pruning import PRUNERS
 from lightning_tricks.study.queue import Queue
 from lightning_tricks.study.quiet import no_words
 from lightning_tricks.study.recommended import recommended
 from lightning_tricks.study.sampling import SAMPLERS, grid
-from lightning_tricks.study.space import Space
+from lightning_tricks.study.space import Point, Space
 from lightning_tricks.study.storage import open_storage, quiet_optuna
 from lightning_tricks.study.subjects import Factory, OfProject, Subject
-from lightning_tricks.study.trial import StudyError, flat, rehearse, seeded_setup
+from lightning_tricks.study.trial import Build, StudyError, flat, rehearse, seeded_setup
 from lightning_tricks.study.trying import Trying
 from lightning_tricks.study.wandb_runs import WandbGroup
 from lightning_tricks.study.working import ended, said, watched, work
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
 
 __all__ = ["Search", "SearchProgress"]
 
@@ -227,7 +225,7 @@ class Search:
     def _rehearse(self) -> None:
         """Find out before any trial whether there can be one."""
         try:
-            rehearse(*self._trying.parts(self.default), seed=self.seed, metric=self.metric)
+            rehearse(*self.parts(self.default), seed=self.seed, metric=self.metric)
         except StudyError:
             raise
         except Exception as error:
@@ -254,7 +252,7 @@ class Search:
     def found(self, queue: Queue) -> Found:
         """Return what came of the trials that have ended so far."""
         pieces = queue.pieces().values()
-        trials = tuple(_tried(trial) for trial in sorted(pieces, key=_place) if ended(trial))
+        trials = tuple(sorted((tried(each) for each in pieces if ended(each)), key=lambda each: each.number))
         importance = importances(trials, self._space, self.mode)
         return Found(self.metric, self.mode, trials, max(self.wanted, len(pieces)), importance)
 
@@ -268,33 +266,14 @@ class Search:
             raise TypeError(
                 f"build must be a Project to be written as a configuration, got {self.build!r:.80}"
             )
+        return self.subject.config(self._space, self.point(trial), seed=self.seed)
+
+    def point(self, trial: Tried) -> dict[str, Any]:
+        """Return the point that a trial tried; what did not act in it as in the default."""
         dimensions = self._space.dimensions
-        point = {
-            **self.default,
-            **{name: dimensions[name].drawn(each) for name, each in trial.settings.items()},
-        }
-        return self.subject.config(self._space, point, seed=self.seed)
+        acted = {name: dimensions[name].drawn(value) for name, value in trial.settings.items()}
+        return {**self.default, **acted}
 
-
-def _place(trial: FrozenTrial) -> int:
-    return int(trial.user_attrs["place"])
-
-
-_OUTCOMES: dict[str, Literal["done", "pruned", "died"]] = {
-    "COMPLETE": "done",
-    "PRUNED": "pruned",
-    "FAIL": "died",
-}
-
-
-def _tried(trial: FrozenTrial) -> Tried:
-    said = trial.user_attrs
-    last = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
-    return Tried(
-        _place(trial),
-        said.get("settings", {}),
-        _OUTCOMES[trial.state.name],
-        trial.value if trial.state.name == "COMPLETE" else last,
-        said.get("error"),
-        said.get("result", {}).get("seconds"),
-    )
+    def parts(self, point: Point) -> tuple[Build, list[Callback]]:
+        """Return what makes module, data and Trainer's settings at a point, and its techniques, new."""
+        return self._trying.parts(point)
