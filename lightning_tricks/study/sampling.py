@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,9 +127,15 @@ class Drawing:
             default: The point at which nothing is changed.
         """
         drawn = (self._draw(study, trial, place, count) for count in range(_DRAWS))
-        # Of a space nearly used up, chance may not find the rest.
-        rest = () if self.space.size is None else self.space.points(default)
-        return next(point for point in itertools.chain(drawn, rest) if shown(self.space, point) not in tried)
+        points = itertools.chain(drawn, self._rest(default, place))
+        return next(point for point in points if shown(self.space, point) not in tried)
+
+    def _rest(self, default: Point, place: int) -> Iterator[dict[str, Any]]:
+        """Go through a space that is nearly used up, of which chance may not find the rest."""
+        if self.space.size is not None:
+            points = list(self.space.points(default))
+            random.Random(place).shuffle(points)  # lest several workers all take the first
+            yield from points
 
     def _draw(self, study: Study, trial: FrozenTrial, place: int, count: int) -> dict[str, Any]:
         # A model may insist on its point; chance does not.

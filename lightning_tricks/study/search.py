@@ -36,11 +36,10 @@ __all__ = ["Search", "SearchProgress"]
 
 
 class SearchProgress(NamedTuple):
-    """How far a search is, whoever works on it: trials ended, wanted and running; the best value so far."""
+    """How far a search is, whoever works on it: trials ended and wanted, and the best value so far."""
 
     ended: int
     wanted: int
-    running: int
     best: float | None
 
 
@@ -55,7 +54,7 @@ class Search:
     used.
 
     Trials are kept in a file, or a database, that several processes and machines may share: each trial runs
-    in one of them, one that was killed is run again, with the same settings, and calling :meth:`run` again
+    in one of them, one that was killed is run again, and calling :meth:`run` again
     goes on. A trial that dies, or whose metric is not finite, is recorded with its error.
 
     Args:
@@ -235,9 +234,8 @@ class Search:
         """Return how far the search is."""
         pieces = [trial for key, trial in queue.pieces().items() if key in self._keys]
         values = [trial.value for trial in pieces if trial.value is not None]
-        running = sum(trial.state.name == "RUNNING" for trial in pieces)
         best = (min if self.mode == "min" else max)(values, default=None)
-        return SearchProgress(sum(map(ended, pieces)), self.wanted, running, best)
+        return SearchProgress(sum(map(ended, pieces)), self.wanted, best)
 
     def so_far(self) -> Found:
         """Return what came of the trials that have ended, without running any.

@@ -195,7 +195,9 @@ class OfProject(Subject):
         found: Any = self._known
         for key in name.split("."):
             if not isinstance(found, Mapping) or key not in found:
-                checks.one_of("settings", name, _paths(self._known))
+                hint = checks.nearest(name, _paths(self._known), count=1)
+                meant = f"; did you mean {hint[0]!r}?" if hint else ""
+                raise ValueError(f"space must name settings of the configuration, got {name!r}{meant}")
             found = found[key]
         return found
 

@@ -21,7 +21,7 @@ from lightning_tricks.study.quiet import no_words
 from lightning_tricks.study.sampling import Drawing, shown
 from lightning_tricks.study.space import Point, Space
 from lightning_tricks.study.subjects import Subject
-from lightning_tricks.study.trial import Build, StudyError, run_trial
+from lightning_tricks.study.trial import Build, run_trial
 from lightning_tricks.study.wandb_runs import WandbGroup
 from lightning_tricks.study.working import ended, said
 
@@ -61,11 +61,7 @@ class Trying:
     wandb: WandbGroup | None
 
     def one(self, queue: Queue, claim: Claim) -> None:
-        """Do a trial, and store what came of it.
-
-        Raises:
-            StudyError: If no trial can be done.
-        """
+        """Do a trial, and store what came of it."""
         begin = time.perf_counter()
         with claim:
             try:
@@ -73,9 +69,7 @@ class Trying:
                 if self._is_taken(queue, claim):
                     return  # another began the same at the same moment; this one is given back
                 value = self._measured(queue, claim, point)
-            except StudyError:
-                raise
-            except Exception as error:
+            except Exception as error:  # of the study's own too: where nothing was changed, training ran
                 claim.died(said(error))
                 return
             result = {"seconds": time.perf_counter() - begin, "host": platform.node()}
