@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from lightning_tricks.study.trial import StudyError, run_trial
 from lightning_tricks.study.trying import Trying
 from lightning_tricks.study.wandb_runs import WandbGroup
 from tests import wandb_offline
-from tests.study.bowl import bowl, search
+from tests.study.bowl import SPACE, bowl, search
 
 
 def settled(found):
@@ -246,3 +247,17 @@ def test_each_trial_is_a_run_of_one_group(tmp_path, monkeypatch):
     shown = wandb_offline.history(by_name["bowls: search"])
     assert {"trials", "figure"} <= {name.partition("/")[0] for name in shown}
     assert wandb_offline.summary(by_name["bowls: search"])["best"] == found.best.value
+
+
+def test_trials_and_searches_draw_different_numbers(tmp_path):
+    with closing(search(tmp_path).queue()) as queue:
+        study, trial, default = queue.study(), queue.trials()[3], {"x": 0.0, "y": 1}
+        space = Space.of(SPACE)
+
+        def drawn(place, seed):
+            drawing = Drawing(space, "random", seed)
+            return drawing.draw(study, trial, place=place, tried=[], default=default)["x"]
+
+        values = [drawn(place, seed) for place in (1, 2) for seed in (0, 1)]
+        assert len(set(values)) == 4
+        assert values[0] == drawn(1, 0)
