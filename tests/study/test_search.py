@@ -16,6 +16,7 @@ from lightning_tricks.study.folds import folded
 from lightning_tricks.study.queue import attempts
 from lightning_tricks.study.sampling import _POPULATION, _STARTUP, Drawing
 from lightning_tricks.study.search_report import draw_search, log_search
+from lightning_tricks.study.space import Space
 from lightning_tricks.study.trial import StudyError, run_trial
 from lightning_tricks.study.trying import Trying
 from lightning_tricks.study.wandb_runs import WandbGroup
