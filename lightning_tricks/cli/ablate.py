@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from lightning_tricks.cli.refusal import RefusedError
+from lightning_tricks.cli.trials_bar import trials_bar
 from lightning_tricks.cli.workers import workers
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
@@ -172,17 +171,12 @@ def help_out() -> None:
 
 @contextmanager
 def _bar(order: Order) -> Iterator[Callable[[Progress], None]]:
-    """Show how many trials are done, what runs now, and how long it will take; in a terminal alone."""
-    console = Console(stderr=True)
-    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    now = TextColumn("{task.fields[now]}", markup=False)
-    with Bar(*columns, now, console=console, disable=order.json or not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(order.ablation.plans), now="")
+    """Show how many trials are done, and what runs now."""
+    with trials_bar(len(order.ablation.plans), hidden=order.json) as show:
 
         def watch(found: Progress) -> None:
             died = f"{found.dead} died; " if found.dead else ""
-            now = f"{died}{'; '.join(found.running)}"
-            bar.update(task, completed=found.done + found.dead, now=now)
+            show(found.done + found.dead, f"{died}{'; '.join(found.running)}")
 
         yield watch
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from lightning_tricks.cli.refusal import RefusedError
+from lightning_tricks.cli.trials_bar import trials_bar
 from lightning_tricks.cli.workers import workers
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
@@ -200,16 +199,11 @@ def _show_space(order: SearchOrder) -> None:
 
 @contextmanager
 def _bar(order: SearchOrder) -> Iterator[Callable[[SearchProgress], None]]:
-    """Show how many trials have ended, the best so far, and how long it will take; in a terminal alone."""
-    console = Console(stderr=True)
-    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    now = TextColumn("{task.fields[now]}", markup=False)
-    with Bar(*columns, now, console=console, disable=order.json or not console.is_terminal) as bar:
-        task = bar.add_task("", total=order.search.wanted, now="")
+    """Show how many trials have ended, and the best so far."""
+    with trials_bar(order.search.wanted, hidden=order.json) as show:
 
         def watch(found: SearchProgress) -> None:
-            best = "" if found.best is None else f"best {order.metric} {found.best:.4g}"
-            bar.update(task, completed=found.ended, now=best)
+            show(found.ended, "" if found.best is None else f"best {order.metric} {found.best:.4g}")
 
         yield watch
 
