@@ -95,6 +95,7 @@ from lightning_tricks.reporting.diagnosis import Diagnosis
 from lightning_tricks.reporting.gradient_health import GradientHealth
 from lightning_tricks.reporting.run_report import RunReport
 from lightning_tricks.study.ablation import Ablation
+from lightning_tricks.study.search import Search
 from lightning_tricks.updates.learning_rate import LearningRate
 from lightning_tricks.updates.lookahead import Lookahead
 from lightning_tricks.updates.norm_penalty import NormPenalty
@@ -191,6 +192,7 @@ __all__ = [
     "SampleGrid",
     "Schedule",
     "ScheduleFree",
+    "Search",
     "SharpnessAware",
     "SimilarityWeighted",
     "Slerp",

@@ -31,6 +31,7 @@ examples:
   lightning-tricks recipe transformer --yaml
   lightning-tricks ema runs/checkpoints --sigma-rel 0.05,0.1,0.15
   lightning-tricks ablate config.yaml --seeds 5
+  lightning-tricks search config.yaml --trials 20
   lightning-tricks fuse a.ckpt b.ckpt -o fused.ckpt
 """
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
@@ -14,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from lightning_tricks.cli.refusal import RefusedError
+from lightning_tricks.cli.trials_bar import trials_bar
+from lightning_tricks.cli.workers import workers
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.study.ablation import Ablation, Progress
@@ -140,7 +138,7 @@ def carry_out(order: Order) -> None:
         _show_plan(order)
         return
     try:
-        with _helpers(order), _bar(order) as watch:
+        with workers(order.workers - 1, _HELP, _plain(order)), _bar(order) as watch:
             effects = order.ablation.run(watch)
     except (TypeError, ValueError) as error:
         raise RefusedError(str(error)) from error
@@ -159,44 +157,11 @@ def _show_plan(order: Order) -> None:
     print(f"{len(arms)} arms, {len(plans)} trials in {storage}; nothing has been run")
 
 
+def _plain(order: Order) -> dict[str, Any]:
+    return {entry.name: getattr(order, entry.name) for entry in fields(order) if entry.init}
+
+
 _HELP = "from lightning_tricks.cli.ablate import help_out; help_out()"
-_PATIENCE_SECONDS = 20.0  # for a step in progress, after which Lightning stops
-
-
-@contextmanager
-def _helpers(order: Order) -> Iterator[None]:
-    """Work in further processes, too, which say nothing; what one of them leaves, this one does."""
-    settings = {entry.name: getattr(order, entry.name) for entry in fields(order) if entry.init}
-    helpers = []
-    for _ in range(order.workers - 1):
-        helper = subprocess.Popen(
-            [sys.executable, "-c", _HELP],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is told below, once
-        )
-        assert helper.stdin is not None
-        helper.stdin.write(json.dumps(settings).encode())
-        helper.stdin.close()
-        helpers.append(helper)
-    try:
-        yield
-    except BaseException:
-        for helper in helpers:
-            helper.send_signal(signal.SIGINT)
-        raise
-    finally:
-        for helper in helpers:
-            _wait_for(helper)
-
-
-def _wait_for(helper: subprocess.Popen[bytes]) -> None:
-    try:
-        helper.wait(timeout=_PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        helper.kill()
-        helper.wait()
 
 
 def help_out() -> None:
@@ -206,17 +171,12 @@ def help_out() -> None:
 
 @contextmanager
 def _bar(order: Order) -> Iterator[Callable[[Progress], None]]:
-    """Show how many trials are done, what runs now, and how long it will take; in a terminal alone."""
-    console = Console(stderr=True)
-    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    now = TextColumn("{task.fields[now]}", markup=False)
-    with Bar(*columns, now, console=console, disable=order.json or not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(order.ablation.plans), now="")
+    """Show how many trials are done, and what runs now."""
+    with trials_bar(len(order.ablation.plans), hidden=order.json) as show:
 
         def watch(found: Progress) -> None:
             died = f"{found.dead} died; " if found.dead else ""
-            now = f"{died}{'; '.join(found.running)}"
-            bar.update(task, completed=found.done + found.dead, now=now)
+            show(found.done + found.dead, f"{died}{'; '.join(found.running)}")
 
         yield watch
 

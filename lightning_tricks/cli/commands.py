@@ -238,11 +238,31 @@ def _ablate(settings: dict[str, Any]) -> Callable[[], None]:
     return partial(carry_out, Order(**settings))
 
 
+def _search_parser(argv: list[str]) -> ArgumentParser:
+    from lightning_tricks.cli.search import EXAMPLES, add_options
+
+    parser = new_parser(
+        "Search for better settings of a LightningCLI project, of techniques, on and off, and all else, by\n"
+        "Optuna's samplers; test data are never used.",
+        usage="lightning-tricks search CONFIG... [options]",
+        epilog=EXAMPLES,
+    )
+    add_options(parser)
+    return parser
+
+
+def _search(settings: dict[str, Any]) -> Callable[[], None]:
+    from lightning_tricks.cli.search import SearchOrder, carry_out
+
+    return partial(carry_out, SearchOrder(**settings))
+
+
 COMMANDS = {
     "demo": Command("train a small model with and without techniques", _demo_parser, _demo),
     "schedule": Command("show a schedule over a run", _schedule_parser, _schedule),
     "recipe": Command("show a ready list of techniques, also as YAML", _recipe_parser, _recipe),
     "ema": Command("averages of any length from a run with PostHocEMA", _ema_parser, _ema),
     "ablate": Command("measure what each technique of a project brings and costs", _ablate_parser, _ablate),
+    "search": Command("search for better settings of a project", _search_parser, _search),
     "fuse": Command("fuse checkpoints into one, or compare them", _fuse_parser, _fuse),
 }

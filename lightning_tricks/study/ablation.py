@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
 from lightning.pytorch import Callback
@@ -34,13 +32,12 @@ from lightning_tricks.study.trial import (
     seeded_setup,
 )
 from lightning_tricks.study.wandb_runs import WandbGroup
+from lightning_tricks.study.working import ended, said, watched, work
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 __all__ = ["Ablation", "Plan", "Progress"]
-
-_LOOK_SECONDS = 0.5
 
 
 class Plan(NamedTuple):
@@ -183,21 +180,10 @@ class Ablation:
         plans = self.plans
         self._rehearse()
         with closing(self.queue()) as queue, quiet_optuna():
-            self._work(queue, plans, watch)
+            look = None if watch is None else lambda: watch(self.progress(queue))
+            with watched(look):
+                work(queue, plans, lambda claim: self._one(claim, plans[claim.key]))
             return self.effects(queue)
-
-    def _work(
-        self, queue: Queue, plans: Mapping[str, Plan], watch: Callable[[Progress], None] | None
-    ) -> None:
-        with self._watched(queue, watch):
-            while True:
-                claim = queue.claim(plans)
-                if claim is not None:
-                    self._one(claim, plans[claim.key])
-                elif all(_ended(trial) for key, trial in queue.pieces().items() if key in plans):
-                    break
-                else:
-                    time.sleep(_LOOK_SECONDS)  # until others are done, or lost
 
     def _rehearse(self) -> None:
         """Find out before any trial whether there can be one."""
@@ -213,7 +199,7 @@ class Ablation:
                     self.build, list(map(made_from, self._techniques.values())), seed=seed, metric=metric
                 )
             except Exception as error:
-                raise StudyError(f"training must run to be measured: {_said(error)}") from error
+                raise StudyError(f"training must run to be measured: {said(error)}") from error
 
     def _one(self, claim: Claim, plan: Plan) -> None:
         with claim:
@@ -222,7 +208,7 @@ class Ablation:
             except StudyError:
                 raise
             except Exception as error:
-                claim.died(_said(error))
+                claim.died(said(error))
             else:
                 claim.done(found.value, {**found.plain(), "host": platform.node()})
 
@@ -237,31 +223,11 @@ class Ablation:
             logger.experiment.summary.update(found.plain())
         return found
 
-    @contextmanager
-    def _watched(self, queue: Queue, watch: Callable[[Progress], None] | None) -> Iterator[None]:
-        if watch is None:
-            yield
-            return
-        stop = Event()
-
-        def look() -> None:
-            while not stop.wait(_LOOK_SECONDS):
-                watch(self.progress(queue))
-
-        thread = Thread(target=look, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            watch(self.progress(queue))
-
     def progress(self, queue: Queue) -> Progress:
         """Return how far the study is."""
         pieces = {key: trial for key, trial in queue.pieces().items() if key in self.plans}
         by_state = [trial.state.name for trial in pieces.values()]
-        dead = sum("error" in trial.user_attrs and _ended(trial) for trial in pieces.values())
+        dead = sum("error" in trial.user_attrs and ended(trial) for trial in pieces.values())
         running = tuple(key for key, trial in pieces.items() if trial.state.name == "RUNNING")
         return Progress(by_state.count("COMPLETE"), dead, len(self.plans), running)
 
@@ -271,17 +237,9 @@ class Ablation:
         outcomes = [
             Outcome(plan.arm, plan.names, plan.seed, *_found(pieces[key]))
             for key, plan in plans.items()
-            if _ended(pieces[key])
+            if ended(pieces[key])
         ]
         return Effects(self.metric, self.mode, tuple(self._techniques), tuple(outcomes), len(plans))
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _ended(trial: FrozenTrial) -> bool:
-    return trial.state.name == "COMPLETE" or (trial.state.name == "FAIL" and "error" in trial.user_attrs)
 
 
 def _found(trial: FrozenTrial) -> tuple[Mapping[str, Any] | None, str | None]:

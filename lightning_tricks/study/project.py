@@ -22,8 +22,9 @@ from lightning_tricks.study.trial import Setup, flat
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.cli import LightningCLI
 
-__all__ = ["Project"]
+__all__ = ["Project", "made"]
 
 # Of commands such as ``fit``, and written into the configurations that LightningCLI saves.
 _OF_COMMANDS = ("ckpt_path", "weights_only", "return_predictions", "verbose", "subcommand")
@@ -35,14 +36,25 @@ class Project:
 
     Attributes:
         config: Without those callbacks.
-        techniques: Functions that make them, by name.
+        entries: What it says of each of them, by name.
     """
 
     config: dict[str, Any]
-    techniques: dict[str, Callable[[], Callback]]
+    entries: dict[str, Any]
+
+    @property
+    def techniques(self) -> dict[str, Callable[[], Callback]]:
+        """Functions that make the techniques, by name."""
+        return {name: partial(made, entry) for name, entry in self.entries.items()}
 
     @classmethod
-    def read(cls, paths: Sequence[str | os.PathLike[str]], chosen: Sequence[str] | None = None) -> Project:
+    def read(
+        cls,
+        paths: Sequence[str | os.PathLike[str]],
+        chosen: Sequence[str] | None = None,
+        *,
+        needed: bool = True,
+    ) -> Project:
         """Read configurations, of which later ones add to the earlier ones and replace lists.
 
         Classes are imported from the working folder, too.
@@ -51,6 +63,7 @@ class Project:
             paths: YAML files, with ``class_path`` for the model and the data.
             chosen: Names of the callbacks that are techniques: their classes', with the label in brackets
                 where there is one, as in ``EMAWeights[slow]``. By default all of this package.
+            needed: Whether there must be techniques.
 
         Raises:
             OSError: If a file cannot be read.
@@ -82,17 +95,14 @@ class Project:
         }
         for name in chosen or ():
             checks.one_of("techniques", name, list(named))
-        if not picked:
+        if needed and not picked:
             raise ValueError(
                 "trainer.callbacks must hold techniques in the configuration, or others be chosen, got "
                 f"{list(named)}"
             )
         trainer["callbacks"] = [each for index, each in enumerate(entries) if index not in picked.values()]
         config["trainer"] = trainer
-        makers: dict[str, Callable[[], Callback]] = {
-            name: partial(_made, entries[index]) for name, index in picked.items()
-        }
-        return cls(config, makers)
+        return cls(config, {name: entries[index] for name, index in picked.items()})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,6 +115,20 @@ class Project:
         Raises:
             ValueError: If the configuration cannot be built.
         """
+        parts = self._parts()
+        trainer = dict(parts.config_init["trainer"])
+        data = parts.datamodule
+        return Setup(parts.model, (None, None) if data is None else data, trainer)
+
+    def known(self) -> dict[str, Any]:
+        """Return all settings with their values, those by default included, nested.
+
+        Raises:
+            ValueError: If the configuration cannot be built.
+        """
+        return dict(self._parts().config.as_dict())
+
+    def _parts(self) -> LightningCLI:
         from lightning.pytorch.cli import LightningCLI
 
         class Parts(LightningCLI):
@@ -117,7 +141,7 @@ class Project:
             # What it calls of jsonargparse is deprecated; and that this process has arguments of its own.
             warnings.simplefilter("ignore")
             try:
-                parts = Parts(
+                return Parts(
                     save_config_callback=None,
                     parser_kwargs={"exit_on_error": False},
                     args={**deepcopy(self.config), "seed_everything": False},  # whoever runs the trial has
@@ -125,9 +149,6 @@ class Project:
                 )
             except argparse.ArgumentError as error:
                 raise ValueError(f"the configuration must be one that LightningCLI reads: {error}") from error
-        trainer = dict(parts.config_init["trainer"])
-        data = parts.datamodule
-        return Setup(parts.model, (None, None) if data is None else data, trainer)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -154,7 +175,7 @@ def _named(entries: Sequence[Any]) -> dict[str, tuple[int, Callback]]:
     """Return each callback and its place by its name."""
     found: dict[str, tuple[int, Callback]] = {}
     for index, entry in enumerate(entries):
-        callback = _made(entry)
+        callback = made(entry)
         name = name_of(callback)
         if name in found and isinstance(callback, Technique):
             raise ValueError(f"trainer.callbacks must have a label where two are {name}")
@@ -162,8 +183,12 @@ def _named(entries: Sequence[Any]) -> dict[str, tuple[int, Callback]]:
     return found
 
 
-def _made(entry: Any) -> Callback:
-    """Return the callback that an entry of a configuration describes."""
+def made(entry: Any) -> Callback:
+    """Return the callback that an entry of a configuration describes.
+
+    Raises:
+        ValueError: If it describes none.
+    """
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -175,5 +200,5 @@ def _made(entry: Any) -> Callback:
     with warnings.catch_warnings():
         # Its newer name is not known to all versions that Lightning allows.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        made: Callback = parser.instantiate_classes(config)["callback"]
-    return made
+        found: Callback = parser.instantiate_classes(config)["callback"]
+    return found

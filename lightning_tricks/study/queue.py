@@ -18,6 +18,7 @@ from lightning_tricks.study.alive import BEAT_SECONDS, Beat, Watch, has_ended, t
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from optuna.study import Study
     from optuna.trial import FrozenTrial
 
 __all__ = ["Claim", "Queue", "attempts"]
@@ -66,6 +67,12 @@ class Queue:
         self.storage.remove_session()
         if hasattr(self.storage, "engine"):
             self.storage.engine.dispose()
+
+    def study(self) -> Study:
+        """Return the study as Optuna's samplers and pruners take it."""
+        from optuna.study import load_study
+
+        return load_study(study_name=self.name, storage=self.storage)
 
     def enter(self, settings: Mapping[str, Any], work: Mapping[str, Mapping[str, Any]]) -> None:
         """Make the study, or go on with the one that is there.
@@ -208,7 +215,7 @@ class Queue:
             return False
 
 
-_OF_AN_ATTEMPT = {"key", "attempt", "process", "beat", "released", "error", "result"}
+_OF_AN_ATTEMPT = {"key", "attempt", "process", "beat", "released", "error", "result", "settings"}
 
 
 class Claim:
@@ -216,16 +223,17 @@ class Claim:
 
     Attributes:
         key: Of the piece.
+        trial: The number by which the storage knows it.
     """
 
     def __init__(self, queue: Queue, key: str, trial: int) -> None:
         """Say who works on it."""
-        self.key, self._queue, self._trial, self._open = key, queue, trial, True
+        self.key, self.trial, self._queue, self._open = key, trial, queue, True
         self._beat = Beat(lambda count: self._set("beat", count))
         self._set("process", this_process())
 
     def _set(self, name: str, value: Any) -> None:
-        self._queue.storage.set_trial_user_attr(self._trial, name, value)
+        self._queue.storage.set_trial_user_attr(self.trial, name, value)
 
     def __enter__(self) -> Self:
         self._beat.__enter__()
@@ -244,6 +252,12 @@ class Claim:
 
         return self._end(TrialState.COMPLETE, value, result=dict(result))
 
+    def pruned(self, result: Mapping[str, Any]) -> bool:
+        """Store that it was ended early; False if another has taken it over meanwhile."""
+        from optuna.trial import TrialState
+
+        return self._end(TrialState.PRUNED, result=dict(result))
+
     def died(self, error: str) -> bool:
         """Store why there is no value; False if another has taken it over meanwhile."""
         from optuna.trial import TrialState
@@ -259,7 +273,7 @@ class Claim:
                 self._set(name, each)
         except UpdateFinishedTrialError:
             return False
-        return self._queue._finish(self._trial, state, value)
+        return self._queue._finish(self.trial, state, value)
 
 
 def _check_same(name: str, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

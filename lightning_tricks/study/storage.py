@@ -122,11 +122,11 @@ def shown(where: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Keep from the terminal what Optuna tells of each trial."""
+    """Keep from the terminal what Optuna tells of each trial, and of packages that would make it faster."""
     from optuna import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

@@ -32,6 +32,7 @@ from lightning_tricks.study.quiet import no_words, trained_quietly
 __all__ = [
     "Build",
     "MeasuredTrial",
+    "SameOrder",
     "Setup",
     "StudyError",
     "flat",
@@ -180,7 +181,7 @@ def _train(
     """Train and return the metric; ``changed`` are settings of the Trainer in the place of those given."""
     with no_words(), isolate_rng(), _folder() as folder:
         setup = seeded_setup(build, seed)
-        trainer = _trainer({**setup.trainer, **changed}, folder, [cost], [*techniques, _SameOrder(seed)])
+        trainer = _trainer({**setup.trainer, **changed}, folder, [cost], [*techniques, SameOrder(seed)])
         if trainer.world_size > 1:
             raise StudyError(
                 f"the Trainer's devices must be 1 in a study, got {trainer.world_size} processes: several "
@@ -276,10 +277,11 @@ def _known(metric: str, logged: Mapping[str, Any]) -> float:
         raise StudyError(str(error)) from None
 
 
-class _SameOrder(Callback):
+class SameOrder(Callback):
     """Sets random states where the Trainer is about to ask loaders for their order."""
 
     def __init__(self, seed: int) -> None:
+        """Take the seed of the whole run."""
         self._seed = seed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -62,7 +62,8 @@ def test_version(capsys):
         ([], "a command must be given, such as demo; see lightning-tricks --help"),
         (
             ["dmeo"],
-            "invalid choice: 'dmeo' (choose from 'demo', 'schedule', 'recipe', 'ema', 'ablate', 'fuse'); see",
+            "invalid choice: 'dmeo' (choose from 'demo', 'schedule', 'recipe', 'ema', 'ablate', 'search', "
+            "'fuse'); see",
         ),
         (["--quick"], "nrecognized arguments: --quick; see lightning-tricks --help"),
         (["demo", "extra"], "nrecognized arguments: extra; see lightning-tricks demo --help"),

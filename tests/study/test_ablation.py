@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from lightning_tricks import Ablation, EMAWeights, GradientClip
 from lightning_tricks.study import ablation as module
+from lightning_tricks.study import working
 from lightning_tricks.study.queue import attempts
 from lightning_tricks.study.report import draw_effects
 from lightning_tricks.study.trial import run_trial
@@ -146,7 +147,7 @@ def test_wrong_arguments_are_told(techniques, options, message):
 
 
 def test_it_tells_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(working, "LOOK_SECONDS", 0.01)
     seen = []
     ablation(tmp_path).run(seen.append)
     assert seen[-1] == (8, 0, 8, ())

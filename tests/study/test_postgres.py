@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import time
 import uuid
 from collections import Counter
@@ -11,8 +13,10 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from lightning_tricks.cli import main
 from lightning_tricks.study.queue import Queue, attempts
 from lightning_tricks.study.storage import open_storage, quiet_optuna
+from tests.study.small import project
 from tests.study.worker import go, started, taken
 
 URL = os.environ.get("POSTGRES_URL")
@@ -71,3 +75,15 @@ def test_one_that_is_not_there_is_told_without_its_password():
         ConnectionError, match=r"storage postgresql://me:\*\*\*@127.0.0.1:1/none must be in reach"
     ):
         open_storage("postgresql://me:secret@127.0.0.1:1/none")
+
+
+def test_two_workers_of_a_search_never_try_the_same(database, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    project(tmp_path, "searched_in_a_database")
+    (tmp_path / "space.yaml").write_text("model.init_args.width: [2, 3, 4, 5]\ntrainer.max_epochs: [1, 2]")
+    options = ["--space", "space.yaml", "--trials", "8", "--storage", database, "--workers", "2", "--json"]
+    assert main(["search", "config.yaml", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len({tuple(each["settings"].items()) for each in found["trials"]}) == 8
+    assert [each["number"] for each in found["trials"]] == list(range(8))
