@@ -167,7 +167,7 @@ class Ablation:
             for name, each in made.items()
         }
         found = {"techniques": techniques, "trainer": setup.trainer, "model": dict(setup.module.hparams)}
-        return {"metric": self.metric, "mode": self.mode, **flat(found), **self.settings}
+        return {"metric": self.metric, "mode": self.mode, **flat(found), **flat(self.settings)}
 
     def run(self, watch: Callable[[Progress], None] | None = None) -> Effects:
         """Run the trials that nobody else runs, and wait for those that others do.

@@ -12,9 +12,10 @@ from lightning_tricks.study.effects import Cost, Effect, Effects
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
     from rich.table import Table
 
-__all__ = ["draw_effects", "markdown", "notes", "rich_table", "table_rows"]
+__all__ = ["draw_effects", "draw_panels", "markdown", "notes", "rich_table", "table_rows"]
 
 _HEADS = ("technique", "alone", "among the others", "step time", "memory, MiB")
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
@@ -105,14 +106,19 @@ def draw_effects(effects: Effects, path: str | os.PathLike[str]) -> None:
     with extra("study"):
         from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(9.0, 1.6 + 0.5 * len(effects.rows)), dpi=150, layout="constrained")
+    draw_panels(figure, effects)
+    figure.savefig(path, format="png")
+
+
+def draw_panels(figure: FigureBase, effects: Effects) -> None:
+    """Draw them into a figure of Matplotlib's, or a part of one."""
     rows = effects.rows
-    figure = Figure(figsize=(9.0, 1.6 + 0.5 * len(rows)), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1.0))
     _draw_gains(left, effects, rows)
     _draw_costs(right, rows)
     left.set_yticks(range(len(rows)), [row.name for row in rows])
     left.invert_yaxis()
-    figure.savefig(path, format="png")
 
 
 def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
