@@ -2,7 +2,7 @@
 
     digits      1,000 digits, a fifth of whose labels are drawn anew; a residual network, SGD, 225 steps
     characters  the text of Python's own help; a transformer, AdamW, 200 steps
-    gan         8x8 digits drawn by DigitsGAN without a penalty, Adam, 252 steps
+    gan         8x8 digits drawn by DigitsGAN without a penalty, Adam, 180 steps
 
 Metrics, techniques and their settings were chosen before any result, and stay as they are: defaults, or
 what the ready lists and modules of ``recipes`` have. Digits are measured by accuracy, for smoothed and mixed
@@ -10,6 +10,10 @@ labels change what confidence means, and a loss would pay for that alone; charac
 what such models are compared by; the GAN by the Fréchet distance, which sees both poor samples and few
 kinds. What chooses weights by validation data, as ``WeightFusion`` does, is left out: it would be judged by
 what it chose.
+
+What a step costs is measured apart, in short trainings that take turns in a random order, by the processor's
+time: of one thread that is the time on a machine that does nothing else. The median over turns, with the
+least and the greatest, by that without techniques of the same turn.
 
 Trials are kept in ``ablation/`` (not in git): interrupted, the same command goes on.
 
@@ -19,9 +23,13 @@ Trials are kept in ``ablation/`` (not in git): interrupted, the same command goe
 from __future__ import annotations
 
 import argparse
+import random
+import statistics
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +46,10 @@ from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from lightning_tricks.recipes.digits_gan import DigitReader, DigitsGAN, DigitsInRange, trained_reader
 from lightning_tricks.recipes.residual import ResidualNet
 from lightning_tricks.study.ablation import Ablation, Progress
-from lightning_tricks.study.effects import Effects
+from lightning_tricks.study.arguments import made_from
+from lightning_tricks.study.effects import Effects, Outcome
 from lightning_tricks.study.report import draw_panels, table_rows
+from lightning_tricks.study.trial import run_trial
 
 STORAGE = ROOT / "ablation" / "benchmark.journal"
 SIZES: dict[str, dict[str, Any]] = {
@@ -84,7 +94,7 @@ def gan(seed: int) -> Built:
     """Return the GAN without a penalty, 18 steps per epoch; only its weights and noise depend on the seed."""
     module = DigitsGAN(reader())
     module.penalties, module.gan_seed = (), seed
-    return module, DigitsInRange(**SIZES["gan"]), {**CPU, "max_epochs": 14}
+    return module, DigitsInRange(**SIZES["gan"]), {**CPU, "max_epochs": 10}
 
 
 @cache
@@ -171,6 +181,58 @@ def measured(name: str, seeds: int, bar: Bar) -> Effects:
     return study.run(watch)
 
 
+class Clock(Callback):
+    """Notes the processor's time at the start of each training step."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.marks: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note it."""
+        self.marks.append(time.process_time())
+
+    @property
+    def step_ms(self) -> float:
+        """The median over steps, in milliseconds."""
+        return 1000 * statistics.median(after - before for before, after in pairwise(self.marks))
+
+
+def step_ms(task: Task, outcome: Outcome) -> float:
+    """Return the time of a step with the techniques of a trial."""
+    clock = Clock()
+
+    def short(seed: int) -> Built:
+        module, data, settings = task.build(seed)
+        few = {"max_epochs": 2, "limit_train_batches": 15, "limit_val_batches": 1, "callbacks": [clock]}
+        return module, data, {**settings, **few}
+
+    techniques = [made_from(task.techniques[name]) for name in outcome.names]
+    run_trial(short, techniques, seed=outcome.seed, metric=task.metric)
+    return clock.step_ms
+
+
+def timed(name: str, effects: Effects, bar: Bar) -> Effects:
+    """Return the same effects with times of steps that were measured in turns, one for each seed."""
+    shown = {(), effects.names, *((each,) for each in effects.names)}
+    turns = [each for each in effects.outcomes if each.names in shown and each.result]
+    random.Random(0).shuffle(turns)
+    turns.sort(key=lambda outcome: outcome.seed)
+    times = {
+        (each.names, each.seed): step_ms(TASKS[name], each)
+        for each in bar.track(turns, description=f"{name}, steps")
+    }
+
+    def with_time(outcome: Outcome) -> Outcome:
+        if outcome.result is None:
+            return outcome
+        result = {key: outcome.result[key] for key in ("value", "host", "device")}
+        found = times.get((outcome.names, outcome.seed))
+        return replace(outcome, result=result if found is None else {**result, "step_ms": found})
+
+    return replace(effects, outcomes=tuple(map(with_time, effects.outcomes)))
+
+
 def table(found: dict[str, Effects]) -> str:
     """Return the effects of all tasks and the time of a step; what helps or harms clearly is bold."""
     lines = ["| task | technique | alone | among the others | step time |", "|---|---|---:|---:|---:|"]
@@ -201,8 +263,8 @@ def figures(effects: Effects) -> dict[str, Any]:
     trials: dict[str, dict[str, dict[int, float]]] = {}
     for outcome in effects.outcomes:
         for key in ("value", "step_ms"):
-            value = outcome.result[key] if outcome.result else None
-            trials.setdefault(outcome.arm, {}).setdefault(key, {})[outcome.seed] = value
+            if outcome.result and key in outcome.result:
+                trials.setdefault(outcome.arm, {}).setdefault(key, {})[outcome.seed] = outcome.result[key]
     died = [f"{each.arm}, seed {each.seed}: {each.error}" for each in effects.dead]
     return {
         "metric": effects.metric,
@@ -222,8 +284,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # more only wait for one another in networks as small as these
+    asked = [name for name in TASKS if name in arguments.tasks]
     with Bar() as bar:
-        found = {name: measured(name, arguments.seeds, bar) for name in TASKS if name in arguments.tasks}
+        found = {name: measured(name, arguments.seeds, bar) for name in asked}
+        found = {name: timed(name, effects, bar) for name, effects in found.items()}
     if len(found) < len(TASKS):
         print(table(found))
         return
