@@ -26,25 +26,18 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 from rich.progress import Progress as Bar
 
-import lightning_tricks as lt
+from benchmarks.ablation_tasks import SIZES, TASKS, Built, Task
 from benchmarks.record import ROOT, record
-from lightning_tricks.recipes.character_net import CharacterNet
-from lightning_tricks.recipes.characters import ALPHABET, CharacterData, CharacterModel
-from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
-from lightning_tricks.recipes.digits_gan import DigitReader, DigitsGAN, DigitsInRange, trained_reader
-from lightning_tricks.recipes.residual import ResidualNet
 from lightning_tricks.study.ablation import Ablation, Progress
 from lightning_tricks.study.arguments import made_from
 from lightning_tricks.study.effects import Effects, Outcome
@@ -52,113 +45,6 @@ from lightning_tricks.study.report import draw_panels, table_rows
 from lightning_tricks.study.trial import run_trial
 
 STORAGE = ROOT / "ablation" / "benchmark.journal"
-SIZES: dict[str, dict[str, Any]] = {
-    "digits": {"label_noise": 0.2, "widths": (8, 16, 32)},
-    "characters": {"length": 32, "width": 32, "blocks": 2},
-    "gan": {"training": 1200},
-}
-"""What is not among a module's or the Trainer's settings; trials with others are not gone on with."""
-CPU = {"accelerator": "cpu", "devices": 1, "check_val_every_n_epoch": 1000}  # validated once, at the end
-
-
-class GANSetting(Callback):
-    """Gives attributes of a module with GANMixin other values."""
-
-    def __init__(self, **values: Any) -> None:
-        """Take the values by the attributes' names."""
-        self.values = values
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set them, before the module looks at them."""
-        for name, value in self.values.items():
-            setattr(pl_module, name, value)
-
-
-Built = tuple[LightningModule, LightningDataModule, dict[str, Any]]
-
-
-def digits(seed: int) -> Built:
-    """Return the classifier of digits, 15 steps per epoch."""
-    sizes = SIZES["digits"]
-    data = DigitsData(label_noise=sizes["label_noise"], seed=seed)
-    return DigitsClassifier(ResidualNet(widths=sizes["widths"])), data, {**CPU, "max_epochs": 15}
-
-
-def characters(seed: int) -> Built:
-    """Return the model of characters."""
-    network, length = CharacterNet(len(ALPHABET), **SIZES["characters"]), SIZES["characters"]["length"]
-    return CharacterModel(network), CharacterData(length=length, seed=seed), {**CPU, "max_steps": 200}
-
-
-def gan(seed: int) -> Built:
-    """Return the GAN without a penalty, 18 steps per epoch; only its weights and noise depend on the seed."""
-    module = DigitsGAN(reader())
-    module.penalties, module.gan_seed = (), seed
-    return module, DigitsInRange(**SIZES["gan"]), {**CPU, "max_epochs": 10}
-
-
-@cache
-def reader() -> DigitReader:
-    """Return the one classifier that scores all samples."""
-    return trained_reader(DigitsInRange(**SIZES["gan"]))
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained, with which techniques, and how it is measured."""
-
-    build: Callable[[int], Built]
-    metric: str
-    mode: Literal["min", "max"]
-    techniques: dict[str, Callback]
-
-
-TASKS = {
-    "digits": Task(
-        digits,
-        "val_accuracy",
-        "max",
-        {
-            "WarmupCosine()": lt.WarmupCosine(),
-            "GradientCentralization()": lt.GradientCentralization(),
-            "GradientClip(max_norm=1.0)": lt.GradientClip(max_norm=1.0),
-            "LabelSmoothing()": lt.LabelSmoothing(),
-            "Mixup(classes=10)": lt.Mixup(classes=10),
-            "SharpnessAware()": lt.SharpnessAware(),
-            "Lookahead()": lt.Lookahead(),
-            "EMAWeights()": lt.EMAWeights(),
-        },
-    ),
-    "characters": Task(
-        characters,
-        "val_loss",
-        "min",
-        {
-            'WarmupCosine(warmup="1%", final=0.1)': lt.WarmupCosine(warmup="1%", final=0.1),
-            "GradientCentralization()": lt.GradientCentralization(),
-            "GradientClip(max_norm=1.0)": lt.GradientClip(max_norm=1.0),
-            "WeightDecay(strength=0.1)": lt.WeightDecay(strength=0.1),
-            "Lookahead()": lt.Lookahead(),
-            "EMAWeights()": lt.EMAWeights(),
-        },
-    ),
-    "gan": Task(
-        gan,
-        "frechet",
-        "min",
-        {
-            "GradientPenalty(1.0, one_sided=True)": GANSetting(
-                penalties=lt.GradientPenalty(1.0, one_sided=True)
-            ),
-            'SpectralNorm(params="critic")': lt.SpectralNorm(params="critic"),
-            'instance_noise="0.5 * linear(to=0.0)"': GANSetting(instance_noise="0.5 * linear(to=0.0)"),
-            "NoisyLabels()": GANSetting(noisy_labels=lt.NoisyLabels()),
-            'LearningRate(schedule="linear(to=0.0)")': lt.LearningRate(schedule="linear(to=0.0)"),
-            "Lookahead()": lt.Lookahead(),
-            'EMAWeights(decay=0.999, params="generator")': lt.EMAWeights(decay=0.999, params="generator"),
-        },
-    ),
-}
 
 
 def measured(name: str, seeds: int, bar: Bar) -> Effects:
@@ -246,6 +132,25 @@ def table(found: dict[str, Effects]) -> str:
     return "\n".join(lines)
 
 
+def summary(found: dict[str, Effects]) -> str:
+    """Return in words what the intervals tell, also of what did not help."""
+    lines = []
+    for name, effects in found.items():
+        rows = [row for row in effects.rows if row.name in effects.names]
+        parts = []
+        for place, kind in (("alone", "alone"), ("added to all the others", "among")):
+            clear = [(row.name, each) for row in rows if (each := getattr(row, kind)) and each.is_clear]
+            helps = [f"`{label}`" for label, each in clear if each.mean > 0]
+            harms = [f"`{label}`" for label, each in clear if each.mean < 0]
+            unclear = len(rows) - len(clear)
+            parts.append(
+                f"{place}, {', '.join(helps) or 'none'} clearly helped, {', '.join(harms) or 'none'} clearly "
+                f"harmed, and of {unclear} of {len(rows)} the interval holds 0"
+            )
+        lines.append(f"- {name}: {'; '.join(parts)}.")
+    return "\n".join(lines)
+
+
 def draw(found: dict[str, Effects], path: Path) -> None:
     """Draw effects and costs of all tasks into a PNG at ``path``."""
     heights = [1.9 + 0.42 * len(effects.rows) for effects in found.values()]
@@ -289,11 +194,11 @@ def main() -> None:
         found = {name: measured(name, arguments.seeds, bar) for name in asked}
         found = {name: timed(name, effects, bar) for name, effects in found.items()}
     if len(found) < len(TASKS):
-        print(table(found))
+        print(table(found), summary(found), sep="\n\n")
         return
     draw(found, ROOT / "docs" / "ablation.png")
     results = {name: figures(effects) for name, effects in found.items()}
-    record("ablation", {"seeds": arguments.seeds, "tasks": results}, table(found))
+    record("ablation", {"seeds": arguments.seeds, "tasks": results}, f"{table(found)}\n\n{summary(found)}")
 
 
 if __name__ == "__main__":
