@@ -154,7 +154,7 @@ def summary(found: dict[str, Effects]) -> str:
 def draw(found: dict[str, Effects], path: Path) -> None:
     """Draw effects and costs of all tasks into a PNG at ``path``."""
     heights = [1.9 + 0.42 * len(effects.rows) for effects in found.values()]
-    figure = Figure(figsize=(10.0, sum(heights)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11.5, sum(heights)), dpi=110, layout="constrained")
     parts = figure.subfigures(len(found), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (name, effects) in zip(parts, found.items(), strict=True):
         part.suptitle(name, fontweight="bold")
