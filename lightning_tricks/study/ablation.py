@@ -82,8 +82,8 @@ class Ablation:
         mode: Whether less of it is better, ``"min"``, or more, ``"max"``.
         name: Of the study, in its storage.
         storage: A file, or the URL of a database.
-        settings: What else must be the same in all trials, such as hyperparameters, by name; plain values. A
-            study is not gone on with if one has changed.
+        settings: What else must be the same in all trials, such as hyperparameters, by name; plain values,
+            or lists and mappings of them. A study is not gone on with if one has changed.
         wandb: Logs each trial in a run of a group; ``None`` for nowhere.
 
     Raises:
@@ -164,7 +164,7 @@ class Ablation:
             for name, each in made.items()
         }
         found = {"techniques": techniques, "trainer": setup.trainer, "model": dict(setup.module.hparams)}
-        return {"metric": self.metric, "mode": self.mode, **flat(found), **self.settings}
+        return {"metric": self.metric, "mode": self.mode, **flat(found), **flat(self.settings)}
 
     def run(self, watch: Callable[[Progress], None] | None = None) -> Effects:
         """Run the trials that nobody else runs, and wait for those that others do.

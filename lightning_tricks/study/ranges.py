@@ -69,7 +69,10 @@ RANGES: dict[str, dict[str, Any]] = {
 
 NOT_SEARCHED = {
     "MonteCarloDropout": "it acts when the trained module predicts, and changes no metric of validation",
-    "OptimizerMixin": "it is part of a module, whose arguments a space names, such as model.init_args.lr",
+    **dict.fromkeys(
+        ("OptimizerMixin", "BalancedLosses", "Distillation", "GANMixin"),
+        "it is part of a module, whose arguments a space names, such as model.init_args.lr",
+    ),
     "ScheduleFree": "its optimizers do not step without it",
     "PostHocEMA": "lengths of its average are compared after training, and need no further trials",
     "ElasticWeightConsolidation": "judged by the new task alone, the one that remembers least would win",

@@ -12,9 +12,10 @@ from lightning_tricks.study.effects import Cost, Effect, Effects
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
     from rich.table import Table
 
-__all__ = ["draw_effects", "markdown", "notes", "rich_table", "table_rows"]
+__all__ = ["draw_effects", "draw_panels", "markdown", "notes", "rich_table", "table_rows"]
 
 _HEADS = ("technique", "alone", "among the others", "step time", "memory, MiB")
 
@@ -100,13 +101,18 @@ def draw_effects(effects: Effects, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
         OSError: If the picture cannot be written.
     """
+    with new_figure(path, width=9.0, height=1.6 + 0.5 * len(effects.rows)) as figure:
+        draw_panels(figure, effects)
+
+
+def draw_panels(figure: FigureBase, effects: Effects) -> None:
+    """Draw them into a figure of Matplotlib's, or a part of one."""
     rows = effects.rows
-    with new_figure(path, width=9.0, height=1.6 + 0.5 * len(rows)) as figure:
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1.0))
-        _draw_gains(left, effects, rows)
-        _draw_costs(right, rows)
-        left.set_yticks(range(len(rows)), [row.name for row in rows])
-        left.invert_yaxis()
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1.0))
+    _draw_gains(left, effects, rows)
+    _draw_costs(right, rows)
+    left.set_yticks(range(len(rows)), [row.name for row in rows])
+    left.invert_yaxis()
 
 
 def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:

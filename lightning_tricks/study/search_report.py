@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks.core.extras import extra
+from lightning_tricks.lifecycle.figures import BLUE, GREY, ORANGE, RED, new_figure
 from lightning_tricks.study.found import Found, Tried
 from lightning_tricks.study.wandb_runs import WandbGroup
 
@@ -19,8 +19,6 @@ __all__ = ["draw_search", "log_search", "search_markdown", "search_notes", "sear
 _HEADS = ("trial", "value", "other than the default")
 _SHARES = ("setting", "importance")
 _SHOWN = 10
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#777777"
 
 
 def _said(value: Any) -> str:
@@ -126,16 +124,12 @@ def draw_search(found: Found, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
         OSError: If the picture cannot be written.
     """
-    with extra("study"):
-        from matplotlib.figure import Figure
-
     both = bool(found.importance)
-    figure = Figure(figsize=(9.0 if both else 6.0, 3.6), dpi=150, layout="constrained")
-    panels = figure.subplots(1, 1 + both, squeeze=False, width_ratios=(1.8, 1.0) if both else (1.0,))[0]
-    _draw_values(panels[0], found)
-    if both:
-        _draw_shares(panels[1], found)
-    figure.savefig(path, format="png")
+    with new_figure(path, width=9.0 if both else 6.0, height=3.6) as figure:
+        panels = figure.subplots(1, 1 + both, squeeze=False, width_ratios=(1.8, 1.0) if both else (1.0,))[0]
+        _draw_values(panels[0], found)
+        if both:
+            _draw_shares(panels[1], found)
 
 
 def _draw_values(panel: Axes, found: Found) -> None:
@@ -144,17 +138,17 @@ def _draw_values(panel: Axes, found: Found) -> None:
     died = [each for each in found.trials if each.outcome == "died"]
     pick = min if found.mode == "min" else max
     if found.default is not None and found.default.outcome == "done" and found.default.value is not None:
-        panel.axhline(found.default.value, color=_GREY, linewidth=0.8, linestyle="--", label="the default")
+        panel.axhline(found.default.value, color=GREY, linewidth=0.8, linestyle="--", label="the default")
     so_far = [pick(each.value or 0.0 for each in done[: index + 1]) for index in range(len(done))]
     ends = [each.number for each in done] + [found.trials[-1].number] * bool(done)
-    panel.step(ends, so_far + so_far[-1:], where="post", color=_ORANGE, label="best so far")
-    panel.plot(*_points(done), "o", color=_BLUE, markersize=4, label="trial")
+    panel.step(ends, so_far + so_far[-1:], where="post", color=ORANGE, label="best so far")
+    panel.plot(*_points(done), "o", color=BLUE, markersize=4, label="trial")
     if pruned:
         label = "pruned, its last value"
-        panel.plot(*_points(pruned), "o", color=_BLUE, markersize=4, fillstyle="none", label=label)
+        panel.plot(*_points(pruned), "o", color=BLUE, markersize=4, fillstyle="none", label=label)
     for each in died:
         label = "died" if each is died[0] else "_"
-        panel.axvline(each.number, ymax=0.04, color="#D55E00", linewidth=2.0, label=label)
+        panel.axvline(each.number, ymax=0.04, color=RED, linewidth=2.0, label=label)
     better = "lower" if found.mode == "min" else "higher"
     panel.set_xlabel("trial")
     panel.set_ylabel(f"{found.metric} ({better} is better)")
@@ -169,7 +163,7 @@ def _points(trials: Sequence[Tried]) -> tuple[list[int], list[float]]:
 
 def _draw_shares(panel: Axes, found: Found) -> None:
     names, shares = list(found.importance), list(found.importance.values())
-    panel.barh(range(len(names)), shares, color=_BLUE, alpha=0.75, height=0.6)
+    panel.barh(range(len(names)), shares, color=BLUE, alpha=0.75, height=0.6)
     panel.set_yticks(range(len(names)), [name.removeprefix("model.init_args.") for name in names], fontsize=8)
     panel.invert_yaxis()
     panel.set_xlim(0.0, 1.0)

@@ -110,6 +110,15 @@ def test_another_configuration_is_refused_by_name(techniques, options, message, 
         other.run()
 
 
+def test_settings_may_be_nested_and_hold_tuples(tmp_path):
+    settings = {"data": {"classes": (3, 5), "noise": 0.2}}
+    for _ in range(2):
+        ablation(tmp_path, settings=settings).queue()
+    settings["data"]["classes"] = (3, 8)
+    with pytest.raises(ValueError, match=r"data\.classes must be '\(3, 5\)', .* got '\(3, 8\)'"):
+        ablation(tmp_path, settings=settings).queue()
+
+
 def test_what_cannot_be_trained_leaves_no_study(tmp_path):
     def broken(seed):
         raise OSError("no such data")
