@@ -59,7 +59,7 @@ notebooks: .venv/.stamp ## run the notebooks from the start and keep their outpu
 
 clean: ## remove what was built or written here, the environment included
 	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \
-		checkpoints wandb demo_output ablation
+		checkpoints wandb demo_output ablation search
 	find lightning_tricks tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.stamp: constraints.txt

@@ -64,7 +64,7 @@ def dynamic_weights(last: Tensor, before: Tensor, *, temperature: float) -> Tens
         tensor([0.8756, 1.1244])
     """
     ratios = torch.where(before > 0, last / before, 1.0)
-    return len(last) * torch.softmax(ratios / temperature, 0)
+    return len(last) * torch.softmax((ratios - ratios.max()) / temperature, 0)
 
 
 def random_weights(count: int, generator: torch.Generator) -> Tensor:
@@ -125,7 +125,7 @@ class DynamicWeightAverage(LossBalance):
     than that it falls slowly, as below.
 
     Args:
-        temperature: Above 0; the greater, the more alike the weights. The paper takes 2.
+        temperature: In [1e-6, 1e6]; the greater, the more alike the weights. The paper takes 2.
 
     Example:
         Two losses of one weight each, one a hundred times as steep as the other, by gradient descent. How
@@ -153,8 +153,7 @@ class DynamicWeightAverage(LossBalance):
 
     def __post_init__(self) -> None:
         """Check the setting."""
-        least = checks.in_range("temperature", self.temperature, 0.0, 1e6, open_low=True)
-        object.__setattr__(self, "temperature", least)
+        object.__setattr__(self, "temperature", checks.in_range("temperature", self.temperature, 1e-6, 1e6))
 
     def begin(self, losses: Tensor, norms: Tensor | None) -> State:
         none = torch.zeros_like(losses)

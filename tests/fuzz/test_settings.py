@@ -32,9 +32,10 @@ from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.network.openings import Trigger
 from lightning_tricks.objectives.adversarial_losses import AdversarialLoss
 from lightning_tricks.objectives.critic_penalties import CriticPenalty
+from lightning_tricks.objectives.loss_balance import LossBalance
 from tests.contract.cases import CASES
 from tests.contract.gan_toy import Plays
-from tests.contract.mixing import Mixes
+from tests.contract.mixing import balanced, optimized
 from tests.contract.old_task import OldTask
 from tests.fuzz.effort import LONG, examples
 from tests.fuzz.values import CORNERS, anything, is_plain, shown
@@ -42,8 +43,9 @@ from tests.fuzz.verdicts import Batches, refusal
 from tests.toys import Loader, Toy, trainer
 
 NAMES = {name: getattr(lt, name) for name in lt.__all__}
-LIVE = {lt.Probe}  # hold a module and data, which no text says
-FITTED = {lt.Latent, lt.SampleGrid}  # a generator must be built for them: vectors of a size, and images
+LIVE = {lt.Probe, lt.Teacher, lt.Teachers, lt.Ablation, lt.Search}  # hold modules, data or functions
+# A generator must be built for them, vectors of a size, and images; or losses have the names that they hold.
+FITTED = {lt.Latent, lt.SampleGrid, lt.FixedWeights, lt.UncertaintyBalance}
 BUILT = [
     kind
     for kind in NAMES.values()
@@ -63,6 +65,7 @@ HIDDEN |= {"body.0.weight": ["hidden", None], "head.weight": [None, "hidden"]}
 # What defaults do not know of the toy.
 GIVEN: dict[Callable[..., Any], dict[str, Any]] = {
     lt.inverse_sqrt: {"timescale": 1},  # by default the length of a warm-up, and here there is none
+    lt.GradNorm: {"params": "body"},
     lt.Aligned: {"spec": {**HIDDEN, "head.bias": None, "body.1.num_batches_tracked": None}},
 }
 METRIC: dict[str, Any] = {"monitor": "val_loss", "mode": "min"}
@@ -76,7 +79,8 @@ HOSTS: dict[type, Callable[[Any], Callback]] = {
     AdaptiveThreshold: lambda policy: lt.GradientClip(max_norm=policy),
     EMADecay: lambda policy: lt.EMAWeights(decay=policy),
     Trigger: lambda trigger: lt.ProgressiveUnfreeze(stages=["head", "body"], at=trigger),
-    lt.OptimizerSettings: lambda settings: Mixes(lambda _: settings),
+    lt.OptimizerSettings: lambda settings: optimized(lambda _: settings),
+    LossBalance: balanced,
     Schedule: lambda schedule: lt.GradientClip(max_norm=schedule),
     AdversarialLoss: lambda loss: Plays(adversarial_loss=loss, noisy_labels=None),
     CriticPenalty: lambda penalty: Plays(penalties=penalty),
