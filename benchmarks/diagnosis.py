@@ -150,7 +150,8 @@ def _cut(network: nn.Module) -> None:
         def forward(self, values: Tensor) -> Tensor:
             return super().forward(values).detach()
 
-    network[1] = Detached(network[1])  # type: ignore[index, operator]
+    assert isinstance(network, nn.Sequential)
+    network[1] = Detached(network[1])
 
 
 ILL: dict[str, Callable[[Run], Run]] = {

@@ -62,7 +62,7 @@ class AdversarialLoss(ABC):
 
     def blind(self, labels: NoisyLabels | None) -> float:
         """Return the loss of the best critic that cannot tell fake from real, where there is a floor."""
-        raise NotImplementedError
+        raise NotImplementedError  # nobody asks where there is no floor, as with Wasserstein's
 
 
 @dataclass(frozen=True)
