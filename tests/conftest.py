@@ -33,3 +33,15 @@ def _random_state() -> Iterator[None]:
     """Start every test from the same random state, so that one cannot depend on another."""
     seed(0)
     yield
+
+
+@pytest.fixture
+def wandb_is_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have W&B write to folders, whatever this process asked of it before."""
+    import wandb
+
+    wandb.teardown()  # else it would know of the environment what it read for an earlier test
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()

@@ -149,8 +149,8 @@ def test_its_statistics_are_estimated_anew_and_the_fused_weights_are_not_touched
     assert [about["curve"]["values"][index] for index in (0, -1)] == pytest.approx(losses)
 
 
-def test_weights_and_biases_gets_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
+@pytest.mark.usefixtures("wandb_is_offline")
+def test_weights_and_biases_gets_a_plot(tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="curve")
     fusion = always(collect=lt.LastEpochs(2), monitor="norm", mode="min", curve=3)
     fit(tmp_path, fusion, module=Normed(), logger=logger)

@@ -74,14 +74,14 @@ def test_values_are_those_of_the_step() -> None:
     assert logged.column("dead")[-1] == 0.0
 
 
-def test_weights_and_biases_gets_histograms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("wandb_is_offline")
+def test_weights_and_biases_gets_histograms(tmp_path: Path) -> None:
     gradients = []
 
     class Watches(Callback):
         def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: Any) -> None:
             gradients.append(torch.cat([p.grad.flatten() for p in pl_module.head.parameters()]).numpy())
 
-    monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="health")
     trainer(Watches(), GradientHealth(every=4), logger=logger, max_epochs=1).fit(Toy(), Loader())
     logger.experiment.finish()

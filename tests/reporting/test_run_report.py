@@ -98,8 +98,8 @@ def test_loggers_get_settings_and_outcomes(tmp_path: Path) -> None:
     assert float(row["run_report/GradientClip/clipped"]) == 5
 
 
-def test_weights_and_biases_gets_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
+@pytest.mark.usefixtures("wandb_is_offline")
+def test_weights_and_biases_gets_them_too(tmp_path: Path) -> None:
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="report")
     trainer(*techniques(), RunReport(), logger=logger, max_epochs=1).fit(Toy(), Loader())
     logger.experiment.finish()

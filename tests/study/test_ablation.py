@@ -163,9 +163,8 @@ def test_it_tells_how_far_it_is(tmp_path, monkeypatch):
     assert {running for progress in seen for running in progress.running} >= {"none, seed 0"}
 
 
-def test_each_trial_is_a_run_of_one_group(tmp_path, monkeypatch):
-    wandb.teardown()  # it would know of the environment what it read before
-    monkeypatch.setenv("WANDB_MODE", "offline")
+@pytest.mark.usefixtures("wandb_is_offline")
+def test_each_trial_is_a_run_of_one_group(tmp_path):
     group = WandbGroup("digits", folder=tmp_path / "runs")
     found = ablation(tmp_path, {"fatal": Fatal}, seeds=1, wandb=group).run()
     draw_effects(found, tmp_path / "effects.png")

@@ -229,9 +229,8 @@ def test_folds_are_measured_by_their_mean(tmp_path):
         search(tmp_path, name="other", folds=3).run()
 
 
-def test_each_trial_is_a_run_of_one_group(tmp_path, monkeypatch):
-    wandb.teardown()  # it would know of the environment what it read before
-    monkeypatch.setenv("WANDB_MODE", "offline")
+@pytest.mark.usefixtures("wandb_is_offline")
+def test_each_trial_is_a_run_of_one_group(tmp_path):
     group = WandbGroup("bowls", folder=tmp_path / "runs")
     found = search(tmp_path, {"fails": ["no", "raises"]}, sampler="grid", wandb=group).run()
     draw_search(found, tmp_path / "search.png")
