@@ -23,7 +23,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
-from traceback import walk_tb
 from typing import Any, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -35,6 +34,7 @@ from torch.optim import Optimizer
 from lightning_tricks.core.conflicts import ConflictError, check_claims, check_order
 from lightning_tricks.lifecycle.building import Built, check_nothing_copied
 from lightning_tricks.lifecycle.clock import Clock
+from lightning_tricks.lifecycle.error_notes import add_notes
 from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.joint import Moves
@@ -248,7 +248,7 @@ class Conductor(Callback):
         self._let_go(trainer)
         self.initialized.clear()  # until the run is tried again, anybody may set weights
         if isinstance(exception, Exception):  # nor an interrupt, which is nobody's fault
-            _name_member(exception)
+            add_notes(exception, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clocks; as they were found, if training had nothing left to do."""
@@ -276,13 +276,6 @@ def _members(trainer: Trainer) -> list[Member]:
 
 def _in_build_order(trainer: Trainer) -> list[Member]:
     return sorted(_members(trainer), key=lambda member: member.build_order)
-
-
-def _name_member(error: Exception) -> None:
-    """Note which technique raised ``error``, if one did: of several on the way to it the innermost."""
-    selves = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
-    if members := [each for each in selves if isinstance(each, Member)]:
-        error.add_note(f"in {members[-1].state_key}: {members[-1]!r}")
 
 
 def _check_names(members: list[Member]) -> None:

@@ -48,17 +48,29 @@ def with_drawn_labels(module: nn.Module, batch: Any) -> list[Any]:
 
 
 def loss_of_single_samples(loss: Loss) -> Loss:
-    """Return ``loss`` for batches of one, of which BatchNorm can take no statistics."""
+    """Return ``loss`` for batches of one, of which BatchNorm can take no statistics.
+
+    What it raises for a sample becomes a :exc:`ValueError` of the data that hold it.
+    """
 
     def found(module: nn.Module, batch: Any) -> Tensor:
         try:
             return loss(module, batch)
+        except Exception as error:
+            raise ValueError(
+                "data must hold samples of which training_step takes each alone, with labels among the "
+                f"classes that the module has now, got {type(error).__name__}: {error}"
+            ) from error
         finally:
-            for name, layer in module.named_modules():
-                if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-                    raise ValueError(
-                        f"BatchNorm must use running statistics for gradients per sample, got {name!r} with "
-                        "those of the batch: leave its mode to Lightning, with track_running_stats=True"
-                    )
+            _check_norms(module)
 
     return found
+
+
+def _check_norms(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+            raise ValueError(
+                f"BatchNorm must use running statistics for gradients per sample, got {name!r} with "
+                "those of the batch: leave its mode to Lightning, with track_running_stats=True"
+            )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_tricks.core import checks
 
-__all__ = ["smooth_labels", "smoothed_binary_cross_entropy", "smoothed_cross_entropy"]
+__all__ = ["check_classes", "smooth_labels", "smoothed_binary_cross_entropy", "smoothed_cross_entropy"]
 
 
 def smooth_labels(labels: Tensor, *, smoothing: float = 0.1, classes: int) -> Tensor:
@@ -52,7 +52,7 @@ def smooth_labels(labels: Tensor, *, smoothing: float = 0.1, classes: int) -> Te
     if labels.dtype == torch.bool or labels.is_complex():
         raise TypeError(f"labels must be class indices or floating probabilities, got {labels.dtype}")
     if not labels.is_floating_point():
-        _check_classes("labels", labels, classes)
+        check_classes("labels", labels, classes)
         # Not F.one_hot, which torch cannot vectorise.
         hot = labels.unsqueeze(1 if labels.ndim else 0) == _along_axis_1(labels, classes)
         labels = hot.to(torch.get_default_dtype())
@@ -69,7 +69,18 @@ def _along_axis_1(labels: Tensor, classes: int) -> Tensor:
     return numbers.view(classes, *[1] * max(labels.ndim - 1, 0))
 
 
-def _check_classes(name: str, labels: Tensor, classes: int, *ignored: int) -> None:
+def check_classes(name: str, labels: Tensor, classes: int, *ignored: int) -> None:
+    """Refuse class indices on the CPU that lie outside the classes.
+
+    Args:
+        name: Of what holds them.
+        labels: Of any shape and whole numbers.
+        classes: How many there are.
+        ignored: Indices that are let through.
+
+    Raises:
+        ValueError: If there is one, with the first.
+    """
     if labels.device.type != "cpu" or not labels.numel():  # a look at a GPU's would wait for it
         return
     outside = (labels < 0) | (labels >= classes)
@@ -127,7 +138,7 @@ def smoothed_cross_entropy(
     """
     checks.in_range("smoothing", smoothing, 0.0, 1.0)
     if not target.is_floating_point():
-        _check_classes("target", target, logits.shape[min(1, logits.ndim - 1)], ignore_index)
+        check_classes("target", target, logits.shape[min(1, logits.ndim - 1)], ignore_index)
     return F.cross_entropy(
         logits,
         target,

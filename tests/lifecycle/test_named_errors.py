@@ -9,6 +9,7 @@ from typing import Any, final
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from lightning_tricks import ConflictError, EMAWeights, GradientClip
 from lightning_tricks.lifecycle.technique import Technique
@@ -111,6 +112,31 @@ def test_errors_of_others_are_left_alone():
 def test_a_conflict_names_both_sides_itself():
     with pytest.raises(ConflictError) as caught:
         trainer(GradientClip(label="a"), GradientClip(label="b")).fit(Toy(), Loader())
+    assert notes(caught.value) == []
+
+
+class Normed(Toy):
+    """Its third batch has one sample."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.norm(batch[0].new_ones(1 if batch_idx == 2 else 2, 4)).sum()
+
+
+def test_a_batchnorm_that_got_one_sample_is_named():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel") as caught:
+        trainer(GradientClip()).fit(Normed(4), Loader())
+    [note] = notes(caught.value)
+    assert note.startswith("BatchNorm1d 'norm' needs at least 2 samples in training, got a batch of one: ")
+    assert "drop_last=True" in note and "ReplaceNorm(to='group')" in note
+
+
+def test_other_errors_of_a_batchnorm_have_no_note():
+    with pytest.raises(RuntimeError, match="running_mean") as caught:
+        trainer(GradientClip()).fit(Normed(5), Loader())
     assert notes(caught.value) == []
 
 

@@ -188,6 +188,11 @@ class Broken(Loader):
         return ((x * torch.nan, y) for x, y in super().__iter__())
 
 
+class Outside(Loader):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x, y + 7) for x, y in super().__iter__())
+
+
 def refused(words: str, module: Toy, data: Any = None, **settings: Any) -> None:
     seen = Batches()
     with pytest.raises((TypeError, ValueError), match=words):
@@ -202,6 +207,8 @@ def test_what_cannot_be_right_is_refused_before_the_first_batch(tmp_path: Path) 
     refused("must be a DataLoader or a LightningDataModule, got \\[", Toy(), [torch.zeros(1)])
     refused("data of the old task must be given, or previous", Toy())
     refused("data must be given with decay=0.5", Toy(), previous="a.ckpt", decay=0.5)
+    words = "data must hold samples .* classes that the module has now, got IndexError: Target [79] is out"
+    refused(words, Toy(), Outside(1))
     refused("pairs of inputs and class labels", Pair(), PairLoader(1), fisher="true")
     refused("must step once per gradient", Toy(optimizer="LBFGS"), Loader(1))
     refused("previous must be a checkpoint of a run .* No such file", Toy(), previous=str(tmp_path / "none"))

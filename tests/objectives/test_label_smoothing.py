@@ -138,6 +138,26 @@ def test_a_shared_loss_is_one_and_several_are_chosen_by_name():
         trainer(lt.LabelSmoothing(), max_epochs=1).fit(module, Loader())
 
 
+class Wrong(WithLoss):
+    """Its third label of the second batch is outside the classes."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        batch[1][2] = -100 if batch_idx == 0 else 3
+        return super().training_step(batch, batch_idx)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits, loss = self.head(self.body(batch[0])), self.criterion
+        return loss(target=batch[1], input=logits) if self.global_step else loss(logits, batch[1])
+
+
+def test_labels_outside_the_classes_are_named():
+    module = Wrong()
+    with pytest.raises(ValueError, match="labels of 'criterion' must hold classes from 0 to 2, got 3"):
+        trainer(lt.LabelSmoothing()).fit(module, Loader())
+    assert module.global_step == 1
+    assert not module.criterion._forward_pre_hooks
+
+
 class Focal(nn.CrossEntropyLoss):
     """A loss of its own that only looks like torch's."""
 
