@@ -131,7 +131,7 @@ def test_a_batchnorm_that_got_one_sample_is_named():
         trainer(GradientClip()).fit(Normed(4), Loader())
     [note] = notes(caught.value)
     assert note.startswith("BatchNorm1d 'norm' needs at least 2 samples in training, got a batch of one: ")
-    assert "drop_last=True" in note and "ReplaceNorm(to='group')" in note
+    assert "drop_last=True" in note and "GroupNorm" in note
 
 
 def test_other_errors_of_a_batchnorm_have_no_note():
