@@ -75,8 +75,8 @@ class Diagnosis(Technique):
     * **Changes** nothing.
     * **Logs** ``diagnosis/findings``, how many there are so far. Warns once for each.
     * **Saves** what the run was like so far, at most 256 windows of it, and what was found.
-    * **Cost** two additions of numbers each batch; where it looks a copy of the weights, some passes over
-      weights and gradients, and a read to the host.
+    * **Cost** two additions of numbers each batch; where it looks a copy of the weights (kept on the CPU
+      until training ends), some passes over weights and gradients, and a read to the host.
     * **Use** in every run on a new problem. **not** instead of looking at curves: silence is no proof of
       health, and nothing is said of runs of fewer than five looks.
 
@@ -273,6 +273,9 @@ class Diagnosis(Technique):
 
     def outcome(self) -> dict[str, float | int | str]:
         return {"looks": self._looks, "findings": ", ".join(self._found) or "none"}
+
+    def undo(self) -> None:
+        self._watch = None  # its copy of the weights is memory
 
     def saved(self) -> dict[str, Any]:
         return {

@@ -56,8 +56,8 @@ class GradientHealth(Technique):
       each parameter. Warns once for each layer and kind, when two measurements in a row agree: a
       branch that begins at zero has no gradient in its first step.
     * **Saves** when it measures next, and what it suspected and found.
-    * **Cost** where it measures a copy of the weights, some passes over weights and gradients, and one read
-      to the host; nothing on other steps.
+    * **Cost** where it measures a copy of the weights (kept on the CPU until training ends), some passes over
+      weights and gradients, and one read to the host; nothing on other steps.
     * **Use** on a new network, when a loss stands still or jumps; **not** to change anything: GradientClip
       does. Over shards symmetry is judged by the rows that each process holds whole, under FSDP1 never.
 
@@ -170,6 +170,9 @@ class GradientHealth(Technique):
             for name, each in health.items():
                 values |= {f"{measure}/{name}": getattr(each, measure) for measure in PER_LAYER}
         self.report(trainer, pl_module, optimizer, **values)
+
+    def undo(self) -> None:
+        self._watch = None  # its copy of the weights is memory
 
     def saved(self) -> dict[str, Any]:
         return {

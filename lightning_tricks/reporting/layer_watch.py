@@ -58,6 +58,7 @@ class LayerWatch:
         self._layers = {name: index for index, name in enumerate(dict.fromkeys(self.names.values()))}
         self._spread = spread
         self._copies: dict[nn.Parameter, Tensor] = {}
+        self._kept: dict[nn.Parameter, Tensor] = {}
         self._sums: dict[Optimizer, Tensor] = {}
         self._results: list[tuple[Optimizer, dict[str, LayerHealth]]] = []
 
@@ -66,7 +67,16 @@ class LayerWatch:
         if optimizer not in self._sums and (chosen := self._stepped(optimizer)):
             parts = [self._part(parameter) for parameter in chosen]
             self._sums[optimizer] = layer_sums(parts, len(self._layers))
-            self._copies |= {p: part.weight.clone() for p, part in zip(chosen, parts, strict=True)}
+            self._copies |= {p: self._copy(p, part.weight) for p, part in zip(chosen, parts, strict=True)}
+
+    def _copy(self, parameter: nn.Parameter, weight: Tensor) -> Tensor:
+        old = self._kept.get(parameter)
+        if old is not None and (old.shape, old.dtype) == (weight.shape, weight.dtype):
+            return old.copy_(weight)
+        copy = weight.clone()
+        if weight.device.type == "cpu":  # where new memory costs several times what is done in it
+            self._kept[parameter] = copy
+        return copy
 
     def without_gradient(self, optimizer: Optimizer) -> list[str]:
         """Return the layers that ``optimizer`` steps of which no parameter has got a gradient.
