@@ -32,17 +32,24 @@ MIDDLE = 9  # batches: within an epoch, and not within an accumulation
 
 
 class Watch(Callback):
-    """Counts batches, and asserts after each that all processes hold the same weights."""
+    """Counts batches, and asserts that all processes held the same weights after each, once an epoch."""
 
     def __init__(self, world: World) -> None:
         self.world, self.batches = world, 0
+        self.held: dict[str, Tensor] = {}
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.batches += 1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self.world.sharded:
-            assert_same_on_all({name: p.detach() for name, p in pl_module.named_parameters()})
+            for name, p in pl_module.named_parameters():
+                self.held[f"{name} after batch {self.batches}"] = p.detach().clone()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        if self.held:
+            assert_same_on_all(self.held)
+            self.held.clear()
 
 
 def assert_same_on_all(tensors: dict[str, Tensor]) -> None:
@@ -88,12 +95,14 @@ def fit(
 
 
 def state_of(runner: Trainer, path: Path) -> dict[str, Any]:
-    """Return what a checkpoint of ``runner`` holds, weights and optimizers whole."""
+    """Return what a checkpoint of ``runner`` holds, weights and optimizers whole, in the first process."""
     runner.save_checkpoint(path)
+    if not runner.is_global_zero:  # it would read the same files
+        return {}
     if path.is_dir():
         checkpoint = torch.load(path / "meta.pt", weights_only=True)
-        dcp_to_torch_save(path, path / f"whole-{dist.get_rank()}.pt")
-        checkpoint |= torch.load(path / f"whole-{dist.get_rank()}.pt", weights_only=True)
+        dcp_to_torch_save(path, path / "whole.pt")
+        checkpoint |= torch.load(path / "whole.pt", weights_only=True)
     else:
         checkpoint = torch.load(path, weights_only=True)
     wanted = ("state_dict", "model", "callbacks")

@@ -57,7 +57,7 @@ def main(name: str, folder: Path) -> None:
     _, runner, weights = fit(world, folder, *averages(), ckpt_path=latest)
     expected = torch.load(whole, weights_only=True)
     assert_equal(expected["weights"], weights)
-    assert_equal(expected["state"], state_of(runner, folder / "end.ckpt"))
+    assert_equal(state_of(runner, folder / "end.ckpt"), expected["state"] if dist.get_rank() == 0 else {})
 
 
 if __name__ == "__main__":

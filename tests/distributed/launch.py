@@ -22,7 +22,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[2]
-SHARED = ("tests.contract.cases", "tests.distributed.worlds")
+SHARED = (
+    "lightning_tricks.public",
+    "tests.contract.cases",
+    "tests.distributed.worlds",
+    "torch.distributed.checkpoint.format_utils",
+)
 
 origins: dict[int, subprocess.Popen[str]] = {}
 

@@ -68,7 +68,7 @@ trainer:
     - class_path: lightning_tricks.GradientClip
       init_args: {max_norm: 0.5}
     - class_path: lightning.pytorch.callbacks.LearningRateMonitor
-    - class_path: lightning.pytorch.callbacks.RichProgressBar
+    - class_path: lightning.pytorch.callbacks.TQDMProgressBar
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {monitor: val_loss, dirpath: kept}
     - class_path: lightning_tricks.WarmupCosine

@@ -27,7 +27,7 @@ def test_techniques_are_taken_out_and_the_rest_is_kept(config):
     assert isinstance(warmup, WarmupCosine)
     setup = found.build(3)
     kinds = [type(each).__name__ for each in setup.trainer["callbacks"]]
-    assert kinds == ["LearningRateMonitor", "RichProgressBar", "ModelCheckpoint"]
+    assert kinds == ["LearningRateMonitor", "TQDMProgressBar", "ModelCheckpoint"]
     assert setup.module.hparams.width == 3
     assert setup.trainer["max_epochs"] == 2
     assert found.settings["model.init_args.width"] == 3
@@ -59,7 +59,7 @@ def test_other_callbacks_may_be_chosen(config):
     found = Project.read([config], ["ModelCheckpoint", "GradientClip"])
     assert list(found.techniques) == ["GradientClip", "ModelCheckpoint"]
     kinds = [type(each).__name__ for each in found.build(0).trainer["callbacks"]]
-    assert kinds == ["LearningRateMonitor", "RichProgressBar", "WarmupCosine"]
+    assert kinds == ["LearningRateMonitor", "TQDMProgressBar", "WarmupCosine"]
 
 
 def test_later_files_add_and_replace(config, tmp_path):
