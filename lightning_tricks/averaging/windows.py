@@ -56,7 +56,7 @@ class ExactSum:
 
     def __init__(self, like: Tensor) -> None:
         """Start at zero, with the shape and on the device of ``like``."""
-        self.high = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float64))
+        self.high: Tensor = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float64))
         self._low = torch.zeros_like(self.high)
 
     @torch.no_grad()

@@ -86,7 +86,7 @@ class Recorder(Callback):
 
     def __init__(self, *, classes: int, on_step: Callable[[], None]) -> None:
         """Take the number of classes, and what to call after every step."""
-        self.record = Record()
+        self.record: Record = Record()
         self._classes, self._on_step = classes, on_step
         self._groups: list[str] = []
         self._step_began: float | None = None

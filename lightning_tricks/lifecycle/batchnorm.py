@@ -57,9 +57,9 @@ class Moments:
 
     def __init__(self, like: Tensor) -> None:
         """Start with nothing seen; ``like``, shape (channels,), gives device and least type."""
-        self.count = 0
-        self.mean = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
-        self.squares = torch.zeros_like(self.mean)
+        self.count: int = 0
+        self.mean: Tensor = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        self.squares: Tensor = torch.zeros_like(self.mean)
 
     @torch.no_grad()
     def add(self, batch: Tensor) -> None:

@@ -32,12 +32,12 @@ class Clock:
 
     def __init__(self) -> None:
         """Start at zero."""
-        self.position = 0
-        self.updates = 0
+        self.position: int = 0
+        self.updates: int = 0
         self.epoch = 0
-        self.attempted = False
+        self.attempted: bool = False
         self.applied: bool | Tensor = False
-        self.horizon_used = False
+        self.horizon_used: bool = False
         self.former_ends: tuple[int, ...] | None = None
         self._horizon = Horizon(None)
 

@@ -40,8 +40,8 @@ class Pass:
     def __init__(self, trainer: Trainer, closure: Any, batch: Any, optimizer: Any) -> None:
         """Take what ``closure`` would do with ``batch``."""
         self._trainer, self._closure, self._batch, self._optimizer = trainer, closure, batch, optimizer
-        self.begins = closure._zero_grad_fn is not None
-        self.steps = not trainer.fit_loop._should_accumulate()
+        self.begins: bool = closure._zero_grad_fn is not None
+        self.steps: bool = not trainer.fit_loop._should_accumulate()
         self._random: Any = None
 
     def forward(self) -> Any:

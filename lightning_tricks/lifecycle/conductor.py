@@ -64,14 +64,14 @@ class Conductor(Callback):
 
     def __init__(self, trainer: Trainer) -> None:
         """Start with clocks at zero, for ``trainer`` alone."""
-        self.clock = Clock()
-        self.logs = False
+        self.clock: Clock = Clock()
+        self.logs: bool = False
         self.initialized: set[Tensor] = set()
-        self.modes = Modes()
-        self.moves = Moves()
-        self.rates = Rates()
+        self.modes: Modes = Modes()
+        self.moves: Moves = Moves()
+        self.rates: Rates = Rates()
         self._trainer: weakref.ref[Trainer] | None = weakref.ref(trainer)
-        self.steps = Steps(self._after_step)
+        self.steps: Steps = Steps(self._after_step)
         self._told = False
         self._take_back: list[Callable[[], None]] = []
         self._restored: dict[str, Any] | None = None

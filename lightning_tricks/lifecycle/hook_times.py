@@ -42,8 +42,8 @@ class HookTimes:
     def __init__(self, callbacks: Iterable[Callback]) -> None:
         """Begin to count."""
         watched = list(callbacks)
-        self.batches = dict.fromkeys(watched, 0.0)
-        self.beside = dict.fromkeys(watched, 0.0)
+        self.batches: dict[Callback, float] = dict.fromkeys(watched, 0.0)
+        self.beside: dict[Callback, float] = dict.fromkeys(watched, 0.0)
         self._wrapped: list[tuple[Callback, str]] = []
         for callback in watched:
             for name in _HOOKS:

@@ -48,7 +48,7 @@ class Shadows:
             agree: Returns of each answer whether it is yes in any of the processes that hold parts.
         """
         self._agree = agree
-        self.shown = False
+        self.shown: bool = False
         self.fresh: list[str] = []
         self._dtype, self._device = dtype, device
         self._slots: list[Slot] = []

@@ -23,7 +23,7 @@ class Steps:
 
     def __init__(self, after: Callable[[Optimizer, bool | Tensor], None]) -> None:
         """Call ``after`` with each optimizer that made a step, and with whether it changed anything."""
-        self.again = False
+        self.again: bool = False
         self._after = after
         self._scaled = False
         self._hooks: list[Any] = []

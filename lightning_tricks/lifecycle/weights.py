@@ -35,7 +35,8 @@ class Weights:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         """Look how the strategy has laid the weights out; to be called by all processes together."""
-        self.trainer, self.module = trainer, module
+        self.trainer: Trainer = trainer
+        self.module: LightningModule = module
         self._layouts = layouts_of(trainer, module)
         self._direct = bool(self._layouts or flat_units(trainer))
 

@@ -32,7 +32,7 @@ class Agenda:
             TypeError: If an entry is no duration.
             ValueError: As :func:`~lightning_tricks.network.openings.opening_moments`.
         """
-        self.due = 1
+        self.due: int = 1
         self._stages = stages
         self._trigger = at if isinstance(at, Trigger) else None
         self._moments: tuple[Duration, ...] = ()

@@ -119,7 +119,8 @@ class Gauge:
             tolerance: From which distance to 1 the output is scaled; ``None`` for never.
             order: Takes this gauge in when the layer is first called.
         """
-        self.calls, self.variance = 0, 0.0
+        self.calls: int = 0
+        self.variance: float = 0.0
         self._variance_of, self._tolerance, self._order = variance_of, tolerance, order
         self._moments = Moments(like)
 

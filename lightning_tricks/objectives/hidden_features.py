@@ -44,7 +44,8 @@ class Projection(nn.Module):
     def __init__(self, width: int, into: int, *, dim: int) -> None:
         """Make the map, as torch makes a linear layer."""
         super().__init__()
-        self.linear, self.dim = nn.Linear(width, into), dim
+        self.linear: nn.Linear = nn.Linear(width, into)
+        self.dim: int = dim
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the projected features."""

@@ -53,7 +53,9 @@ class LayerWatch:
         self, chosen: Mapping[str, nn.Parameter], module: nn.Module, spread: Mapping[nn.Parameter, Groups]
     ) -> None:
         """Watch ``chosen`` of ``module``, of which ``spread`` are held in flat pieces among processes."""
-        self.names = {parameter: layer_of(name) for name, parameter in chosen.items()}
+        self.names: dict[nn.Parameter, str] = {
+            parameter: layer_of(name) for name, parameter in chosen.items()
+        }
         self._units = unit_axes(module)
         self._layers = {name: index for index, name in enumerate(dict.fromkeys(self.names.values()))}
         self._spread = spread

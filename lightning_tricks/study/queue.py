@@ -228,7 +228,9 @@ class Claim:
 
     def __init__(self, queue: Queue, key: str, trial: int) -> None:
         """Say who works on it."""
-        self.key, self.trial, self._queue, self._open = key, trial, queue, True
+        self.key: str = key
+        self.trial: int = trial
+        self._queue, self._open = queue, True
         self._beat = Beat(lambda count: self._set("beat", count))
         self._set("process", this_process())
 

@@ -33,13 +33,26 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return run
 
 
-def alone(technique: str, world: str, folder: Path) -> dict[str, Tensor]:
-    """Return the final weights of the same run in one process, with the same global batches."""
-    module = CASES[technique].adapt(WORLDS[world].module())
-    settings = {k: v for k, v in WORLDS[world].settings().items() if k != "plugins"}
-    runner = trainer(CASES[technique].active(), default_root_dir=folder, **settings)
-    runner.fit(module, Part(), Part(2, seed=9, fixed=True))
-    return weights(module)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, Tensor]]:
+    """Return a function that gives the final weights of a run in one process, with the same global batches.
+
+    In one process there are no shards, so that several worlds have one such run.
+    """
+    known: dict[object, dict[str, Tensor]] = {}
+
+    def run(technique: str, world: str) -> dict[str, Tensor]:
+        settings = {k: v for k, v in WORLDS[world].settings().items() if k != "plugins"}
+        module = CASES[technique].adapt(WORLDS[world].module())
+        key = technique, module.automatic_optimization, tuple(settings.items())
+        if key not in known:
+            folder = tmp_path_factory.mktemp("alone")
+            runner = trainer(CASES[technique].active(), default_root_dir=folder, **settings)
+            runner.fit(module, Part(), Part(2, seed=9, fixed=True))
+            known[key] = weights(module)
+        return known[key]
+
+    return run
 
 
 @pytest.mark.parametrize("technique", CASES)
@@ -48,7 +61,7 @@ def test_cell(
     world: str,
     technique: str,
     results: Callable[[str], Path],
-    tmp_path: Path,
+    alone: Callable[[str, str], dict[str, Tensor]],
     record_property: Callable[[str, object], None],
 ) -> None:
     folder = results(world)
@@ -62,7 +75,7 @@ def test_cell(
     exempt = CASES[technique].exempt
     own_numbers = "same data" in exempt or (WORLDS[world].sharded and "same numbers" in exempt)
     if WORLDS[world].same_numbers and not own_numbers:
-        expected = alone(technique, world, tmp_path)
+        expected = alone(technique, world)
         assert expected.keys() == together.keys()
         for name, value in expected.items():
             torch.testing.assert_close(together[name], value, rtol=0, atol=1e-10)

@@ -132,7 +132,7 @@ def test_only_what_params_matches_and_labels_differ() -> None:
 def test_resuming_needs_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GradientNoise, "restore", lambda self, state: None)
     with pytest.raises(AssertionError):
-        test_laws.test_resumed_run_equals_uninterrupted_run(
+        test_laws.test_an_active_run_differs_and_resumes(
             CASES["GradientNoise"], ("on_train_batch_end", 4), REGIMES["fp32"], tmp_path
         )
 

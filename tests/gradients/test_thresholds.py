@@ -173,7 +173,7 @@ def test_the_laws_of_resuming_hold(
     policy: AdaptiveThreshold, regime: str, stop: tuple[str, int], tmp_path: Path
 ) -> None:
     case = Case(neutral=GradientClip, active=lambda: GradientClip(max_norm=policy))
-    test_laws.test_resumed_run_equals_uninterrupted_run(case, stop, REGIMES[regime], tmp_path)
+    test_laws.test_an_active_run_differs_and_resumes(case, stop, REGIMES[regime], tmp_path)
 
 
 def test_resuming_needs_the_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
