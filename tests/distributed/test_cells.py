@@ -65,8 +65,9 @@ def test_cell(
     record_property: Callable[[str, object], None],
 ) -> None:
     folder = results(world)
-    found = json.loads((folder / "results.json").read_text())
-    assert technique in found, (folder / "error.txt").read_text()
+    recorded, error = folder / "results.json", folder / "error.txt"
+    found = json.loads(recorded.read_text()) if recorded.exists() else {}
+    assert technique in found, error.read_text()
     refused = found[technique]["refused"]
     if refused is not None:
         record_property("refused", refused)
