@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities import distributed, registry
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
+from lightning.pytorch.tuner import batch_size_scaling
 from lightning.pytorch.utilities import argparse, signature_utils
 from lightning_utilities.core.enums import StrEnum
 from torch.distributed import device_mesh
@@ -54,6 +55,9 @@ def equal(self: StrEnum, other: object) -> bool:
 
 
 StrEnum.__eq__ = equal
+
+# For each batch size that is tried, garbage is looked for everywhere, which takes longer than the trial.
+batch_size_scaling.garbage_collection_cuda = lambda: None
 
 # For each batch, all processes ask the first whether it was told to end; nobody tells it here.
 _TrainingEpochLoop._broadcast_sigterm_tensor = lambda _: None
