@@ -45,6 +45,9 @@ __all__ = ["EMAWeights"]
 class EMAWeights(AveragedWeights):
     """Average the weights exponentially (equation above) and evaluate the average.
 
+    It is also checkpointed and kept instead of the live weights, which stay beside it; by half-life in
+    samples, power function or schedule, several at once, and with jumps of the live weights to it.
+
     * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
       and several optimizers in one batch count once. The average begins with the weights that ``start``
       finds.

@@ -105,7 +105,9 @@ def _rows(
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class Freeze(Technique):
-    """Keep the weights of a part of the network as they are, to the bit.
+    """Keep the weights and running statistics of a part of the network as they are, to the bit.
+
+    From the start or from a moment on; its dropout off if asked.
 
     * **When** from the start, or before the first batch whose step lies at or past ``at``, never within an
       accumulation; then for the rest of the run.

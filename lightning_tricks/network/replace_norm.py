@@ -129,7 +129,10 @@ def _told(name: str, before: nn.Module, after: nn.Module) -> Replaced:
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class ReplaceNorm(Technique):
-    """Replace normalisation layers (:func:`replace_norm_`).
+    """Replace normalisation layers, with the weights that mean the same (:func:`replace_norm_`).
+
+    BatchNorm by group, layer, instance, frozen or synchronised normalisation, or LayerNorm by RMSNorm;
+    ``replace_norm_`` does it in a module's ``__init__``.
 
     * **When** in each run, evaluations too, once the module has made its layers: before a checkpoint loads
       and before there are optimizers. What has been replaced is left alone from then on, after the run too.

@@ -120,7 +120,9 @@ def _proved(branch: Branch, verdicts: Mapping[nn.Module, str]) -> tuple[str, str
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class ZeroInitResidual(Technique):
-    """Let each residual block start as the identity: the last factor of its branch is zero (equation above).
+    """Let each residual block start as the identity, and show that it does (equation above).
+
+    The last factor of its branch is zero.
 
     * **When** before the first batch of a run that continues none, after all other initial weights.
     * **Changes** weight and bias of the last normalisation, or else of the last layer, of each residual

@@ -58,7 +58,9 @@ def held_by(
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class LearningRate(Technique):
-    """Drive the learning rate along a schedule; with several of them, each its own parameters.
+    """Drive the learning rate along any schedule, from steps at milestones to one-cycle.
+
+    With several of them, each drives its own parameters.
 
     * **When** after each optimizer step, never after a micro-batch; the first rate is set before the first
       batch. Needs no change to ``configure_optimizers``.

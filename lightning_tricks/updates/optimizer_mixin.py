@@ -35,6 +35,9 @@ __all__ = ["OptimizerMixin"]
 class OptimizerMixin:
     """Configure the optimizer that ``optimizer_settings`` describes; inherit it before LightningModule.
 
+    Any optimizer by name, with groups that decay and learn by type, shape and layer, each parameter in one,
+    and several optimizers as one; prints the table of groups.
+
     * **When** Lightning asks for optimizers, before training.
     * **Changes** nothing but what ``configure_optimizers`` returns: one optimizer, and of several settings
       one that steps them all, or in manual optimization a list of them.
