@@ -17,7 +17,7 @@ from lightning_tricks import _offered
 from lightning_tricks.cli.card_text import Parts, markdown_of, parts_of
 from lightning_tricks.cli.references import Reference, references_in
 
-__all__ = ["FAMILIES", "Card", "Setting", "card_of", "cards", "families"]
+__all__ = ["FAMILIES", "KINDS", "Card", "Setting", "card_of", "cards", "families"]
 
 FAMILIES = (
     "network",
@@ -33,7 +33,7 @@ FAMILIES = (
 )
 """The folders that hold what is offered: the stages as data flow through them, then all else."""
 
-_KINDS = ("technique", "mixin", "method", "class", "schedule", "function")
+KINDS = ("technique", "mixin", "method", "class", "schedule", "function")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Card:
 def cards() -> list[Card]:
     """Return the cards of all that the package offers: by family, techniques first."""
     found = [card_of(name) for name in _offered()]
-    return sorted(found, key=lambda c: (FAMILIES.index(c.family), _KINDS.index(c.kind), c.name.lower()))
+    return sorted(found, key=lambda c: (FAMILIES.index(c.family), KINDS.index(c.kind), c.name.lower()))
 
 
 def families() -> dict[str, str]:

@@ -70,7 +70,7 @@ class WeightFusion(Technique):
       it was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
       will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt`` (``fused-v1.ckpt`` if
       there is one), with method and models under ``fusion``, as :func:`~lightning_tricks.fuse` writes them,
-      and settings, metrics and curve under ``weight_fusion``; with matplotlib a picture of it to ``curve.png``.
+      and settings, metrics and curve under ``weight_fusion``; with matplotlib a picture to ``curve.png``.
     * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on its
       CPU, with buffers as it has them. At the end a copy of the weights in memory, a pass over the training
       data if there is BatchNorm, and two over the validation data, three with both kinds of statistics;

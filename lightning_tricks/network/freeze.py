@@ -6,8 +6,8 @@ A frozen weight stays in its optimizer, which leaves it alone, so that parameter
 checkpoints keep their shape; but the optimizer forgets what it knew of it.
 
 References: Yosinski et al., "How transferable are features in deep neural networks?", 2014,
-https://arxiv.org/abs/1411.1792 (the first layers of another task, kept); Brock et al., "FreezeOut", 2017,
-https://arxiv.org/abs/1706.04983 (freezing on the way).
+https://arxiv.org/abs/1411.1792 (the first layers of another task, kept); Brock et al., "FreezeOut: Accelerate
+Training by Progressively Freezing Layers", 2017, https://arxiv.org/abs/1706.04983 (freezing on the way).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     mean = sum_k y_k / n,    std = sqrt(sum_k (y_k - mean) ** 2 / (n - 1)),    k = 1 ... n passes
 
-Reference: Gal and Ghahramani, "Dropout as a Bayesian Approximation", 2016,
-https://arxiv.org/abs/1506.02142. The running sums are Welford's, 1962.
+Reference: Gal and Ghahramani, "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep
+Learning", 2016, https://arxiv.org/abs/1506.02142. The running sums are Welford's, 1962.
 """
 
 from __future__ import annotations

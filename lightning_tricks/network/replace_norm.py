@@ -7,9 +7,10 @@
 Layers change before optimizers exist and before a checkpoint loads: by the technique in each run, or by
 :func:`replace_norm_` where a module makes its layers.
 
-References: Ioffe and Szegedy, "Batch Normalization", 2015, https://arxiv.org/abs/1502.03167; Wu and He,
-"Group Normalization", 2018, https://arxiv.org/abs/1803.08494; Zhang and Sennrich, "Root Mean Square Layer
-Normalization", 2019, https://arxiv.org/abs/1910.07467.
+References: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
+Covariate Shift", 2015, https://arxiv.org/abs/1502.03167; Wu and He, "Group Normalization", 2018,
+https://arxiv.org/abs/1803.08494; Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019,
+https://arxiv.org/abs/1910.07467.
 """
 
 from __future__ import annotations

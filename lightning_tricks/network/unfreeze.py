@@ -80,7 +80,7 @@ class ProgressiveUnfreeze(Technique):
         dropout: ``"on"``, or ``"off"`` to run layers whose parameters are all frozen in evaluation mode.
 
     Example:
-        A network learns the digits 0 to 4, and gets a new head (``QUIET``: no bars, and no files are written).
+        A network learns the digits 0 to 4, and gets a new head (``QUIET``: without bars and files).
 
         >>> import torch, yaml
         >>> from lightning.pytorch import Trainer

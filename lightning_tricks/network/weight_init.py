@@ -2,8 +2,9 @@
 
     Var(w) = gain ** 2 / n_in    and so on, by scheme: :mod:`lightning_tricks.network.schemes`
 
-Reference: He et al., "Delving Deep into Rectifiers", 2015, https://arxiv.org/abs/1502.01852; those of the
-other schemes stand beside their formulas.
+Reference: He et al., "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet
+Classification", 2015, https://arxiv.org/abs/1502.01852; those of the other schemes stand beside their
+formulas.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ information there: the mean over single samples of squared gradients of the log-
     F <- decay F + F_new
 
 References: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017,
-https://arxiv.org/abs/1612.00796; Schwarz et al., "Progress & Compress", 2018,
-https://arxiv.org/abs/1805.06370, section 3.2, for the online form; Huszar, "Note on the quadratic penalties
-in elastic weight consolidation", 2018, https://arxiv.org/abs/1712.03847, for its anchor.
+https://arxiv.org/abs/1612.00796; Schwarz et al., "Progress & Compress: A scalable framework for continual
+learning", 2018, https://arxiv.org/abs/1805.06370, section 3.2, for the online form; Huszar, "Note on the
+quadratic penalties in elastic weight consolidation", 2018, https://arxiv.org/abs/1712.03847, for its anchor.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     rate of layer l = base rate * layer_decay ** (L - l),    l = 0 (input) .. L (output)
 
 References: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019,
-https://arxiv.org/abs/1711.05101; Clark et al., "ELECTRA", 2020, https://arxiv.org/abs/2003.10555, for
-layer-wise rates.
+https://arxiv.org/abs/1711.05101; Clark et al., "ELECTRA: Pre-training Text Encoders as Discriminators Rather
+Than Generators", 2020, https://arxiv.org/abs/2003.10555, for layer-wise rates.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 optimizer steps. The rate of each parameter group is m(t) times the group's own base rate.
 
 References: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017,
-https://arxiv.org/abs/1608.03983; Goyal et al., "Accurate, Large Minibatch SGD", 2017,
-https://arxiv.org/abs/1706.02677.
+https://arxiv.org/abs/1608.03983; Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour",
+2017, https://arxiv.org/abs/1706.02677.
 """
 
 from __future__ import annotations

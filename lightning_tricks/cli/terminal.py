@@ -1,0 +1,39 @@
+"""What is printed for people to read: in the width of their terminal, and with styles if it has some."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+__all__ = ["as_it_stands", "spans", "terminal"]
+
+_WIDTH = 110  # where there is no terminal
+
+
+def terminal() -> Console:
+    """Return what prints to standard output."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+
+
+def spans(text: str) -> Text:
+    """Return ``text``, in which Markdown marks code and what is bold, with styles in the place of marks.
+
+    Example:
+        >>> spans("**Use** `fit` **not** 2 ** 3").plain
+        'Use fit not 2 ** 3'
+    """
+    shown = Text()
+    for part in re.split(r"(`[^`]+`|\*\*[^*\s]+\*\*)", text):
+        code, bold = part.startswith("`"), part.startswith("**")
+        shown.append(part.strip("`*") if code or bold else part, style="cyan" if code else "bold" * bold)
+    return shown
+
+
+def as_it_stands(text: str) -> Padding:
+    """Return ``text``, which is code or a formula, with its own lines however long they are."""
+    # Not the bare text, which the console would join with what is printed along with it.
+    return Padding(Text(text.replace("`", ""), style="green", no_wrap=True, overflow="ignore"), expand=False)
