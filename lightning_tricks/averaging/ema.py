@@ -45,8 +45,8 @@ __all__ = ["EMAWeights"]
 class EMAWeights(AveragedWeights):
     """Average the weights exponentially (equation above) and evaluate the average.
 
-    It is also checkpointed and kept instead of the live weights, which stay beside it; by half-life in
-    samples, power function or schedule, several at once, and with jumps of the live weights to it.
+    It is also checkpointed and kept, and the live weights stay beside it. Its decay may be a half-life in
+    samples, a power function or a schedule; there may be several, and live weights may jump to it.
 
     * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
       and several optimizers in one batch count once. The average begins with the weights that ``start``

@@ -66,16 +66,16 @@ def _rendered(card: Card) -> Iterator[RenderableType]:
         bullets.add_row(name, spans(said))
     if card.parts.bullets:
         yield bullets
-    sections = {
+    sections: dict[str, list[RenderableType]] = {
         "Settings": list(_settings(card)),
         "Example": list(_blocks(card.parts.example)),
         "Formula": list(_blocks(card.formula)),
         "References": [spans(plain_text(reference)) for reference in card.references],
     }
-    for name, said in sections.items():
-        if said:
-            yield spans(f"\n**{name}**")
-            yield from said
+    for title, lines in sections.items():
+        if lines:
+            yield spans(f"\n**{title}**")
+            yield from lines
     yield spans(f"\n`from lightning_tricks import {card.name}`")
 
 

@@ -38,7 +38,7 @@ class Parts:
     @property
     def sentence(self) -> str:
         """What it is in a sentence or two: the summary, and the paragraph after it."""
-        return f"{self.summary} {self.text.partition(_GAP)[0]}".strip()
+        return " ".join(f"{self.summary} {self.text.partition(_GAP)[0]}".split())
 
 
 _GAP = "\n\n"
@@ -72,7 +72,7 @@ def parts_of(docstring: str) -> Parts:
         text=markdown_of(text).strip(),
         bullets=bullets,
         settings=_entries(sections.get("Args", "") or sections.get("Attributes", "")),
-        example=cleandoc(sections.get("Example", "")),
+        example=markdown_of(cleandoc(sections.get("Example", ""))),
     )
 
 

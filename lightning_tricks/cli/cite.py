@@ -43,7 +43,7 @@ class Citation:
 
     def references(self) -> list[Reference]:
         """Return the references of all names, each once."""
-        found = {}
+        found: dict[str, Reference] = {}
         for name in self.names:
             for reference in card_of(name).references:
                 found.setdefault(reference.url or reference.title, reference)

@@ -51,8 +51,8 @@ __all__ = ["WeightFusion"]
 class WeightFusion(Technique):
     """Fuse weights of several moments of the run at its end, and keep the result if it is no worse.
 
-    By average, greedy soup or any other method of fusion, with the better of two sets of BatchNorm
-    statistics. ``every`` previews that while it trains, ``curve`` measures barriers between snapshots.
+    Any method of fusion does it, with the better of two sets of BatchNorm statistics; ``every`` previews it
+    while it trains, ``curve`` measures the barriers between snapshots.
 
     * **When** collects after an epoch, a number of optimizer steps or a validation; fuses at the end of fit,
       after all averaging. Does nothing in a trial run (``fast_dev_run``, ``barebones``).

@@ -85,7 +85,7 @@ def clip_units_(
 class AdaptiveGradientClip(Technique):
     """Clip the gradient of each unit to a share of the norm of the unit's own weights (:func:`clip_units_`).
 
-    Known as AGC, from networks without normalisation.
+    This is AGC, from networks without normalisation.
 
     * **When** just before each optimizer step, on unscaled and accumulated gradients. Beside GradientClip
       either may come first in the list, and acts first.

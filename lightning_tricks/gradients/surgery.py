@@ -97,7 +97,7 @@ def combine(tasks: list[Task], weights: Tensor) -> Task:
 class GradientSurgery(Technique):
     """Make one gradient of those of several losses that pull against each other (:func:`combine`).
 
-    By ``PCGrad``, ``CAGrad``, or a method of torchjd.
+    ``PCGrad``, ``CAGrad`` or a method of torchjd says how.
 
     ``training_step`` returns the losses by name beside their sum::
 

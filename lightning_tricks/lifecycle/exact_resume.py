@@ -58,8 +58,8 @@ def _workers_begin_anew(loader: Any, place: dict[str, Any]) -> bool:
 class ExactResume(Technique):
     """Make a resumed run equal the uninterrupted one, to the bit, and log the same.
 
-    Saves what Lightning does not: random states of every process, and the means of an epoch that was broken
-    off.
+    It saves what Lightning does not: random states of every process, and the means of an epoch that was
+    broken off.
 
     * **When** a full checkpoint is written, and when a run is resumed from it: after all ``on_train_start``
       hooks it goes on from where the checkpoint was written, be it the end of a batch, of a validation or of

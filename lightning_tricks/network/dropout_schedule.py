@@ -38,7 +38,7 @@ __all__ = ["DropoutSchedule"]
 class DropoutSchedule(Technique):
     """Drive the probability of dropout and stochastic depth over the run (:func:`dropout_layers`).
 
-    Early, late or rising, by any schedule.
+    Dropout may come early or late, or rise.
 
     * **When** before each training batch, the same for all batches of an accumulation.
     * **Changes** the probability of the layers that ``params`` matches, whatever their own was, 0 included;

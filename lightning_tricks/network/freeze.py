@@ -107,7 +107,7 @@ def _rows(
 class Freeze(Technique):
     """Keep the weights and running statistics of a part of the network as they are, to the bit.
 
-    From the start or from a moment on; its dropout off if asked.
+    It holds from the start or from a moment on; the part's dropout is off if asked.
 
     * **When** from the start, or before the first batch whose step lies at or past ``at``, never within an
       accumulation; then for the rest of the run.

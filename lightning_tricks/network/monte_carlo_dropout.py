@@ -116,7 +116,7 @@ def dropping(layers: Iterable[nn.Module]) -> Iterator[None]:
 class MonteCarloDropout(Technique):
     """Predict by the mean of several passes with dropout on, and tell their spread (:func:`spread_of`).
 
-    In ``trainer.predict``, with nested outputs and constant memory.
+    ``trainer.predict`` returns both, of nested outputs too, with constant memory.
 
     * **When** in each batch of ``trainer.predict``; training, validation and test are as without it.
     * **Changes** what ``predict_step`` returns to a :class:`Spread`, ``(mean, std)``, each in the form of

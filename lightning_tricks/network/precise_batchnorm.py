@@ -62,8 +62,8 @@ def _names(module: nn.Module, layers: list[_BatchNorm]) -> list[str]:
 class PreciseBatchNorm(Technique):
     """Estimate BatchNorm statistics over training batches before they are used for evaluation.
 
-    For the weights that each validation evaluates, for those that ``fit`` leaves behind, and for those of
-    checkpoints that are tested.
+    It does so for the weights that each validation evaluates, for those that ``fit`` leaves behind, and for
+    those of checkpoints that are tested.
 
     * **When** before each validation within ``fit``, for the weights that it evaluates (the average, with
       one), and at the end of ``fit``, for those that it leaves behind, fused ones too. Not in the sanity

@@ -132,7 +132,7 @@ def _told(name: str, before: nn.Module, after: nn.Module) -> Replaced:
 class ReplaceNorm(Technique):
     """Replace normalisation layers, with the weights that mean the same (:func:`replace_norm_`).
 
-    BatchNorm by group, layer, instance, frozen or synchronised normalisation, or LayerNorm by RMSNorm;
+    BatchNorm becomes group, layer, instance, frozen or synchronised normalisation, LayerNorm becomes RMSNorm;
     ``replace_norm_`` does it in a module's ``__init__``.
 
     * **When** in each run, evaluations too, once the module has made its layers: before a checkpoint loads

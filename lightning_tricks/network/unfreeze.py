@@ -48,7 +48,7 @@ __all__ = ["ProgressiveUnfreeze"]
 class ProgressiveUnfreeze(Technique):
     """Fine-tune the network stage by stage, from the head down (:func:`opening_moments`).
 
-    At moments or when a metric stalls, with a lower rate for deeper stages, which rises after each opening.
+    Stages open at moments or when a metric stalls; deeper ones have lower rates, which rise from then on.
 
     * **When** before the first batch whose step lies at or past a stage's moment, never within an
       accumulation. No stage opens before the one ahead of it.

@@ -88,8 +88,8 @@ def initialize_(  # noqa: PLR0913  # settings, as those of WeightInit
 class WeightInit(Technique):
     """Give layers initial weights of the right size for their depth (:func:`initialize_`).
 
-    By Xavier, Kaiming, LeCun, orthogonal or truncated normal schemes, with the right fans of every layer and
-    the gain of what follows it; never over weights that somebody made.
+    Schemes are Xavier, Kaiming, LeCun, orthogonal and truncated normal, with the right fans of every layer
+    and the gain of what follows it; weights that somebody made are left alone.
 
     * **When** once, in a run that continues none, after ``configure_model`` and before the optimizers.
     * **Changes** weights of linear layers, convolutions of both kinds, attention (query, key and value each

@@ -63,8 +63,8 @@ _LARGEST = 1e12  # one of 1e308 would overflow within an optimizer
 class ElasticWeightConsolidation(Technique):
     """Hold the weights that old tasks need (:func:`consolidate_`, :func:`consolidation_penalty`).
 
-    While a new one is learnt, by Fisher information per sample, empirical or true; one anchor per task, or
-    one for all.
+    Fisher information per sample, empirical or true, tells which; one anchor per task, or one for all, holds
+    them while a new one is learnt.
 
     * **When** once when training starts, to look at ``data`` with the weights that the module then holds;
       and just before each optimizer step, before all other work on gradients, so that the penalty is

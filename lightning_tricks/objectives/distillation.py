@@ -47,9 +47,9 @@ __all__ = ["Distillation"]
 class Distillation:
     """Let a module learn from one teacher or several, too; inherit it before LightningModule.
 
-    By softened predictions and, if asked, hidden features through projections: ``training_step`` returns
-    ``self.distill(logits, batch)``. Teachers stay out of checkpoints, optimizers and wrappers; their logits
-    may be computed once.
+    It learns softened predictions and, if asked, hidden features through projections: ``training_step``
+    returns ``self.distill(logits, batch)``. Teachers stay out of checkpoints, optimizers and wrappers; their
+    logits may be computed once.
 
     * **When** ``training_step`` calls :meth:`distill`; checked before the first batch. In validation it may
       be called, too: hidden features then do not count.

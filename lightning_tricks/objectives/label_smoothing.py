@@ -84,7 +84,7 @@ def check_labels(name: str, loss: nn.Module, args: tuple[Any, ...], kwargs: dict
 class LabelSmoothing(Technique):
     """Smooth the labels of the module's ``nn.CrossEntropyLoss`` objects, in training only (formula above).
 
-    By a schedule if given. Who calls the loss has ``smoothed_cross_entropy`` and ``smooth_labels``, with
+    A schedule may drive it. Who calls the loss has ``smoothed_cross_entropy`` and ``smooth_labels``, with
     class weights, ignored and soft labels, pixels, and binary labels.
 
     * **When** from before each training batch until after it; the same for all batches of an accumulation.

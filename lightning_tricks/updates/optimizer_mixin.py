@@ -35,8 +35,8 @@ __all__ = ["OptimizerMixin"]
 class OptimizerMixin:
     """Configure the optimizer that ``optimizer_settings`` describes; inherit it before LightningModule.
 
-    Any optimizer by name, with groups that decay and learn by type, shape and layer, each parameter in one,
-    and several optimizers as one; prints the table of groups.
+    It is any optimizer by name, with groups that decay and learn by type, shape and layer, each parameter in
+    one; several become one; the table of groups is printed.
 
     * **When** Lightning asks for optimizers, before training.
     * **Changes** nothing but what ``configure_optimizers`` returns: one optimizer, and of several settings

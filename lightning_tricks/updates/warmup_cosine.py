@@ -58,7 +58,7 @@ def warmup_cosine(over: int | str, *, shape: str, final: float) -> Schedule:
 class WarmupCosine(Technique):
     """Warm the learning rate up, then anneal it along half a cosine (:func:`warmup_cosine`).
 
-    Counted in optimizer steps of the whole run, for every parameter group; the short name for
+    It counts optimizer steps of the whole run, for every parameter group, and is short for
     ``LearningRate(schedule="warmup('5%') >> cosine()")``.
 
     * **When** after each optimizer step, never after a micro-batch; the first rate is set before the first

@@ -52,8 +52,8 @@ _FORMS = ("decoupled", "l2")
 class WeightDecay(Technique):
     """Shrink weights a little at every step (:func:`decay_`, :func:`add_l2_`).
 
-    Decoupled or as a penalty, with a strength that may change over the run; by default not biases,
-    normalisation and embeddings. For modules that configure their own optimizer: OptimizerMixin sets an
+    It is decoupled or a penalty, its strength may change over the run, and biases, normalisation and
+    embeddings are spared by default. For modules that configure their own optimizer: OptimizerMixin sets an
     optimizer's own decay.
 
     * **When** just before each optimizer step; a step that is cancelled decays nothing. ``"decoupled"`` comes

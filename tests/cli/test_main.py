@@ -62,8 +62,7 @@ def test_version(capsys):
         ([], "a command must be given, such as demo; see lightning-tricks --help"),
         (
             ["dmeo"],
-            "invalid choice: 'dmeo' (choose from 'demo', 'schedule', 'recipe', 'ema', 'ablate', 'search', "
-            "'fuse'); see",
+            "'search', 'ema', 'fuse', 'completion', got 'dmeo'; did you mean 'demo'?",
         ),
         (["--quick"], "nrecognized arguments: --quick; see lightning-tricks --help"),
         (["demo", "extra"], "nrecognized arguments: extra; see lightning-tricks demo --help"),
