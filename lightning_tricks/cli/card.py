@@ -48,7 +48,7 @@ def show_card(name: str, *, as_json: bool) -> None:
 
     console = terminal()
     for part in _rendered(card):
-        console.print(part, crop=False)
+        console.print(part, soft_wrap=getattr(part, "no_wrap", None) is True)
 
 
 def _rendered(card: Card) -> Iterator[RenderableType]:

@@ -97,10 +97,12 @@ class Card:
         }
 
 
-def cards() -> list[Card]:
+@cache
+def cards() -> tuple[Card, ...]:
     """Return the cards of all that the package offers: by family, techniques first."""
     found = [card_of(name) for name in _offered()]
-    return sorted(found, key=lambda c: (FAMILIES.index(c.family), KINDS.index(c.kind), c.name.lower()))
+    by_place = sorted(found, key=lambda c: (FAMILIES.index(c.family), KINDS.index(c.kind), c.name.lower()))
+    return tuple(by_place)
 
 
 def families() -> dict[str, str]:
@@ -109,6 +111,7 @@ def families() -> dict[str, str]:
     return {name: parts_of(ast.get_docstring(file.tree) or "").summary for name, file in files.items()}
 
 
+@cache
 def card_of(name: str) -> Card:
     """Return the card of ``name``, which the package offers.
 
@@ -122,14 +125,15 @@ def card_of(name: str) -> Card:
     parts = parts_of(docstrings[0])
     about = {key: text for each in reversed(docstrings) for key, text in parts_of(each).settings.items()}
     said = ast.get_docstring(file.tree) or ""
+    sort = _kind(node, {each.name for each in lineage}, parts)
+    settings = (Setting(*each, about.get(each[0], "")) for each in _settings(lineage))
     return Card(
         name=name,
-        kind=_kind(node, {each.name for each in lineage}, parts),
+        kind=sort,
         module=file.module,
         parts=parts,
-        settings=tuple(
-            Setting(key, kind, default, about.get(key, "")) for key, kind, default in _settings(lineage)
-        ),
+        # A mixin declares what it makes itself, too.
+        settings=tuple(each for each in settings if each.about or sort != "mixin"),
         formula=markdown_of(said.partition("\nReference")[0].partition("\n")[2]).strip("\n"),
         references=tuple(references_in(said)),
     )

@@ -6,7 +6,6 @@ import re
 import sys
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 __all__ = ["as_it_stands", "spans", "terminal"]
@@ -33,7 +32,6 @@ def spans(text: str) -> Text:
     return shown
 
 
-def as_it_stands(text: str) -> Padding:
-    """Return ``text``, which is code or a formula, with its own lines however long they are."""
-    # Not the bare text, which the console would join with what is printed along with it.
-    return Padding(Text(text.replace("`", ""), style="green", no_wrap=True, overflow="ignore"), expand=False)
+def as_it_stands(text: str) -> Text:
+    """Return ``text``, which is code or a formula, to be printed in its own lines however long they are."""
+    return Text(text.replace("`", ""), style="green", no_wrap=True)
