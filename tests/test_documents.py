@@ -74,5 +74,5 @@ def test_contributing_quotes_the_files_that_it_names() -> None:
 
 def test_the_readme_has_the_sentences_of_the_cards() -> None:
     table = table_of_techniques()
-    assert table_of(README, "techniques").rstrip() == table, "run `python -m benchmarks.cards`"
+    assert table_of(README, "techniques").rstrip() == table, "run `make cards`"
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(CASES)

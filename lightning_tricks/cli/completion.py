@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from lightning_tricks.cli.cards import cards
 from lightning_tricks.cli.commands import COMMANDS
@@ -31,7 +32,8 @@ def script(shell: str) -> str:
             for setting in settings:
                 own.add_argument(f"--{setting}", help="of some methods")
     text: str = shtab.complete(parser, shell)
-    return text
+    # For zsh, shtab lets the first of several arguments exclude all others: "(*)" for "*".
+    return re.sub(r'"\(\*\)::?', '"*:', text) if shell == "zsh" else text
 
 
 def _copy(
