@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from lightning_tricks.cli.refusal import RefusedError
+from lightning_tricks.cli.terminal import terminal
 from lightning_tricks.cli.workers import workers
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
@@ -85,8 +85,8 @@ class StudyOrder:
         if self.json:
             print(json.dumps(found))
             return
-        console = Console(file=sys.stdout)
+        console = terminal()
         for table in tables:
             console.print(table)
         for line in lines:
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            console.print(line, soft_wrap=True, markup=False)

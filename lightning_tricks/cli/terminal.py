@@ -13,9 +13,16 @@ __all__ = ["as_it_stands", "spans", "terminal"]
 _WIDTH = 110  # where there is no terminal
 
 
+class _Terminal(Console):
+    """Lets the command line say what it means that nobody reads on; rich would end the process itself."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def terminal() -> Console:
     """Return what prints to standard output."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    return _Terminal(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
 
 
 def spans(text: str) -> Text:

@@ -173,7 +173,7 @@ def test_it_runs_as_a_module():
 
 @pytest.mark.parametrize(
     ("argv", "unbuffered"),
-    [(["schedule", "cosine()"], ""), (["schedule", "cosine()"], "1"), (["--help"], "")],
+    [(["schedule", "cosine()"], ""), (["list"], "1"), (["--help"], "")],
 )
 def test_it_ends_quietly_when_nobody_reads_on(argv, unbuffered):
     reader, writer = os.pipe()
