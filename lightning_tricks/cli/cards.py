@@ -214,8 +214,6 @@ def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str, str | None]]:
             continue
         if isinstance(default, ast.Call) and ast.unparse(default.func) == "field":
             told = {keyword.arg: keyword.value for keyword in default.keywords}
-            if "init" in told:
-                continue
             default = told.get("default") or _made_by(told.get("default_factory"))
         yield name, kind, None if default is None else ast.unparse(default)
 

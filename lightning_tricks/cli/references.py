@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 __all__ = ["Reference", "bibtex", "plain_text", "references_in"]
 
-_NAME = r"[A-Z][\w'-]+(?: [A-Z][\w'-]+)*"
+_NAME = r"[A-Z][\w'-]*(?: [A-Z][\w'-]*)*"
 _ENTRY = re.compile(
     rf'(?P<who>{_NAME}(?:, {_NAME})*(?: and {_NAME})?)(?P<others> et al\.)?, "(?P<title>[^"]+)"'
     r"(?:, (?P<year>\d{4})\b)?"

@@ -11,7 +11,7 @@ import pytest
 import lightning_tricks as lt
 from lightning_tricks.cli.card_text import HEADINGS, parts_of
 from lightning_tricks.cli.cards import FAMILIES, Card, card_of, cards, families
-from lightning_tricks.cli.references import bibtex
+from lightning_tricks.cli.references import Reference, bibtex, references_in
 from lightning_tricks.fusion.methods import FusionMethod
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.written import written
@@ -126,3 +126,11 @@ def test_pointers_into_the_file_are_left_out_and_other_brackets_are_not() -> Non
     assert card_of("GradientClip").parts.summary == "Clip gradients by value, by global norm, or both."
     assert "shape (), in nats" in card_of("distillation_loss").parts.summary
     assert card_of("RandomWeights").parts.summary.endswith("(RLW).")
+
+
+def test_a_reference_takes_no_address_of_the_next() -> None:
+    said = 'References: A, B and Van Dyk, "One: two?", 1996; as in Li et al., "Three", https://a.org/b_c.'
+    assert references_in(said) == [
+        Reference(("A", "B", "Van Dyk"), False, "One: two?", 1996, None),
+        Reference(("Li",), True, "Three", None, "https://a.org/b_c"),
+    ]
