@@ -74,15 +74,16 @@ def notes(effects: Effects) -> list[str]:
 def rich_table(effects: Effects) -> Table:
     """Return the table for a terminal."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     heads, *rows = table_rows(effects, ("[bold]", "[/bold]"))
     for index, head in enumerate(heads):
         table.add_column(head.replace(", ", ",\n"), justify="right" if index else "left")
-    for cells in rows:
-        # Narrow enough for 80 columns.
-        table.add_row(*(cell.replace(" (", "\n(").replace(" to ", ", ") for cell in cells))
+    for name, *cells in rows:
+        # Narrow enough for 80 columns; in a name a label stands in brackets, as marks of rich do.
+        table.add_row(escape(name), *(cell.replace(" (", "\n(").replace(" to ", ", ") for cell in cells))
     return table
 
 
@@ -101,7 +102,7 @@ def draw_effects(effects: Effects, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: If matplotlib is not installed; names the extra to install.
         OSError: If the picture cannot be written.
     """
-    with new_figure(path, width=9.0, height=1.6 + 0.5 * len(effects.rows)) as figure:
+    with new_figure(path, width=9.0, height=max(3.0, 1.6 + 0.5 * len(effects.rows))) as figure:
         draw_panels(figure, effects)
 
 
@@ -112,7 +113,7 @@ def draw_panels(figure: FigureBase, effects: Effects) -> None:
     _draw_gains(left, effects, rows)
     _draw_costs(right, rows)
     left.set_yticks(range(len(rows)), [row.name for row in rows])
-    left.invert_yaxis()
+    left.set_ylim(len(rows) - 0.5, -0.5)  # from above; rows of which all trials died have their place too
 
 
 def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
@@ -141,7 +142,8 @@ def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
     panel.use_sticky_edges = False  # else the line at 0 would be the frame where all bars end on one side
     panel.locator_params(axis="x", nbins=6)
     if panel.patches:
-        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
+        below = {"bbox_to_anchor": (0.5, 0.0), "borderaxespad": 5.0}  # in heights of its letters
+        panel.legend(fontsize=8, loc="upper center", ncols=2, frameon=False, **below)
 
 
 def _at_least_0(length: float) -> float:
