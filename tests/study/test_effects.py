@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from statistics import fmean
 
 import matplotlib.figure
 import matplotlib.image
 import pytest
+import torch
 from rich.console import Console
 
 from lightning_tricks.study.arms import arms
-from lightning_tricks.study.bootstrap import Estimate
+from lightning_tricks.study.bootstrap import Estimate, paired_effect
 from lightning_tricks.study.effects import Cost, Effects, Outcome
 from lightning_tricks.study.report import draw_effects, draw_panels, markdown, notes, rich_table
 
@@ -94,6 +96,14 @@ def test_the_tables_say_it():
     with console.capture() as shown:
         console.print(rich_table(labelled))
     assert "EMA[short]" in shown.get() and "EMA[long]" in shown.get()
+
+
+def test_with_few_seeds_the_interval_is_said_to_be_narrow():
+    assert "in about 50 of 100 cases" in " ".join(notes(effects()))
+    draws = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    held = [found.low <= 0.0 <= found.high for found in (paired_effect(each, [0.0, 0.0]) for each in draws)]
+    assert fmean(held) == pytest.approx(0.5, abs=0.05)
+    assert len(notes(replace(effects(), outcomes=(outcome((), 0), outcome(("EMA",), 0))))) == 3  # none of 1
 
 
 def test_what_died_and_what_is_missing_is_said_under_the_table():
