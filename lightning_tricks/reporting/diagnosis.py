@@ -26,7 +26,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.reporting.health import LayerHealth, overall
 from lightning_tricks.reporting.layer_watch import LayerWatch, too_rarely
 from lightning_tricks.reporting.run_history import History, Validation, Window
-from lightning_tricks.reporting.symptoms import SYMPTOMS, clips_always, clips_never, largest_reach
+from lightning_tricks.reporting.symptoms import SYMPTOMS, clips_always, clips_never, largest_reach, silence
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -273,7 +273,7 @@ class Diagnosis(Technique):
             warn(trainer, f"{self.state_key}: validation never logged {self.monitor!r}; {meant}")
 
     def outcome(self) -> dict[str, float | int | str]:
-        return {"looks": self._looks, "findings": ", ".join(self._found) or "none"}
+        return {"looks": self._looks, "findings": ", ".join(self._found) or silence(self._run)}
 
     def undo(self) -> None:
         self._watch = None  # its copy of the weights is memory
