@@ -87,7 +87,8 @@ def _settings(card: Card) -> Iterator[RenderableType]:
     for setting in card.settings:
         default = "" if setting.default is None else f" = {setting.default}"
         yield spans(f"`{setting.name}: {setting.kind}{default}`")
-        yield Padding(spans(setting.about), (0, 0, 0, 4))
+        if setting.about:
+            yield Padding(spans(setting.about), (0, 0, 0, 4))
 
 
 def _blocks(text: str) -> Iterator[RenderableType]:

@@ -107,7 +107,7 @@ def cards() -> tuple[Card, ...]:
 
 def families() -> dict[str, str]:
     """Return the families with what is in them, as their folders say."""
-    files = {name: _File.of(f"{lightning_tricks.__name__}.{name}") for name in FAMILIES}
+    files = {name: _File.of(f"{_INSIDE}{name}") for name in FAMILIES}
     return {name: parts_of(ast.get_docstring(file.tree) or "").summary for name, file in files.items()}
 
 
@@ -140,6 +140,7 @@ def card_of(name: str) -> Card:
 
 
 _Definition = ast.ClassDef | ast.FunctionDef
+_INSIDE = f"{lightning_tricks.__name__}."
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ class _File:
         path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
         tree = ast.parse(path.read_text("utf-8"))
         defined = {node.name: node for node in tree.body if isinstance(node, _Definition)}
-        origins = (node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module)
         imported = {
             alias.name: node.module
-            for node in origins
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_INSIDE)
             for alias in node.names
-            if node.module and node.module.startswith(f"{lightning_tricks.__name__}.")
+            if node.module
         }
         return _File(module, tree, defined, imported)
 
@@ -227,8 +228,9 @@ def _made_by(factory: ast.expr | None) -> ast.expr | None:
 def _arguments(node: ast.FunctionDef) -> Iterator[tuple[str, str, str | None]]:
     given = [*node.args.posonlyargs, *node.args.args]
     defaults = [*[None] * (len(given) - len(node.args.defaults)), *node.args.defaults]
+    any_number = [(node.args.vararg, None)] if node.args.vararg else []
     by_name = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-    for argument, default in [*zip(given, defaults, strict=True), *by_name]:
+    for argument, default in [*zip(given, defaults, strict=True), *any_number, *by_name]:
         if argument.arg != "self":
             kind = "" if argument.annotation is None else ast.unparse(argument.annotation)
             yield argument.arg, kind, None if default is None else ast.unparse(default)

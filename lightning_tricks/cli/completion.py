@@ -28,8 +28,8 @@ def script(shell: str) -> str:
         own = commands.add_parser(name, help=command.help)
         _copy(command, command.parser([name]), own, files=shtab.FILE)
         if name == "fuse":
-            settings = {s.name: s.about for card in cards() if card.kind == "method" for s in card.settings}
-            for setting in settings:
+            settings = {s.name for card in cards() if card.kind == "method" for s in card.settings}
+            for setting in sorted(settings):
                 own.add_argument(f"--{setting}", help="of some methods")
     text: str = shtab.complete(parser, shell)
     # For zsh, shtab lets the first of several arguments exclude all others: "(*)" for "*".

@@ -83,6 +83,14 @@ def test_settings_are_those_of_the_class() -> None:
                 assert written(eval(setting.default, known)) == written(value), (name, setting)
 
 
+def test_arguments_are_those_of_the_function() -> None:
+    for name, card in CARDS.items():
+        value = getattr(lt, name)
+        if not inspect.isclass(value):
+            told = [each.name for each in card.settings]
+            assert told == list(inspect.signature(value).parameters), name
+
+
 def test_kinds_are_told_by_bases() -> None:
     for name, card in CARDS.items():
         value = getattr(lt, name)

@@ -14,6 +14,10 @@ import pytest
 import lightning_tricks as lt
 from lightning_tricks.cli import main
 from lightning_tricks.cli.cards import card_of
+from lightning_tricks.cli.commands import COMMANDS
+from lightning_tricks.cli.methods import METHODS
+from lightning_tricks.recipes.ready import READY
+from lightning_tricks.study.sampling import SAMPLERS
 from tests.contract.cases import CASES
 
 
@@ -121,6 +125,12 @@ def test_a_mistake_is_one_line_and_code_2(
     assert shown.err.startswith("lightning-tricks: error: ")
     assert shown.err.count("\n") == 1
     assert message in shown.err
+
+
+def test_words_that_are_offered_are_those_that_are_taken() -> None:
+    assert tuple(COMMANDS["recipe"].words()) == tuple(READY)
+    assert tuple(COMMANDS["search"].values["--sampler"]()) == tuple(SAMPLERS)
+    assert sorted(COMMANDS["fuse"].values["--method"]()) == sorted(METHODS)
 
 
 ASK = """

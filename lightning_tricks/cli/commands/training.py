@@ -105,7 +105,7 @@ def _recipe_parser(argv: list[str]) -> ArgumentParser:
         usage="lightning-tricks recipe NAME [options]",
         epilog=_RECIPE_EXAMPLES,
     )
-    parser.add_argument("name", type=str, help="finetune, from_scratch_cnn, transformer or gan")
+    parser.add_argument("name", type=str, help=", ".join(_ready()))
     add_flags(parser, ("--yaml", "as configuration, with the sources as comments"))
     add_options(
         parser,
