@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lightning_tricks.lifecycle.conductor import Conductor
 from lightning_tricks.lifecycle.evaluation import replaced, undisturbed
 from lightning_tricks.lifecycle.keeping import kept_generators, kept_tensors
 from lightning_tricks.lifecycle.randomness import collected_states, generators_of
@@ -148,9 +149,11 @@ def on_device(trainer: Trainer, pl_module: LightningModule, batches: Iterator[An
         # In a step one process may wait for the others.
         if not trainer.strategy.reduce_boolean_decision(batch is not None, all=True):
             return
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        with replaced(Conductor.of(trainer), {"looking": True}):
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        yield batch
 
 
 @contextmanager
