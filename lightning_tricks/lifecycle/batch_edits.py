@@ -5,21 +5,28 @@ They are made as a batch has come to its device, behind what the module or the d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import update_wrapper
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
-__all__ = ["BATCH_ORDER", "edit_batches"]
+from lightning_tricks.lifecycle.evaluation import replaced
+
+__all__ = ["BATCH_ORDER", "edit_batches", "looking"]
 
 BATCH_ORDER = ("size", "mixing")
 """The order in which edits are right: areas that are mixed are whole pixels of what training sees."""
 
 _HOOK = "on_after_batch_transfer"
 
-Edit = Callable[[Any], Any]
+
+class _Edit(NamedTuple):
+    place: int
+    make: Callable[[Any], Any]
+    looked_at: bool
 
 
 class _EditedHook:
@@ -29,23 +36,24 @@ class _EditedHook:
         self._trainer, self._attributes = trainer, vars(holder)
         self._own = self._attributes.get(_HOOK)
         self._before: Callable[..., Any] = getattr(holder, _HOOK)
-        self._edits: list[tuple[int, Edit]] = []
+        self._edits: list[_Edit] = []
+        self.wants: Callable[[_Edit], bool] = lambda _: True
         update_wrapper(self, self._before)  # by which Lightning finds that the hook is there
         self._attributes[_HOOK] = self
 
     def __call__(self, batch: Any, dataloader_idx: int) -> Any:
-        moved = self._before(batch, dataloader_idx)
-        for _, edit in self._edits if self._trainer.training else ():
-            moved = edit(moved)
-        return moved
+        batch = self._before(batch, dataloader_idx)
+        for edit in self._edits:
+            if self._trainer.training and self.wants(edit):
+                batch = edit.make(batch)
+        return batch
 
-    def add(self, place: int, edit: Edit) -> Callable[[], None]:
+    def add(self, edit: _Edit) -> Callable[[], None]:
         """Make ``edit``, too, after those at lower places; return what ends that."""
-        entry = place, edit
-        self._edits = sorted([*self._edits, entry], key=lambda known: known[0])
+        self._edits = sorted([*self._edits, edit], key=lambda known: known.place)
 
         def end() -> None:
-            self._edits.remove(entry)
+            self._edits.remove(edit)
             if not self._edits:
                 del self._attributes[_HOOK]
                 if self._own is not None:
@@ -54,13 +62,16 @@ class _EditedHook:
         return end
 
 
-def edit_batches(trainer: Trainer, stage: str, edit: Edit) -> Callable[[], None]:
+def edit_batches(
+    trainer: Trainer, stage: str, edit: Callable[[Any], Any], *, looked_at: bool = True
+) -> Callable[[], None]:
     """Let training get what ``edit`` makes of each batch, and evaluations none of it.
 
     Args:
         trainer: The Trainer of the run, which is in ``fit``.
         stage: Its place in :data:`BATCH_ORDER`, whatever the order of calls.
-        edit: Takes a batch and returns one, which it must not change in place.
+        edit: Takes a batch and returns one; it must not change that which it takes.
+        looked_at: Whether batches are edited, too, that a technique fetches within training to look at.
 
     Returns:
         What ends that; the last to end puts the hook back as it was.
@@ -70,10 +81,31 @@ def edit_batches(trainer: Trainer, stage: str, edit: Edit) -> Callable[[], None]
     """
     if "dataloader_iter" in signature(trainer.lightning_module.training_step).parameters:
         raise ValueError("training_step must get batches so that they can be changed, got a dataloader_iter")
-    selector = trainer._data_connector._datahook_selector
-    assert selector is not None
-    holder = selector.get_instance(_HOOK)
+    holder = _holder(trainer)
     hook = vars(holder).get(_HOOK)
     if not isinstance(hook, _EditedHook):
         hook = _EditedHook(trainer, holder)
-    return hook.add(BATCH_ORDER.index(stage), edit)
+    return hook.add(_Edit(BATCH_ORDER.index(stage), edit, looked_at))
+
+
+@contextmanager
+def looking(trainer: Trainer, *, edited: bool) -> Iterator[None]:
+    """Let batches that move to the device within this be known as ones that are only looked at.
+
+    Args:
+        trainer: The Trainer of the run, which is in ``fit``.
+        edited: Whether those edits are made that are for such batches, too.
+    """
+    hook = vars(_holder(trainer)).get(_HOOK)
+    if not isinstance(hook, _EditedHook):
+        yield
+        return
+    with replaced(hook, {"wants": lambda edit: edited and edit.looked_at}):
+        yield
+
+
+def _holder(trainer: Trainer) -> Any:
+    """Return the module or the datamodule, whichever's hook Lightning calls."""
+    selector = trainer._data_connector._datahook_selector
+    assert selector is not None
+    return selector.get_instance(_HOOK)

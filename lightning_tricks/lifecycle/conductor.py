@@ -55,7 +55,6 @@ class Conductor(Callback):
     Attributes:
         clock: Where the run stands.
         logs: Whether Lightning will log the current step.
-        looking: Whether a batch is fetched for a technique to look at, and not to train on.
         initialized: Weights that techniques gave their first values in this run, so that others may, too.
         modes: Which layers techniques keep in evaluation mode.
         moves: What averages are to do together, within a hook.
@@ -67,7 +66,6 @@ class Conductor(Callback):
         """Start with clocks at zero, for ``trainer`` alone."""
         self.clock = Clock()
         self.logs = False
-        self.looking = False
         self.initialized: set[Tensor] = set()
         self.modes = Modes()
         self.moves = Moves()

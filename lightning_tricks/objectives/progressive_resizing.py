@@ -124,6 +124,43 @@ class ProgressiveResizing(Technique):
             a network halves sides, take what it divides them by in all.
         inputs: Place or key of the inputs in a batch that is a tuple, list or dictionary: images, shape (n,
             channels, height, width), or signals, shape (n, channels, length).
+
+    Example:
+        A small residual network takes images of any size; 256 handwritten digits have 8x8 pixels.
+        ``DigitsClassifier`` trains any network on them by cross entropy and SGD; with ``QUIET`` the Trainer
+        shows no bars and writes no files.
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from lightning_tricks import ProgressiveResizing, to_yaml
+        >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
+        >>> from lightning_tricks.recipes.residual import ResidualNet
+
+        We write down how wide the images are that each stage gets:
+
+        >>> seen = {"training": [], "validation": []}
+        >>> look = LambdaCallback(
+        ...     on_train_batch_start=lambda *now: seen["training"].append(now[2][0].shape[-1]),
+        ...     on_validation_batch_start=lambda *now: seen["validation"].append(now[2][0].shape[-1]),
+        ... )
+        >>> growing = ProgressiveResizing(scale="linear(to=1.0, start=0.5, over='80%')", multiple=2)
+        >>> trainer = Trainer(max_epochs=3, callbacks=[growing, look], **QUIET)
+        >>> trainer.fit(DigitsClassifier(ResidualNet(widths=(4, 8))), DigitsData(training=256))
+        >>> seen["training"]
+        [4, 4, 4, 6, 6, 6, 6, 6, 8, 8, 8, 8]
+        >>> set(seen["validation"])
+        {8}
+
+        The same for LightningCLI, with all settings there are:
+
+        >>> print(to_yaml(growing), end="")
+        trainer:
+          callbacks:
+          - class_path: lightning_tricks.ProgressiveResizing
+            init_args:
+              scale: linear(to=1.0, start=0.5, over='80%')
+              multiple: 2
+              inputs: 0
     """
 
     scale: float | str | Schedule = "constant(0.5, over='50%') >> linear(to=1.0, over='30%')"
@@ -142,12 +179,10 @@ class ProgressiveResizing(Technique):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "scale", as_schedule("scale", self.scale))
-        self._end = edit_batches(trainer, "size", self._resized)
+        self._end = edit_batches(trainer, "size", self._resized, looked_at=False)
 
     def _resized(self, batch: Any) -> Any:
         assert self._course is not None
-        if self.conductor.looking:
-            return batch
         inputs = taken_entry(batch, self.inputs, name="inputs")
         small = resized(inputs, scale=self._course(self.clock.position), multiple=self.multiple)
         return batch if small is inputs else replaced_entries(batch, {self.inputs: small})
