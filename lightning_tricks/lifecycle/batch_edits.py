@@ -1,4 +1,4 @@
-"""What techniques make of the batches that training gets: several edits in one order, on the one hook there is.
+"""What techniques make of the batches that training gets: several edits, in one order, on one hook.
 
 They are made as a batch has come to its device, behind what the module or the datamodule does there itself.
 """

@@ -2,9 +2,9 @@
 
     side <- multiple * round(scale * side / multiple),    at least multiple, and at most side
 
-for each side of the inputs, with a ``scale`` that rises to 1 over training; there a side is its own, whether it
-is such a multiple or not. Images are made smaller by bilinear interpolation with a filter as wide as the pixels
-of the small image (antialiasing), signals likewise.
+for each side of the inputs, with a ``scale`` that rises to 1 over training; there sides are what they were,
+multiples or not. Images are made smaller by bilinear interpolation with a filter as wide as the pixels of the
+small image (antialiasing), signals likewise.
 
 References: Howard, "Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26", fast.ai, 2018,
 https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html; Tan and Le, "EfficientNetV2: Smaller Models and
@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -71,6 +70,7 @@ def resized(inputs: Tensor, *, scale: float, multiple: int) -> Tensor:
         ValueError: If they are of another shape, or have no side that could be shorter.
 
     Example:
+        >>> import torch
         >>> resized(torch.tensor([[[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]]), scale=0.5, multiple=3)
         tensor([[[0.0000, 0.5000, 1.0000]]])
     """
@@ -111,11 +111,11 @@ class ProgressiveResizing(Technique):
       makes fewer sizes.
     * **Use** it for networks that take images or signals of any size, such as convolutions with a mean over
       pixels before the head, where training is long; **not** where the network wants one size, where labels
-      are places in the image, such as boxes and masks, nor where details decide and inputs are small as it
-      is.
+      or outputs are places in the image, such as boxes, masks and images, nor where details decide and inputs
+      are small as it is.
 
-    Evaluations see the full size, for which a network that has seen smaller images only is not fit (Touvron et
-    al.): let the schedule reach 1 before the end, as the one by default does for the last fifth.
+    Evaluations see the full size, for which a network that has seen smaller images only is not fit (Touvron
+    et al.): let the schedule reach 1 before the end, as the one by default does for the last fifth.
 
     Args:
         scale: What each side of the inputs is multiplied by, in (0, 1]; a number, a schedule or its text. By

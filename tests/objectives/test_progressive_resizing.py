@@ -1,4 +1,4 @@
-"""Progressive resizing: which sizes, by which filter, for which batches, and beside what else changes them."""
+"""Progressive resizing: which sizes, by which filter, for which batches, beside what else changes them."""
 
 from __future__ import annotations
 
@@ -133,8 +133,9 @@ def test_what_is_mixed_has_its_size_already(resizing_first: bool) -> None:
     small = fitted(lt.ProgressiveResizing(scale=RISING), max_epochs=1)
     for (mixed, labels, _), (own, hard, _) in zip(module.seen["train"], small.seen["train"], strict=True):
         assert (mixed[:, None] == own).all(2).any(1).all()  # no pixel is a mean of two samples
+        # Where both are of one class, all of the label is.
         kept, share = (mixed == own).all(1).float().mean((1, 2)), labels[torch.arange(8), hard]
-        assert (torch.isclose(share, kept) | torch.isclose(share, torch.ones(8))).all()  # 1 for two of a class
+        assert (torch.isclose(share, kept) | torch.isclose(share, torch.ones(8))).all()
     assert "on_after_batch_transfer" not in vars(module)
 
 
@@ -152,7 +153,10 @@ def test_two_inputs_may_have_sizes_of_their_own_and_one_input_has_one() -> None:
         ({"scale": 0.0}, r"scale must lie in \(0.0, 1.0\], got 0.0"),
         ({"scale": "linear(to=1.5)"}, r"every value of scale must lie in \(0.0, 1.0\], got 1.5"),
         ({"multiple": 0}, "multiple must be at least 1, got 0"),
-        ({"multiple": 12}, r"multiple must be less than a side of the inputs, got 12 for shape \(8, 2, 8, 12\)"),
+        (
+            {"multiple": 12},
+            r"multiple must be less than a side of the inputs, got 12 for shape \(8, 2, 8, 12\)",
+        ),
         ({"inputs": 1.0}, "inputs must be a place or a key in a batch, got 1.0"),
         ({"inputs": 1}, "inputs must be floating to be resized, got torch.int64"),
         ({"inputs": "image"}, "inputs must be where a batch holds a tensor, got 'image' for a batch of list"),
