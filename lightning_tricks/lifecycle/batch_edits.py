@@ -6,8 +6,8 @@ They are made as a batch has come to its device, behind what the module or the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import update_wrapper
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ BATCH_ORDER = ("size", "mixing")
 """The order in which edits are right: areas that are mixed are whole pixels of what training sees."""
 
 _HOOK = "on_after_batch_transfer"
+_MARK = "lightning_tricks_edits"
 
 
 class _Edit(NamedTuple):
@@ -29,24 +30,32 @@ class _Edit(NamedTuple):
     looked_at: bool
 
 
-class _EditedHook:
-    """Stands for the hook of ``holder``, and knows what is done after it."""
+class _Edits:
+    """What is done after the hook of ``holder``, in whose place it puts one that does."""
 
     def __init__(self, trainer: Trainer, holder: Any) -> None:
-        self._trainer, self._attributes = trainer, vars(holder)
-        self._own = self._attributes.get(_HOOK)
-        self._before: Callable[..., Any] = getattr(holder, _HOOK)
+        self._attributes = attributes = vars(holder)
+        self._own = attributes.get(_HOOK)
         self._edits: list[_Edit] = []
         self.wants: Callable[[_Edit], bool] = lambda _: True
-        update_wrapper(self, self._before)  # by which Lightning finds that the hook is there
-        self._attributes[_HOOK] = self
+        before: Callable[..., Any] = getattr(holder, _HOOK)
 
-    def __call__(self, batch: Any, dataloader_idx: int) -> Any:
-        batch = self._before(batch, dataloader_idx)
-        for edit in self._edits:
-            if self._trainer.training and self.wants(edit):
-                batch = edit.make(batch)
-        return batch
+        # A function: whoever copies the module within the run copies no Trainer with it.
+        @wraps(before)
+        def edited(batch: Any, dataloader_idx: int) -> Any:
+            batch = before(batch, dataloader_idx)
+            for edit in self._edits:
+                if trainer.training and self.wants(edit):
+                    batch = edit.make(batch)
+            return batch
+
+        vars(edited)[_MARK] = self
+        attributes[_HOOK] = edited
+
+    @staticmethod
+    def of(holder: Any) -> _Edits | None:
+        """Return those that are made already."""
+        return getattr(vars(holder).get(_HOOK), _MARK, None)
 
     def add(self, edit: _Edit) -> Callable[[], None]:
         """Make ``edit``, too, after those at lower places; return what ends that."""
@@ -82,10 +91,8 @@ def edit_batches(
     if "dataloader_iter" in signature(trainer.lightning_module.training_step).parameters:
         raise ValueError("training_step must get batches so that they can be changed, got a dataloader_iter")
     holder = _holder(trainer)
-    hook = vars(holder).get(_HOOK)
-    if not isinstance(hook, _EditedHook):
-        hook = _EditedHook(trainer, holder)
-    return hook.add(_Edit(BATCH_ORDER.index(stage), edit, looked_at))
+    edits = _Edits.of(holder) or _Edits(trainer, holder)
+    return edits.add(_Edit(BATCH_ORDER.index(stage), edit, looked_at))
 
 
 @contextmanager
@@ -96,11 +103,9 @@ def looking(trainer: Trainer, *, edited: bool) -> Iterator[None]:
         trainer: The Trainer of the run, which is in ``fit``.
         edited: Whether those edits are made that are for such batches, too.
     """
-    hook = vars(_holder(trainer)).get(_HOOK)
-    if not isinstance(hook, _EditedHook):
-        yield
-        return
-    with replaced(hook, {"wants": lambda edit: edited and edit.looked_at}):
+    edits = _Edits.of(_holder(trainer))
+    wants = {"wants": lambda edit: edited and edit.looked_at}
+    with nullcontext() if edits is None else replaced(edits, wants):
         yield
 
 

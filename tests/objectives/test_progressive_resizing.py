@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -137,6 +138,16 @@ def test_what_is_mixed_has_its_size_already(resizing_first: bool) -> None:
         kept, share = (mixed == own).all(1).float().mean((1, 2)), labels[torch.arange(8), hard]
         assert (torch.isclose(share, kept) | torch.isclose(share, torch.ones(8))).all()
     assert "on_after_batch_transfer" not in vars(module)
+
+
+def test_a_copy_of_the_module_within_a_run_has_no_trainer_in_it() -> None:
+    class Copies(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            memo: dict[int, Any] = {}
+            deepcopy(pl_module, memo)
+            assert id(trainer) not in memo
+
+    fitted(lt.ProgressiveResizing(), Copies(), max_epochs=1)
 
 
 def test_two_inputs_may_have_sizes_of_their_own_and_one_input_has_one() -> None:
