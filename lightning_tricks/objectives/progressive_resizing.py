@@ -117,6 +117,11 @@ class ProgressiveResizing(Technique):
     Evaluations see the full size, for which a network that has seen smaller images only is not fit (Touvron
     et al.): let the schedule reach 1 before the end, as the one by default does for the last fifth.
 
+    On digits enlarged to 32x32, 20 epochs take 6.5 s of a processor instead of 11.7 s, and accuracy is 97.5 %
+    instead of 98.2 %; 11 epochs on the full size, which take as long, reach 94.2 % (each of five seeds says
+    so). Digits of 8x8, as they are, lose more, from 99.0 % to 93.2 %; and who trains on half of 32x32 to the
+    end is right about 21 % of the full size (``python -m benchmarks.resizing``).
+
     Args:
         scale: What each side of the inputs is multiplied by, in (0, 1]; a number, a schedule or its text. By
             default half of the run at a half, then up to the full size.
