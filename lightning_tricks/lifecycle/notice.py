@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 __all__ = ["begin_run", "callbacks_of", "is_trial", "say", "warn"]
 
 # What each run has been warned of, in Python's own form: its one for a module would be the process's.
-_warned: WeakKeyDictionary[Trainer, dict[str, Any]] = WeakKeyDictionary()
+_warned: WeakKeyDictionary[Trainer, dict[Any, int]] = WeakKeyDictionary()
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -236,6 +236,8 @@ class RunReport(Technique):
         say(trainer, text_table(title, _END, rows))
         return rows
 
-    def _log_table(self, trainer: Trainer, name: str, columns: Iterable[str], rows: _Rows) -> None:
+    def _log_table(
+        self, trainer: Trainer, name: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]
+    ) -> None:
         if not is_trial(trainer):
             log_table(trainer, f"{self.metric_prefix}/{name}", list(columns), rows, step=trainer.global_step)

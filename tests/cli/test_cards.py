@@ -33,7 +33,7 @@ def lacking(card: Card) -> list[str]:
         *(
             f"year of {each.title}"
             for each in card.references
-            if not each.year and each.authors != ("PyTorch",)
+            if not each.year and "/docs." not in (each.url or "")
         ),
     ]
 
