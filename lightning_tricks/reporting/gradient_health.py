@@ -21,7 +21,7 @@ from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.wandb_media import log_histograms, wandb_loggers
 from lightning_tricks.reporting.health import KINDS, PER_LAYER, LayerHealth, ailments, overall
-from lightning_tricks.reporting.layer_watch import LayerWatch
+from lightning_tricks.reporting.layer_watch import LayerWatch, too_rarely
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -45,6 +45,9 @@ _WORDS = {
 @dataclass(eq=False, repr=False, kw_only=True)
 class GradientHealth(Technique):
     """Measure each layer's gradients and updates, and name the layers where something is wrong.
+
+    It tells norms, update-to-weight ratios and shares of zero and non-finite gradients, and which layers
+    explode, vanish, are dead or symmetric.
 
     * **When** at the first step that Lightning logs after every ``every`` steps: gradients as the backward
       pass left them, unscaled and before any clipping; updates right after the step.
@@ -191,5 +194,5 @@ class GradientHealth(Technique):
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._measured:
-            rule = f"every must be less than the steps of the run that Lightning logs, got {self.every}"
-            warn(trainer, f"{self.state_key} measured nothing: {rule}")
+            logged: int = vars(trainer)["log_every_n_steps"]
+            warn(trainer, f"{self.state_key} measured nothing: {too_rarely(self.every, logged)}")

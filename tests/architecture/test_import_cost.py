@@ -1,4 +1,4 @@
-"""Fusing from the command line loads no Lightning. What the package loads, its tests of packaging show."""
+"""What commands load. What the package itself loads is tested where it is installed: ``test_packaging``."""
 
 import subprocess
 import sys
@@ -18,3 +18,18 @@ def test_fusing_from_the_command_line_loads_no_lightning(tmp_path):
     done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True)
     assert "written" in done.stdout
     assert not {"lightning", "torch.distributed.tensor", "torch._dynamo"} & set(done.stderr.split())
+
+
+def test_help_and_what_tells_of_the_package_load_no_torch():
+    calls = [["--help"], ["list"], ["card", "EMAWeights"], ["cite", "Ties"], ["completion", "csh"]]
+    calls += [
+        [command, "--help"] for command in ("schedule", "recipe", "groups", "ablate", "search", "ema", "fuse")
+    ]
+    statement = (
+        "import sys; from lightning_tricks.cli import main; "
+        f"codes = [main(call) for call in {calls}]; print(sum(codes), *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True)
+    codes, *loaded = done.stderr.splitlines()[-1].split()
+    assert codes == "2"  # of the shell that there is no script for
+    assert not {"torch", "lightning", "numpy"} & set(loaded)
