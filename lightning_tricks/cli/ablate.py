@@ -14,6 +14,7 @@ from lightning_tricks.cli.trials_bar import trials_bar
 from lightning_tricks.study.ablation import Ablation, Progress
 from lightning_tricks.study.effects import Effects
 from lightning_tricks.study.project import Project
+from lightning_tricks.study.ranges import OBSERVERS
 from lightning_tricks.study.report import draw_effects, markdown, notes, rich_table
 from lightning_tricks.study.storage import shown
 
@@ -39,9 +40,17 @@ class Order(StudyOrder):
         """Check the settings and read the configuration."""
         super().__post_init__()
         project = Project.read(self.config, self.techniques)
+        techniques = {
+            name: made
+            for name, made in project.techniques.items()
+            if self.techniques is not None or name.partition("[")[0] not in OBSERVERS
+        }
+        if not techniques:
+            given = ", ".join(project.techniques)
+            raise ValueError(f"trainer.callbacks must hold techniques that change a run, got {given}")
         ablation = Ablation(
             project.build,
-            project.techniques,
+            techniques,
             seeds=self.seeds,
             metric=self.metric,
             mode=self.mode,  # type: ignore[arg-type]  # it checks that

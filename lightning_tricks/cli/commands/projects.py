@@ -113,7 +113,12 @@ def _ablate_parser(argv: list[str]) -> ArgumentParser:
     add_options(
         parser,
         ("--seeds", int, 5, "how often each arm is trained"),
-        ("--techniques", list[str], SUPPRESS, "callbacks of the config, by class (default: all of ours)"),
+        (
+            "--techniques",
+            list[str],
+            SUPPRESS,
+            "callbacks of the config, by class (default: all of ours that do more than watch)",
+        ),
     )
     _add_study(
         parser,
