@@ -156,9 +156,9 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# The lowest loss is the same with and without remedies, if the rate is right. What they bring is room: plain
-# SGD is good at one of these rates, and both together from 0.3 to 1.5. Either alone gives half of that.
-# Warm-up and decay cost something at a low rate, where a short run needs every step.
+# The lowest loss is the same with clipping and without, if the rate is right. What the remedies bring is
+# room: plain SGD is good at the lowest of these rates only, clipped up to 0.7, and with both up to 1.5.
+# Warm-up and decay alone cost something at a low rate, where a short run needs every step.
 #
 # Clipping wants a threshold. `GradientHealth` has just shown what norms are usual here (0.2 to 0.5), and
 # `outcome()` tells how often it clipped; nearly always or never is a wrong threshold, which `Diagnosis` says.
@@ -202,10 +202,10 @@ except Exception as error:
     print(f"{type(error).__name__}: {error}")
 
 # %% [markdown]
-# By default a step whose gradients are not finite does not happen: weights, momentum and averages stay as they
-# are, and it is counted. That saves the run, not the data: `skipped` above 0 is a reason to look at them, and
-# `non_finite="raise"` stops at the first such step and names the parameters. BatchNorm would not be saved: its
-# running statistics take NaN in the forward pass, before there is a gradient.
+# By default a step whose gradients are not finite does not happen: weights, momentum and averages stay as
+# they are, and it is counted. That saves the run, not the data: `skipped` above 0 is a reason to look at
+# them, and `non_finite="raise"` stops at the first such step and names the parameters. BatchNorm would not be
+# saved: its running statistics take NaN in the forward pass, before there is a gradient.
 #
 # ## What to take away
 #

@@ -18,8 +18,8 @@
 # is there to gain without new data: mixed samples, softer labels, averaged weights, a network that learnt
 # something similar before? And can a smaller network learn from the one that came out best?
 #
-# The images are the digits 5 to 9 that come with scikit-learn, with one label in five drawn at random; those of
-# validation are right. Of the digits 0 to 4 there are plenty.
+# The images are the digits 5 to 9 that come with scikit-learn, with one label in five drawn at random; those
+# of validation are right. Of the digits 0 to 4 there are plenty.
 
 # %%
 import io
@@ -64,9 +64,7 @@ def labelled(images, seed):
 def train(model, *techniques, images=300, seed):
     """Train for 180 steps and return the accuracy on labels that are right."""
     epochs = 180 // ((images - 2) // 25)  # a few more or less than half of the images are of 5 to 9
-    trainer = Trainer(
-        max_epochs=epochs, check_val_every_n_epoch=epochs, callbacks=list(techniques), **QUIET
-    )
+    trainer = Trainer(max_epochs=epochs, check_val_every_n_epoch=epochs, callbacks=list(techniques), **QUIET)
     with redirect_stdout(io.StringIO()):  # what techniques print of each run
         trainer.fit(model, labelled(images, seed))
     return float(trainer.callback_metrics["val_accuracy"])
@@ -130,8 +128,9 @@ table(scores)
 # %% [markdown]
 # ## A network that has learnt something similar
 #
-# The same network learns the digits 0 to 4 once, from 890 images with right labels, and gets a new head. `Freeze`
-# trains nothing but that; `ProgressiveUnfreeze` opens part after part, from the head down, each at a lower rate.
+# The same network learns the digits 0 to 4 once, from 890 images with right labels, and gets a new head.
+# `Freeze` trains nothing but that; `ProgressiveUnfreeze` opens part after part, from the head down, each at a
+# lower rate.
 
 # %%
 torch.manual_seed(0)
@@ -188,16 +187,16 @@ for panel, images, scratch, pre in (
 plt.show()
 
 # %% [markdown]
-# Each technique halves the errors of plain training, and together they take two thirds of them. The pretrained
-# network is no better than that: five other digits are not much to have learnt from, and without their own
-# features (`Freeze`) the new ones cannot be told apart. With 40 images the seeds differ more than the techniques do:
-# three seeds say nothing about which of them is best there.
+# Each technique halves the errors of plain training, and together they take more than 60 % of them. The
+# pretrained network is no better than that: five other digits are not much to have learnt from, and by their
+# features alone (`Freeze`) the new ones cannot be told apart. With 40 images the seeds differ more than the
+# techniques do, and three of them do not tell which is best.
 #
 # ## A smaller one for production
 #
-# The best network teaches one with 1,700 weights instead of 19,500. Its predictions are better labels than those that
-# somebody drew at random. The teacher learns without label smoothing, which would hide what it knows about
-# the other classes.
+# The best network teaches one with 1,700 weights instead of 19,500. Its predictions are better labels than
+# those that somebody drew at random. The teacher learns without label smoothing, which would hide what it
+# knows about the other classes.
 
 
 # %%
@@ -226,8 +225,9 @@ table(results)
 # %% [markdown]
 # ## What to take away
 #
-# - With few labels, and some of them wrong, start with a schedule that ends low, softer labels, mixed samples and
-#   an average: four lines in `callbacks=[...]`, and most of what there is to gain.
+# - With few labels, and some of them wrong, start with a schedule that ends low, softer labels, mixed samples
+#   and an average: four lines in `callbacks=[...]`, and most of what there is to gain.
 # - They do much the same. The second one brings less than the first, the fourth hardly anything.
-# - Pretraining is worth what it was trained on. Open all of it, step by step; a frozen body was the worst choice here.
+# - Pretraining is worth what it was trained on. Open all of it, step by step; a frozen body was the worst
+#   choice here.
 # - Look at several seeds. With 300 images one of them is off by a percent or two, with 40 by ten.

@@ -15,12 +15,12 @@
 # # Which of these checkpoints do I ship?
 #
 # One pretrained network was fine-tuned four times, with other orders of the data. Four checkpoints lie in a
-# folder, each about as good as the others. Ship the best one, all of them as an ensemble, or one network made of
-# all? And when can weights be fused at all?
+# folder, each about as good as the others. Ship the best one, all of them as an ensemble, or one network made
+# of all? And when can weights be fused at all?
 #
-# Choices are made on one half of the held-out digits, and the numbers reported are those of the other: the best
-# of several, measured on what chose it, always looks better than it is. 40 % of the labels to train on are drawn
-# at random, so that there is something to lose.
+# Choices are made on one half of the held-out digits, and the numbers reported are those of the other: the
+# best of several, measured on what chose it, always looks better than it is. 40 % of the labels to train on
+# are drawn at random, so that there is something to lose.
 
 # %%
 import io
@@ -68,7 +68,7 @@ folder = Path(tempfile.mkdtemp())
 
 # %%
 class Halves(LightningDataModule):
-    """Digits to train on, of whose labels a share is drawn anew, and two halves of others, with right ones."""
+    """Digits to train on, a share of the labels drawn anew, and two halves of others with right ones."""
 
     def __init__(self, noise=0.0, digits=range(10), order=0):
         super().__init__()
@@ -129,9 +129,10 @@ def four_checkpoints(seed):
 # %% [markdown]
 # ## Ways to make one of them
 #
-# `fuse` takes files, modules or state dicts. Some methods need to know more: `GreedySoup` how good a candidate
-# is, `LearnedSoup` a module with held-out data and a loss. The command line does the same: `lightning-tricks fuse
-# a.ckpt b.ckpt -o fused.ckpt`, and `fuse --compare` tells how alike they are, layer by layer.
+# `fuse` takes files, modules or state dicts. Some methods need to know more: `GreedySoup` how good a
+# candidate is, `LearnedSoup` a module with held-out data and a loss. The command line does the same:
+# `lightning-tricks fuse a.ckpt b.ckpt -o fused.ckpt`, and `fuse --compare` tells how alike they are, layer by
+# layer.
 
 # %%
 data = Halves(noise=0.4)
@@ -178,9 +179,9 @@ for name in sets[0]:
 # ## When can weights be fused?
 #
 # Only if the networks lie in one valley. `interpolation_curve` walks from one network to another and measures
-# all along. The barrier is how much the error rises above the straight line between both ends. A third network,
-# from other initial weights, is as good as the others, but its units stand in another order. `Aligned` finds the
-# order of the first in it.
+# all along. The barrier is how much the error rises above the straight line between both ends. A third
+# network, from other initial weights, is as good as the others, but its units stand in another order.
+# `Aligned` finds the order of the first in it.
 
 # %%
 first, second = models[:2]
@@ -214,22 +215,24 @@ left.legend()
 for (name, curve), marker in zip(curves.items(), "osD", strict=True):
     label = f"{name}: barrier {curve.barriers[0]:.1%}"
     right.plot(curve.positions, curve.values, marker=marker, markersize=4, label=label)
-right.set(title="Error on the line from the first network to another", xlabel="share of the other", ylim=(0, 0.36))
+right.set(
+    title="Error on the line from the first network to another", xlabel="share of the other", ylim=(0, 0.26)
+)
 right.legend()
 plt.show()
 
 # %% [markdown]
-# Grey are the single networks. One average of four is as good as the ensemble, at a quarter of its cost, and
-# better than any of those that it was made of, without a choice to be made. The two soups that look at data
-# chose no better than the plain average here; they earn their keep where one of the models is bad.
+# Grey are the single networks. The average of four is better than all of those that it was made of, nearly as
+# good as the ensemble at a quarter of its cost, and there was no choice to be made. The two soups that look
+# at data chose no better than that here; they earn their keep where one of the models is bad.
 #
-# Networks with the same start have no barrier between them. Two of different origin do: their mean is worse than
-# either. Aligned they have almost none.
+# Networks with the same start have no barrier between them: half way it is even better than at both ends. Two
+# of different origin have one, and their mean is worse than either. Aligned they have none.
 #
 # ## Two tasks, one network
 #
-# The same network was tuned twice, on the digits 0 to 4 and on 5 to 9, with right labels. Each has forgotten the other
-# half. `TaskArithmetic` and `Ties` get the network before tuning first, and work on the changes.
+# The same network was tuned twice, on the digits 0 to 4 and on 5 to 9, with right labels. Each has forgotten
+# the other half. `TaskArithmetic` and `Ties` get the network before tuning first, and work on the changes.
 
 # %%
 base = train(fresh(), Halves(noise=0.5), epochs=4)
@@ -272,6 +275,6 @@ for name, schedule in {"constant rate": [], "WarmupCosine": [WarmupCosine()]}.it
 #
 # - Several fine-tunings of one network: ship their average. It costs what one costs, and needs no choice.
 # - Measure the line between two networks first. A barrier means: do not average, or align them before.
-# - Two tasks can be put together without training on both. That is worse than either expert at its own task, and
-#   far better than either at both.
+# - Two tasks can be put together without training on both. That is worse than either expert at its own task,
+#   and far better than either at both.
 # - Let something held out decide, and report on something else.
