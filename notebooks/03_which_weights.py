@@ -116,7 +116,7 @@ panel.set(
     title="Accuracy of the weights of one run",
     xlabel="epoch",
     xticks=range(0, EPOCHS + 1, 5),
-    ylim=(0.6, 1.0),
+    ylim=(0.8, 1.0),
 )
 panel.legend(loc="lower right")
 plt.show()
