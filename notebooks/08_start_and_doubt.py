@@ -58,7 +58,7 @@ def deep(seed):
 
 
 class Sizes(Callback):
-    """Notes down, before the first step, how far apart the outputs of each linear layer are."""
+    """Notes down, before the first step, how much the outputs of each linear layer differ among images."""
 
     @torch.no_grad()
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
@@ -67,7 +67,7 @@ class Sizes(Callback):
             for layer in module.network:
                 values = layer(values)
                 if isinstance(layer, nn.Linear):
-                    self.sizes.append(values.std().item())
+                    self.sizes.append(values.std(dim=0).mean().item())
 
 
 def train(model, *techniques, epochs, **data):
@@ -88,7 +88,11 @@ for (name, make), marker in zip(starts.items(), "osD", strict=True):
     scores = [train(deep(seed), *make(), look, epochs=12, seed=seed) for seed in SEEDS]
     print(f"{name:>12}: accuracy {mean(scores):.1%} ± {stdev(scores):.1%}")
     panel.plot(range(1, 17), look.sizes, marker=marker, markersize=4, label=name)
-panel.set(title="What each layer hands on before training", xlabel="layer", yscale="log")
+panel.set(
+    title="How much of what tells images apart each layer hands on, before training",
+    xlabel="layer",
+    yscale="log",
+)
 panel.set_ylabel("standard deviation")
 panel.legend(loc="lower left")
 plt.show()
