@@ -219,7 +219,7 @@ def ill(kind: str, seeds: int) -> Counter[str]:
 
 
 def main() -> None:
-    """Measure, write the figures as JSON, and put the table into the README."""
+    """Measure, write the figures as JSON, and put the table into its document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--healthy", type=int, default=50, help="healthy runs (default: 50)")
     parser.add_argument("--first", type=int, default=100, help="seed of the first of them (default: 100)")
