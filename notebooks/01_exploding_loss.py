@@ -123,7 +123,7 @@ plt.show()
 #
 # ## Which remedy, at which rate?
 #
-# The usual advice is a lower rate. So each remedy is tried at four rates, with two seeds.
+# The usual advice is a lower rate. So each remedy is tried at three rates, with two seeds.
 
 # %%
 remedies = {
@@ -132,7 +132,7 @@ remedies = {
     "WarmupCosine": lambda: [WarmupCosine(warmup="10%")],
     "both": lambda: [GradientClip(max_norm=0.5), WarmupCosine(warmup="10%")],
 }
-rates, seeds = (0.3, 0.7, 1.5, 2.5), (0, 1)
+rates, seeds = (0.3, 0.7, 1.5), (0, 1)
 losses = {
     name: [[train(rate, *remedy(), seed=seed)[0] for seed in seeds] for rate in rates]
     for name, remedy in remedies.items()
@@ -146,11 +146,11 @@ for name, rows in losses.items():
 # %%
 figure, panel = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for (name, rows), marker in zip(losses.items(), "osD^", strict=True):
-    means = torch.tensor(rows).mean(dim=1).nan_to_num(nan=3.0).clamp(max=3.0)
+    means = torch.tensor(rows).mean(dim=1).nan_to_num(nan=2.4)
     panel.plot(rates, means, marker=marker, label=name)
 panel.set(title="Validation loss after 150 steps, mean of two seeds", xlabel="learning rate", xscale="log")
 panel.set_xticks(rates, [str(rate) for rate in rates])
-panel.set_yticks([2.0, 2.2, 2.4, 2.6, 2.8, 3.0], ["2.0", "2.2", "2.4", "2.6", "2.8", "gone"])
+panel.set_yticks([1.9, 2.0, 2.1, 2.2, 2.3, 2.4], ["1.9", "2.0", "2.1", "2.2", "2.3", "gone"])
 panel.minorticks_off()
 panel.legend()
 plt.show()
