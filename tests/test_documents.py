@@ -21,6 +21,7 @@ from tests.contract.cases import CASES
 from tests.yaml_trainer import yaml_trainer
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = lightning_tricks.__name__
 
 
 class Classifier(DigitsClassifier):
@@ -99,6 +100,15 @@ def test_contributing_quotes_the_files_that_it_names() -> None:
         assert f"`{path}`" in (ROOT / "CONTRIBUTING.md").read_text()
         for line in quote.splitlines():
             assert line.removesuffix("...").strip() in (ROOT / path).read_text(), line
+
+
+def test_contributing_names_files_that_are_there_and_every_law() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"[\w/]+/\w+\.py\b", text)
+    assert len(named) > 8
+    assert [path for path in named if not any((ROOT / top / path).exists() for top in ("", PACKAGE))] == []
+    laws = re.findall(r'^@law\("(\w+)"\)', (ROOT / "tests/contract/test_laws.py").read_text(), re.MULTILINE)
+    assert laws and [law for law in laws if not re.search(rf"\b{law}\b", text)] == []
 
 
 def test_the_readme_lists_every_technique_as_the_suite_does() -> None:

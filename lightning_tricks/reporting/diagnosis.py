@@ -26,7 +26,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.reporting.health import LayerHealth, overall
 from lightning_tricks.reporting.layer_watch import LayerWatch, too_rarely
 from lightning_tricks.reporting.run_history import History, Validation, Window
-from lightning_tricks.reporting.symptoms import SYMPTOMS, clips_always, clips_never, largest_reach
+from lightning_tricks.reporting.symptoms import SYMPTOMS, clips_always, clips_never, largest_reach, silence
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -87,9 +87,8 @@ class Diagnosis(Technique):
     Example:
         Digits, learnt a hundred times too slowly:
 
-        >>> import torch, warnings
+        >>> import lightning_tricks, torch, warnings
         >>> from lightning.pytorch import Trainer
-        >>> from lightning_tricks import to_yaml
         >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> diagnosis = Diagnosis(every=10)
@@ -102,7 +101,7 @@ class Diagnosis(Technique):
 
         For LightningCLI:
 
-        >>> print(to_yaml(diagnosis), end="")
+        >>> print(lightning_tricks.to_yaml(diagnosis), end="")
         trainer:
           callbacks:
           - class_path: lightning_tricks.Diagnosis
@@ -264,7 +263,8 @@ class Diagnosis(Technique):
             evidence = clips_never(outcome, self._reached.get(name, 0.0))
             self._tell(trainer, f"{name} clips never", evidence, "lower its threshold, or remove it")
         if not self._looks:
-            warn(trainer, f"{self.state_key} never looked: {too_rarely(trainer, self.every)}")
+            logged: int = vars(trainer)["log_every_n_steps"]
+            warn(trainer, f"{self.state_key} never looked: {too_rarely(self.every, logged)}")
         elif not self._run.windows:
             say(trainer, f"{self.state_key} saw layers only, since training_step returned no loss")
         elif self._logged is not None and not self._run.validations:
@@ -273,7 +273,7 @@ class Diagnosis(Technique):
             warn(trainer, f"{self.state_key}: validation never logged {self.monitor!r}; {meant}")
 
     def outcome(self) -> dict[str, float | int | str]:
-        return {"looks": self._looks, "findings": ", ".join(self._found) or "none"}
+        return {"looks": self._looks, "findings": ", ".join(self._found) or silence(self._run)}
 
     def undo(self) -> None:
         self._watch = None  # its copy of the weights is memory

@@ -191,4 +191,5 @@ class GradientHealth(Technique):
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._measured:
-            warn(trainer, f"{self.state_key} measured nothing: {too_rarely(trainer, self.every)}")
+            logged: int = vars(trainer)["log_every_n_steps"]
+            warn(trainer, f"{self.state_key} measured nothing: {too_rarely(self.every, logged)}")

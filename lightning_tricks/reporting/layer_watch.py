@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,6 @@ from lightning_tricks.core.exempt import EMBEDDINGS
 from lightning_tricks.core.gradients import Groups, groups_of_held
 from lightning_tricks.core.tensors import local
 from lightning_tricks.reporting.health import LayerHealth, Part, layer_sums, layers_health, update_squares
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
 
 __all__ = ["LayerWatch", "layer_of", "too_rarely", "unit_axes"]
 
@@ -46,12 +42,11 @@ def unit_axes(module: nn.Module) -> dict[nn.Parameter, int | None]:
     return axes
 
 
-def too_rarely(trainer: Trainer, every: int) -> str:
-    """Return why no step of a run was looked at: those are steps that Lightning logs, ``every`` apart."""
-    logs: int = vars(trainer)["log_every_n_steps"]
+def too_rarely(every: int, logged: int) -> str:
+    """Return why no step of a run was looked at: of those that Lightning logs one, ``every`` apart."""
     return (
         "every and the Trainer's log_every_n_steps must be less than the steps of the run, "
-        f"got {every} and {logs}"
+        f"got {every} and {logged}"
     )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "oscillates",
     "overfits",
     "plateau",
+    "silence",
     "too_slow",
 ]
 
@@ -228,3 +229,8 @@ def _since(run: History, step: int) -> list[Validation]:
 def _counts(outcome: Mapping[str, object]) -> tuple[int, int]:
     steps, clipped = outcome.get("steps"), outcome.get("clipped")
     return (steps, clipped) if isinstance(steps, int) and isinstance(clipped, int) else (0, 0)
+
+
+def silence(run: History) -> str:
+    """Return what it means that nothing was found: ``"none"``, or that too little was seen to tell."""
+    return "none" if len(run.windows) >= _FEWEST else f"none: fewer than {_FEWEST} looks tell little"
