@@ -66,7 +66,7 @@ fuzz: .venv/.stamp ## try settings, modules and damaged checkpoints of all kinds
 
 notebooks: .venv/.stamp ## run the notebooks from the start and keep their outputs
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
-	$(BIN)/python -m pytest --nbmake --overwrite notebooks/*.ipynb
+	$(BIN)/python -m pytest $(PARALLEL) --nbmake --overwrite notebooks/*.ipynb
 
 clean: ## remove what was built or written here, the environment included
 	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \

@@ -200,6 +200,7 @@ def undisturbed(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
             stack.enter_context(replaced(module, {"training": module.training}))
             if isinstance(module, Metric):
                 stack.enter_context(kept_metric(module))
+                module.reset()  # that of a validation that is about to end still counts
         for loader in (trainer.fit_loop._combined_loader, validation._combined_loader):
             if loader is not None:
                 stack.enter_context(kept_place(loader))

@@ -15,12 +15,15 @@ from lightning_tricks.core.extras import extra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BLACK", "BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "SKY", "new_figure"]
+__all__ = [
+    *("BLACK", "BLUE", "COLOURS", "GREEN", "GREY", "ORANGE", "PURPLE", "RED", "SKY"),
+    *("STYLE", "new_figure"),
+]
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -30,7 +33,9 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
 }
+"""For matplotlib's ``rcParams``; lines have these colours in turn."""
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def new_figure(path: str | PathLike[str], *, width: float, height: float) -> Ite
         from matplotlib.figure import Figure
 
     # Without pyplot: no state of the process, and no display, is touched.
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
         yield figure
         figure.savefig(path, format="png")

@@ -38,6 +38,7 @@ def text_table(
     for row in rows:
         table.add_row(*row)
     with io.StringIO() as text:
-        Console(file=text, width=110, color_system=None, markup=False).print(table)
+        # In a notebook rich would display the table, and leave the file empty.
+        Console(file=text, width=110, color_system=None, markup=False, force_jupyter=False).print(table)
         lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
     return "\n".join([title, *lines])

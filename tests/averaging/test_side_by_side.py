@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 
 from lightning_tricks import EMAWeights
+from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
 from tests.averaging.watching import Watch, watched
 from tests.toys import Loader, StopError, Toy, assert_equal, trainer, weights
 
@@ -63,6 +66,20 @@ def test_each_has_the_loss_that_it_has_alone_and_the_run_stays_as_it_is(tmp_path
         logged = [(row["step"], float(row[name])) for row in rows if row[name]]
         assert [step for step, _ in logged] == ["4", "9", "14"]
         assert [value for _, value in logged] == pytest.approx(expected, rel=1e-6)
+
+
+def accuracies(average: EMAWeights, name: str) -> list[float]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    losses = Losses()
+    Trainer(max_epochs=2, callbacks=[average, losses], **QUIET).fit(DigitsClassifier(network), DigitsData())
+    return losses.column(name)
+
+
+def test_metric_objects_of_the_module_count_each_set_of_weights_by_itself() -> None:
+    alone = accuracies(EMAWeights(decay=0.99), "val_accuracy")
+    assert accuracies(apart(validate=True), "slow/ema_weights/val_accuracy") == alone
+    assert accuracies(apart(validate=True), "val_accuracy") != alone
 
 
 def test_a_checkpoint_may_be_chosen_by_it(tmp_path: Path) -> None:
