@@ -1,0 +1,74 @@
+"""A backbone that opens after an epoch, in two processes with different data.
+
+Judged by the weights of both after three epochs, which must be equal to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_tricks as lt
+from benchmarks.peers.cases import Case, Verdict, answer, judged
+from benchmarks.peers.schedules_of_opening import scheduled
+from benchmarks.peers.small import Net
+from tests.toys import trainer
+
+QUESTION = "Under DDP, do the processes agree on a backbone that was opened?"
+
+
+class Apart(Callback):
+    """Writes down how far the weights of two processes are from one another."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file."""
+        self.path = path
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        farthest = 0.0
+        for parameter in pl_module.parameters():
+            both = [torch.empty_like(parameter) for _ in range(2)]
+            dist.all_gather(both, parameter.detach())
+            farthest = max(farthest, float((both[0] - both[1]).abs().max()))
+        if trainer.is_global_zero:
+            self.path.write_text(str(farthest))
+
+
+def data(seed: int) -> DataLoader[Any]:
+    """Return batches that Lightning shares out among the processes."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, labels = torch.randn(64, 4, generator=generator), torch.randint(3, (64,), generator=generator)
+    return DataLoader(TensorDataset(inputs, labels), batch_size=8)
+
+
+def asked(callbacks: Callable[[], list[Callback]]) -> Verdict:
+    """Compare the weights of two processes, where the backbone has moved at all."""
+    path, module = Path("apart.txt").absolute(), Net()
+    run = trainer(Apart(path), *callbacks(), devices=2, strategy="ddp_fork")
+    run.fit(module, data(0), data(1))
+    apart = float(path.read_text())
+    return judged(apart == 0.0, f"the processes are {apart:.1e} apart" if apart else "equal to the bit")
+
+
+CASES = [
+    Case(
+        "`ProgressiveUnfreeze`",
+        lambda: asked(lambda: [lt.ProgressiveUnfreeze(stages=["head", "backbone"], at="1 epoch")]),
+    ),
+    Case(
+        "Lightning `BackboneFinetuning`",
+        lambda: asked(lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda _: 1.0)]),
+        "lightning",
+    ),
+    Case("finetuning-scheduler", lambda: asked(scheduled), "finetuning-scheduler"),
+]
+
+if __name__ == "__main__":
+    answer(QUESTION, CASES)
