@@ -6,7 +6,9 @@ import io
 import json
 import linecache
 import logging
+import os
 import re
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -14,20 +16,21 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import chdir, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, distribution
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
 
-__all__ = ["Case", "Verdict", "answer", "judged", "verdict_of"]
+__all__ = ["Case", "Stopped", "Verdict", "answer", "judged", "of_error", "verdict_of", "version_of"]
 
-Outcome = Literal["right", "refused", "fails", "wrong", "warned", "absent"]
+Outcome = Literal["right", "refused", "fails", "wrong", "warned", "known"]
 
-# What Lightning says of small runs like these, whoever takes part in them.
-_OF_SMALL_RUNS = (
+# What is said of runs like these whether they are right or not.
+_OF_ALL = (
     "does not have many workers|smaller than the logging interval|resuming from a checkpoint that ended"
     "|treespec, LeafSpec|Checkpoint directory|tensorboardX|has no `val_dataloader"
-    "|have no `val_dataloader`|is multi-threaded|sync_dist=True|modules in eval mode|torch.jit.script|metric specified for FTS|depends upon an FTSEarlyStopping"
+    "|have no `val_dataloader`|is multi-threaded|sync_dist=True|modules in eval mode|torch.jit.script|metric specified for FTS|depends upon an FTSEarlyStopping|params to be frozen already exist"
 )
 
 
@@ -37,8 +40,8 @@ class Verdict:
 
     Attributes:
         outcome: ``"right"``; ``"refused"``, an error that the one asked raises by intention; ``"fails"``, one
-            that comes upon it; ``"wrong"`` without a word; ``"warned"``, wrong after a warning; ``"absent"``,
-            it has no such thing.
+            that comes upon it; ``"wrong"`` without a word; ``"warned"``, wrong after a warning; ``"known"``,
+            wrong, and its documentation says so.
         seen: The evidence, in a line.
     """
 
@@ -54,11 +57,21 @@ class Case:
         who: As the table names it.
         ask: Puts the question and judges what comes out; what it raises is a verdict, too.
         peer: The distribution that it is from; ``None`` for this one.
+        known: Whether its documentation says that it does not do this.
     """
 
     who: str
     ask: Callable[[], Verdict]
     peer: str | None = None
+    known: bool = False
+
+
+class Stopped(Exception):
+    """Ends a case with a verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        """Take the verdict."""
+        self.verdict = verdict
 
 
 def judged(right: bool, seen: str) -> Verdict:
@@ -66,11 +79,22 @@ def judged(right: bool, seen: str) -> Verdict:
     return Verdict("right" if right else "wrong", seen)
 
 
+@cache
+def version_of(peer: str) -> str | None:
+    """Return the version of a distribution, here or, of mergekit, where ``MERGEKIT_PYTHON`` is; or ``None``."""
+    python = os.environ.get("MERGEKIT_PYTHON")
+    if peer == "mergekit" and python:
+        asked = [python, "-c", "from importlib.metadata import version; print(version('mergekit'))"]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        return version(peer)
+    except PackageNotFoundError:
+        return None
+
+
 def verdict_of(case: Case) -> Verdict | None:
     """Return what comes out of ``case``; ``None`` if its distribution is not installed."""
-    try:
-        distribution(case.peer or "lightning_tricks")
-    except PackageNotFoundError:
+    if case.peer and version_of(case.peer) is None:
         return None
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     # Some write files where they are, and print tables.
@@ -79,20 +103,24 @@ def verdict_of(case: Case) -> Verdict | None:
         try:
             with chdir(folder), redirect_stdout(io.StringIO()):
                 verdict = case.ask()
+        except Stopped as stopped:
+            return stopped.verdict
         except Exception as error:
-            return _of_error(error)
-    told = [str(one.message) for one in caught if not re.search(_OF_SMALL_RUNS, str(one.message))]
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            line = linecache.getline(last.filename, last.lineno or 0)
+            return of_error(line, f"{type(error).__name__}: {error}")
+    if verdict.outcome == "wrong" and case.known:
+        return replace(verdict, outcome="known")
+    told = [str(one.message) for one in caught if not re.search(_OF_ALL, str(one.message))]
     if verdict.outcome == "wrong" and told:
         return replace(verdict, outcome="warned", seen=f"{verdict.seen}; said {_first_words(told[-1])!r}")
     return verdict
 
 
-def _of_error(error: Exception) -> Verdict:
-    """An error is intended if the line that it comes from raises or asserts."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    line = linecache.getline(last.filename, last.lineno or 0).strip()
-    intended = line.startswith(("raise ", "assert ")) and "/torch/" not in last.filename
-    return Verdict("refused" if intended else "fails", f"{type(error).__name__}: {_first_words(str(error))}")
+def of_error(line: str, told: str) -> Verdict:
+    """Return the verdict on an error, which is intended if the ``line`` that it comes from says so."""
+    intended = line.strip().startswith(("raise ", "assert "))
+    return Verdict("refused" if intended else "fails", _first_words(told))
 
 
 def _first_words(text: str, length: int = 150) -> str:
