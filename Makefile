@@ -31,14 +31,17 @@ lint: .venv/.stamp ## check the style
 types: .venv/.stamp ## check the types of the package
 	$(BIN)/mypy --strict
 
-bench: .venv/.stamp ## measure what the techniques cost
+bench: .venv/.stamp .venv-mergekit/.stamp ## measure what the techniques cost, and put questions to others
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	# Without torchvision and older versions of torch, which they ask for.
+	$(BIN)/pip install --quiet --no-deps timm==1.0.31 mosaicml==0.32.1 avalanche-lib==0.6.0
+	MERGEKIT_PYTHON=.venv-mergekit/bin/python $(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/pip install --quiet --no-deps timm==1.0.31 # to compare with; without torchvision, which it asks for
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.health
-	$(BIN)/pip install --quiet --no-deps ema-pytorch==0.8.3 diffusers==0.42.0 # to compare with
 	$(BIN)/python -m benchmarks.averaging
 	$(BIN)/python -m benchmarks.fusing
+	$(BIN)/python -m benchmarks.fusing_commands --mergekit .venv-mergekit/bin/python
 
 matrix: export OMP_NUM_THREADS ?= 1
 matrix: .venv/.stamp ## write the table of techniques and regimes into the README, from the tests
@@ -58,7 +61,7 @@ notebooks: .venv/.stamp ## run the notebooks from the start and keep their outpu
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks/*.ipynb
 
 clean: ## remove what was built or written here, the environment included
-	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \
+	rm -rf .venv .venv-oldest .venv-mergekit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \
 		checkpoints wandb demo_output ablation search
 	find lightning_tricks tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -68,6 +71,12 @@ clean: ## remove what was built or written here, the environment included
 .venv-oldest/.stamp: EXTRAS := plots,demo,dev
 # The oldest Python, too; later ones find no wheels of these versions.
 .venv-oldest/.stamp: PYTHON := python3.11
+
+# Its pins conflict with ours.
+.venv-mergekit/.stamp:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet mergekit==0.1.5
+	touch $@
 
 .venv/.stamp .venv-oldest/.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \

@@ -58,12 +58,14 @@ class Case:
         ask: Puts the question and judges what comes out; what it raises is a verdict, too.
         peer: The distribution that it is from; ``None`` for this one.
         known: Whether its documentation says that it does not do this.
+        needs: A distribution without which it cannot be asked.
     """
 
     who: str
     ask: Callable[[], Verdict]
     peer: str | None = None
     known: bool = False
+    needs: str | None = None
 
 
 class Stopped(Exception):
@@ -94,7 +96,7 @@ def version_of(peer: str) -> str | None:
 
 def verdict_of(case: Case) -> Verdict | None:
     """Return what comes out of ``case``; ``None`` if its distribution is not installed."""
-    if case.peer and version_of(case.peer) is None:
+    if any(name and version_of(name) is None for name in (case.peer, case.needs)):
         return None
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     # Some write files where they are, and print tables.

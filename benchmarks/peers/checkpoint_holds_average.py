@@ -70,7 +70,11 @@ def asked(*callbacks: Callback, module: LightningModule | None = None) -> Verdic
 CASES = [
     Case("`EMAWeights`", lambda: asked(lt.EMAWeights(decay=0.5))),
     Case("`SWAWeights`", lambda: asked(lt.SWAWeights(start=1, every=2))),
-    Case("`ScheduleFree`", lambda: asked(lt.ScheduleFree(), module=Net(schedule_free)), "schedulefree"),
+    Case(
+        "`ScheduleFree`",
+        lambda: asked(lt.ScheduleFree(), module=Net(schedule_free)),
+        needs="schedulefree",
+    ),
     Case("Lightning `EMAWeightAveraging`", lambda: asked(pl.EMAWeightAveraging(decay=0.5)), "lightning"),
     Case(
         "Lightning `StochasticWeightAveraging`",

@@ -6,6 +6,10 @@ quarter of the last one's.
 
 from __future__ import annotations
 
+import copy
+import itertools
+import re
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -15,11 +19,19 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import lightning_tricks as lt
 from benchmarks.peers.cases import Case, Verdict, answer, judged
-from benchmarks.peers.parts import without_its_door
+from benchmarks.peers.parts import cut, without_its_door
 from benchmarks.peers.small import Net, fitted
 
 QUESTION = "Beside a schedule, do layers learn at the rates that layer-wise decay gives them?"
 DECAY = 0.5
+
+
+class Layers(nn.Sequential):
+    """Says which of its parameters are in which layer, as timm's models do."""
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return an expression for the layer's number."""
+        return {"blocks": r"^(\d+)"}
 
 
 class Deep(Net):
@@ -29,7 +41,7 @@ class Deep(Net):
         """Make them."""
         super().__init__()
         del self.backbone, self.head
-        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+        self.layers = Layers(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits."""
@@ -47,10 +59,13 @@ class Timms(Deep):
 
     def configure_optimizers(self) -> Any:
         """Return both."""
-        without_its_door("timm", "timm.models")
-        from timm.optim import param_groups_layer_decay
-
-        groups = param_groups_layer_decay(self.layers, weight_decay=0.0, layer_decay=DECAY)
+        given = {"re": re, "chain": itertools.chain, "defaultdict": defaultdict, "deepcopy": copy.deepcopy}
+        names = ("group_parameters", "group_with_matcher")
+        models = cut("timm", "timm/models/_manipulate.py", *names, MATCH_PREV_GROUP=(99999,), **given)
+        names = ("param_groups_layer_decay", "_matches_pattern")
+        given = {"group_parameters": models["group_parameters"]}
+        layer_decay = cut("timm", "timm/optim/_param_groups.py", *names, **given)["param_groups_layer_decay"]
+        groups = layer_decay(self.layers, weight_decay=0.0, layer_decay=DECAY)
         optimizer = torch.optim.SGD(groups, lr=0.1)
         return [optimizer], [self.scheduler(optimizer)]
 
@@ -64,6 +79,7 @@ class TimmsOwn(Timms):
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
         """Return timm's."""
+        without_its_door("timm")
         from timm.scheduler import CosineLRScheduler
 
         return CosineLRScheduler(optimizer, t_initial=3)

@@ -18,7 +18,7 @@ from benchmarks.peers.cases import Case, Verdict, answer, judged
 from tests.toys import trainer
 
 QUESTION = "Is a post-hoc average the one that was asked for, whatever its updates' distance?"
-STEPS, WIDTH = 1000, 0.15
+STEPS, WIDTH = 500, 0.15
 
 
 def wanted() -> float:
@@ -51,12 +51,12 @@ class Growing(LightningModule):
 def verdict(weight: Tensor) -> Verdict:
     """Compare."""
     share = float(weight) / STEPS
-    return judged(abs(share / wanted() - 1) < 0.01, f"at {share:.4f} of the run, by the paper {wanted():.4f}")
+    return judged(abs(share / wanted() - 1) < 0.02, f"at {share:.4f} of the run, by the paper {wanted():.4f}")
 
 
 def ours(every: int) -> Verdict:
     """Train, then put it together."""
-    keep = lt.PostHocEMA(every=every, snapshot_every=100)
+    keep = lt.PostHocEMA(every=every, snapshot_every=50)
     run = trainer(keep, max_epochs=1, default_root_dir=".", log_every_n_steps=STEPS)
     run.fit(Growing(), torch.utils.data.DataLoader(range(STEPS)))
     (folder,) = Path().rglob("post_hoc_ema")
@@ -72,7 +72,7 @@ def ema_pytorchs(every: int) -> Verdict:
         module,
         sigma_rels=(0.05, 0.3),
         update_every=every,
-        checkpoint_every_num_steps=100,
+        checkpoint_every_num_steps=50,
         checkpoint_dtype=torch.float32,
     )
     for step in range(1, STEPS + 1):
