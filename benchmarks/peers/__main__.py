@@ -9,8 +9,10 @@ environment of its own, whose Python ``MERGEKIT_PYTHON`` names.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
 
@@ -28,6 +30,7 @@ QUESTIONS = (
     "longer_run",
     "smoothed_and_ignored",
     "fisher_per_sample",
+    "conflicting_losses_under_ddp",
     "nan_gradients",
     "agc_of_zeros",
     "clip_manual",
@@ -95,9 +98,11 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Ask, and write the answers down with everyone's version."""
-    found = {name: asked(name) for name in track(QUESTIONS, "questions")}
     cases = [case for name in QUESTIONS for case in import_module(f"benchmarks.peers.{name}").CASES]
     versions = {peer: version_of(peer) for peer in sorted({case.peer for case in cases if case.peer})}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        answers = track(pool.map(asked, QUESTIONS), "questions", len(QUESTIONS))
+        found = dict(zip(QUESTIONS, answers, strict=True))
     record("peers", {"versions": versions, "questions": found}, table(found))
 
 

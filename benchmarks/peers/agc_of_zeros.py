@@ -1,7 +1,7 @@
 """Adaptive clipping (AGC) of a weight that begins with zeros, as the last of a residual branch does.
 
-Judged by the paper's rule, arXiv:2102.06171, equation 3: a unit's gradient is cut to 0.01 of the larger of its
-weights' norm and 0.001, so that zeros can leave zero: their step with rate 1 has the length 1e-5.
+Judged by the paper's rule, arXiv:2102.06171, equation 3: a unit's gradient is cut to 0.01 of the larger of
+its weights' norm and 0.001, so that zeros can leave zero: their step with rate 1 has the length 1e-5.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """BatchNorm statistics for averaged weights, from batches whose samples resemble one another.
 
 As frames of a video do, or samples sorted by class. Judged by mean and variance of the layer's input over all
-training samples, with the weights that the run leaves, in double precision: the statistics must be within 1 %.
+training samples, with the weights that the run leaves, in double precision: the statistics must be within 1
+%.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def torchs() -> Verdict:
 
 CASES = [
     Case("`SWAWeights`", lambda: asked(lt.SWAWeights(start=5, every=2))),
-    Case("`EMAWeights` and `PreciseBatchNorm`", lambda: asked(lt.EMAWeights(decay=0.5), lt.PreciseBatchNorm())),
+    Case(
+        "`EMAWeights` and `PreciseBatchNorm`", lambda: asked(lt.EMAWeights(decay=0.5), lt.PreciseBatchNorm())
+    ),
     Case(
         "Lightning `StochasticWeightAveraging`",
         lambda: asked(pl.StochasticWeightAveraging(0.05, swa_epoch_start=1, annealing_epochs=1)),

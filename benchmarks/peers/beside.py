@@ -50,7 +50,9 @@ class EMAPytorchs(Kind):
     def begin(self, module: nn.Module, decay: float, **options: Any) -> Any:
         from ema_pytorch import EMA
 
-        return EMA(module, beta=decay, **{"min_value": decay, "update_every": 1, "update_after_step": 0, **options})
+        return EMA(
+            module, beta=decay, **{"min_value": decay, "update_every": 1, "update_after_step": 0, **options}
+        )
 
     def update(self, module: nn.Module, step: int) -> None:
         self.average.update()
@@ -119,7 +121,7 @@ KINDS: dict[str, tuple[str, type[Kind]]] = {
 
 
 class Beside(Callback):
-    """Keeps an average beside a run: updates after each step, state into checkpoints, values in at the end."""
+    """Keeps an average beside a run: updates after steps, state into checkpoints, values in at the end."""
 
     def __init__(self, kind: Callable[..., Kind], decay: float, **options: Any) -> None:
         """Take what is begun as the run begins."""

@@ -22,15 +22,38 @@ from typing import Literal
 
 import torch
 
-__all__ = ["Case", "Stopped", "Verdict", "answer", "judged", "of_error", "verdict_of", "version_of"]
+__all__ = [
+    "Case",
+    "StoppedError",
+    "Verdict",
+    "answer",
+    "judged",
+    "of_error",
+    "of_traceback",
+    "verdict_of",
+    "version_of",
+]
 
 Outcome = Literal["right", "refused", "fails", "wrong", "warned", "known"]
 
 # What is said of runs like these whether they are right or not.
-_OF_ALL = (
-    "does not have many workers|smaller than the logging interval|resuming from a checkpoint that ended"
-    "|treespec, LeafSpec|Checkpoint directory|tensorboardX|has no `val_dataloader"
-    "|have no `val_dataloader`|is multi-threaded|sync_dist=True|modules in eval mode|torch.jit.script|metric specified for FTS|depends upon an FTSEarlyStopping|params to be frozen already exist"
+_OF_ALL = "|".join(
+    [
+        "does not have many workers",
+        "smaller than the logging interval",
+        "resuming from a checkpoint that ended",
+        "treespec, LeafSpec",
+        "Checkpoint directory",
+        "tensorboardX",
+        "have no `val_dataloader`",
+        "is multi-threaded",
+        "sync_dist=True",
+        "modules in eval mode",
+        "torch.jit.script",
+        "metric specified for FTS",
+        "depends upon an FTSEarlyStopping",
+        "params to be frozen already exist",
+    ]
 )
 
 
@@ -68,7 +91,7 @@ class Case:
     needs: str | None = None
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Ends a case with a verdict."""
 
     def __init__(self, verdict: Verdict) -> None:
@@ -83,7 +106,7 @@ def judged(right: bool, seen: str) -> Verdict:
 
 @cache
 def version_of(peer: str) -> str | None:
-    """Return the version of a distribution, here or, of mergekit, where ``MERGEKIT_PYTHON`` is; or ``None``."""
+    """Return the version of a distribution, that of mergekit where ``MERGEKIT_PYTHON`` is, or ``None``."""
     python = os.environ.get("MERGEKIT_PYTHON")
     if peer == "mergekit" and python:
         asked = [python, "-c", "from importlib.metadata import version; print(version('mergekit'))"]
@@ -105,7 +128,7 @@ def verdict_of(case: Case) -> Verdict | None:
         try:
             with chdir(folder), redirect_stdout(io.StringIO()):
                 verdict = case.ask()
-        except Stopped as stopped:
+        except StoppedError as stopped:
             return stopped.verdict
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
@@ -123,6 +146,14 @@ def of_error(line: str, told: str) -> Verdict:
     """Return the verdict on an error, which is intended if the ``line`` that it comes from says so."""
     intended = line.strip().startswith(("raise ", "assert "))
     return Verdict("refused" if intended else "fails", _first_words(told))
+
+
+def of_traceback(text: str) -> Verdict:
+    """Return the verdict on the error of another process, from what it printed."""
+    lines = [line for line in text.splitlines() if line.strip(" ^~")]
+    last = max(at for at, line in enumerate(lines) if line.startswith("  File "))
+    told = next(at for at in range(last + 1, len(lines)) if not lines[at].startswith(" "))
+    return of_error(lines[last + 1], " ".join(lines[told:]))
 
 
 def _first_words(text: str, length: int = 150) -> str:

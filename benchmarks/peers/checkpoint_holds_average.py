@@ -26,7 +26,7 @@ def schedule_free(module: LightningModule) -> torch.optim.Optimizer:
 
 
 class Switching(Net):
-    """https://github.com/facebookresearch/schedule_free#how-to-use: ``eval()`` before evaluating and saving."""
+    """https://github.com/facebookresearch/schedule_free#how-to-use: ``eval()`` before both."""
 
     def __init__(self) -> None:
         """Take its optimizer."""

@@ -1,6 +1,7 @@
 """Clipping beside a fused optimizer in mixed precision, with and without a gradient scaler.
 
-Judged by one step of SGD with rate 1 and gradients of a norm above 1: it must have the length of the limit, 0.1.
+Judged by one step of SGD with rate 1 and gradients of a norm above 1: it must have the length of the limit,
+0.1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Clipping to a norm of 0.1 in manual optimization, with a gradient scaler.
 
-Judged by the norm of the gradients that the optimizer steps with, which must be 0.1: those of this network have
-norms between 0.5 and 2. The scaler multiplies them by 64 until the step.
+Judged by the norm of the gradients that the optimizer steps with, which must be 0.1: those of this network
+have norms between 0.5 and 2. The scaler multiplies them by 64 until the step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
@@ -70,8 +70,12 @@ def asked(module: Manual, *callbacks: Callback, **settings: Any) -> Verdict:
     """Look at the norms of 15 steps."""
     fitted(*callbacks, module=module, plugins=[scaler_plugin()], **settings)
     low, high = min(module.norms), max(module.norms)
-    return judged(abs(low - LIMIT) < 1e-3 > abs(high - LIMIT), f"norms of {low:.4f} to {high:.4f}, not {LIMIT}"
-                  if abs(low - LIMIT) > 1e-3 else f"norms of {low:.4f}")
+    return judged(
+        abs(low - LIMIT) < 1e-3 > abs(high - LIMIT),
+        f"norms of {low:.4f} to {high:.4f}, not {LIMIT}"
+        if abs(low - LIMIT) > 1e-3
+        else f"norms of {low:.4f}",
+    )
 
 
 CASES = [

@@ -1,7 +1,7 @@
 """Fisher information for elastic weight consolidation (EWC), from batches of 1, 8 and 32 samples.
 
-Judged by the mean over samples of squared gradients, one backward pass each, in double precision: arXiv:1612.00796
-weighs its penalty by it, so that the penalty must not depend on the size of the batches.
+Judged by the mean over samples of squared gradients, one backward pass each, in double precision:
+arXiv:1612.00796 weighs its penalty by it, so that the penalty must not depend on the size of the batches.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def avalanches(size: int) -> float:
 
 CASES = [
     Case("`fisher_information`", lambda: verdict([ours(size) for size in SIZES])),
-    Case(
-        "Avalanche `EWCPlugin`", lambda: verdict([avalanches(size) for size in SIZES]), "avalanche-lib"
-    ),
+    Case("Avalanche `EWCPlugin`", lambda: verdict([avalanches(size) for size in SIZES]), "avalanche-lib"),
 ]
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The mean of two of Lightning's checkpoints of a network with BatchNorm, by names as they stand there.
 
-Judged by the mean of each floating tensor in double precision, and by counters, which must stay whole numbers.
+Judged by the mean of each floating tensor in double precision, and by counters, which must stay whole
+numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Buffers of whole numbers beside averaged weights: a table of indices that never changes, and a counter.
 
-Judged by the table, which must stay as it is (Swin's ``relative_position_index`` is one), and by the counter of
-BatchNorm, which must be that of the live network.
+Judged by the table, which must stay as it is (Swin's ``relative_position_index`` is one), and by the counter
+of BatchNorm, which must be that of the live network.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def beside(kind: Callable[..., Kind], **options: Any) -> Verdict:
 
 
 class Composers(Kind):
-    """https://docs.mosaicml.com/projects/composer/en/stable/method_cards/ema.html, the functional interface."""
+    """https://docs.mosaicml.com/projects/composer/en/stable/method_cards/ema.html, its function."""
 
     def begin(self, module: nn.Module, decay: float, **options: Any) -> nn.Module:
         import contextlib

@@ -1,7 +1,7 @@
 """An error, or Ctrl-C, in the middle of a validation that sees the average.
 
-Judged by the weights in the module afterwards, which must be the live ones: those that a checkpoint written on
-the way out saves as such, and that a notebook's next cell trains.
+Judged by the weights in the module afterwards, which must be the live ones: those that a checkpoint written
+on the way out saves as such, and that a notebook's next cell trains.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import lightning_tricks as lt
@@ -97,7 +96,9 @@ def asked(module: Deep, *callbacks: Any) -> Verdict:
         next(group["lr"] for group in groups if any(p is layer.weight for p in group["params"]))
         for layer in (module.layers[0], module.layers[2])
     )
-    return judged(abs(first / last / DECAY**2 - 1) < 1e-6, f"the first layer's rate is {first / last:.2f} of the last's")
+    return judged(
+        abs(first / last / DECAY**2 - 1) < 1e-6, f"the first layer's rate is {first / last:.2f} of the last's"
+    )
 
 
 CASES = [

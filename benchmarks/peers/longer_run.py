@@ -6,6 +6,7 @@ Judged by the rates of the added steps: they must never rise, and end near 0, as
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def asked(callbacks: Callable[[], list[Callback]], module: Callable[[], Net] = N
     first.save_checkpoint(path)
     trainer(seen, *callbacks(), max_epochs=4).fit(module(), Loader(), ckpt_path=path, weights_only=True)
     rates = [round(rate, 3) for rate in seen.seen]
-    falls = all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    falls = all(a >= b for a, b in pairwise(rates))
     told = "fall" if falls else "rise"
     return judged(falls and rates[-1] < 0.02, f"rates {told} from {rates[0]} to {rates[-1]}")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers.cases import Stopped, of_error
+from benchmarks.peers.cases import StoppedError, of_traceback
 
 __all__ = ["merged", "saved"]
 
@@ -39,7 +39,7 @@ def merged(paths: Sequence[Path], method: str, *, based: bool = False, **paramet
     """Return what mergekit makes of files of models, of which the first may be the base.
 
     Raises:
-        Stopped: If it ends with an error.
+        StoppedError: If it ends with an error.
     """
     from safetensors.torch import load_file
 
@@ -49,7 +49,6 @@ def merged(paths: Sequence[Path], method: str, *, based: bool = False, **paramet
     command = Path(os.environ["MERGEKIT_PYTHON"]).with_name("mergekit-pytorch")
     ended = subprocess.run([command, "merge.yml", "merged", "--quiet"], capture_output=True, text=True)
     if ended.returncode:
-        lines = [line for line in ended.stderr.splitlines() if line.strip(" ^~")]
-        raise Stopped(of_error(lines[-2], lines[-1]))
+        raise StoppedError(of_traceback(ended.stderr))
     (path,) = Path("merged").glob("*.safetensors")
     return load_file(path)

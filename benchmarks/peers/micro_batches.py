@@ -1,7 +1,8 @@
 """Accumulation of gradients over four micro-batches, in runs of three epochs of eight.
 
-Judged by the run without accumulation and two batches an epoch, which makes as many optimizer steps: both must
-have the same rates, step by step. Averages are judged by the sum by hand over the weights after each step.
+Judged by the run without accumulation and two batches an epoch, which makes as many optimizer steps: both
+must have the same rates, step by step. Averages are judged by the sum by hand over the weights after each
+step.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch.callbacks as pl
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import LinearLR, OneCycleLR, StepLR
 
@@ -113,7 +113,11 @@ CASES = [
         lambda: same_rates(lambda: [lt.WarmupCosine(warmup=2)], by="callback"),
     ),
     Case("`EMAWeights`", lambda: averaged(lt.EMAWeights(decay=DECAY, decay_warmup=False))),
-    Case("Lightning `EMAWeightAveraging`", lambda: lightnings_average(pl.EMAWeightAveraging(decay=DECAY)), "lightning"),
+    Case(
+        "Lightning `EMAWeightAveraging`",
+        lambda: lightnings_average(pl.EMAWeightAveraging(decay=DECAY)),
+        "lightning",
+    ),
     Case(
         'Lightning, `LinearLR` with `interval="step"`',
         lambda: same_rates(list, lambda: Scheduled(warming)),

@@ -1,7 +1,7 @@
 """One batch whose loss is not a number, in a run of 15.
 
-Judged by the weights at the end, which must be finite, and by those before and after that batch, which must be
-equal; or by an error.
+Judged by the weights at the end, which must be finite, and by those before and after that batch, which must
+be equal; or by an error.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 import lightning_tricks as lt
-from benchmarks.peers.cases import Case, Stopped, Verdict, answer, judged
+from benchmarks.peers.cases import Case, StoppedError, Verdict, answer, judged
 from benchmarks.peers.parts import cut
 from benchmarks.peers.small import Live, Net, farthest, fitted
 
@@ -59,7 +58,7 @@ def watched() -> Verdict:
     try:
         return asked(detect_anomaly=True)
     except RuntimeError as error:
-        raise Stopped(Verdict("refused", f"RuntimeError: {error}")) from error
+        raise StoppedError(Verdict("refused", f"RuntimeError: {error}")) from error
 
 
 def timms(parameters: list[nn.Parameter]) -> None:
@@ -75,9 +74,7 @@ CASES = [
     Case("Lightning `gradient_clip_val`", lambda: asked(gradient_clip_val=1.0), "lightning"),
     Case("`AdaptiveGradientClip`", lambda: asked(lt.AdaptiveGradientClip()), known=True),  # its card
     Case("Lightning `detect_anomaly=True`", watched, "lightning"),
-    Case(
-        "torch `clip_grad_norm_`", lambda: asked(clip=lambda all_: clip_grad_norm_(all_, 1.0)), "torch"
-    ),
+    Case("torch `clip_grad_norm_`", lambda: asked(clip=lambda all_: clip_grad_norm_(all_, 1.0)), "torch"),
     Case(
         "torch `clip_grad_norm_(error_if_nonfinite=True)`",
         lambda: asked(clip=lambda all_: clip_grad_norm_(all_, 1.0, error_if_nonfinite=True)),

@@ -1,7 +1,7 @@
 """A warm-up over the first steps, and a rate that is halved once a metric has stalled.
 
-The metric never improves; each is set to halve the rate once, before the last epoch. Judged by the rate of the
-last step: half of the base rate, 0.05.
+The metric never improves; each is set to halve the rate once, before the last epoch. Judged by the rate of
+the last step: half of the base rate, 0.05.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ or its 8th batch. Judged by the weights that the uninterrupted run ends with.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def told(whole: dict[str, Any], again: Callable[[], Any]) -> str:
 def verdict(found: dict[int, str]) -> Verdict:
     """Judge all stops."""
     right = set(found.values()) == {"equal"}
-    return judged(right, "equal to the bit" if right else "; ".join(f"batch {n}: {s}" for n, s in found.items()))
+    return judged(
+        right, "equal to the bit" if right else "; ".join(f"batch {n}: {s}" for n, s in found.items())
+    )
 
 
 def asked(callbacks: Callable[[], list[Callback]]) -> Verdict:
@@ -46,7 +49,7 @@ def asked(callbacks: Callable[[], list[Callback]]) -> Verdict:
         return Net(), callbacks()
 
     whole = weights(fitted(*callbacks()))
-    return verdict({stop: told(whole, lambda: resumed(build, Path(), after=stop)) for stop in STOPS})
+    return verdict({stop: told(whole, partial(resumed, build, Path(), after=stop)) for stop in STOPS})
 
 
 class Logging(Net):
@@ -71,7 +74,7 @@ def of_its_own_checkpoints() -> Verdict:
         return fitted(*scheduled(), kept(), module=Logging(), ckpt_path=Path(f"kept/step={stop}.ckpt"))
 
     whole = weights(fitted(*scheduled(), kept(), module=Logging()))
-    return verdict({stop: told(whole, lambda: resumed_at(stop)) for stop in STOPS})
+    return verdict({stop: told(whole, partial(resumed_at, stop)) for stop in STOPS})
 
 
 CASES = [

@@ -6,6 +6,7 @@ The scaler runs on the CPU, where float16 is bfloat16 but the scaler's work is t
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def asked(callback: Callback, *, begins: int = 0) -> Verdict:
     left = weights(fitted(live, callback, module=module, max_epochs=1, plugins=[scaler_plugin()]))
     names = dict(module.named_parameters())
     seen = [{name: one[name] for name in names} for one in live.seen]
-    made = [one for before, one in zip(seen, seen[1:], strict=False) if farthest(before, one)]
+    made = [one for before, one in pairwise(seen) if farthest(before, one)]
     off = farthest(ema_of([seen[0], *made][begins:], DECAY), {name: left[name] for name in names})
     told = f"{off:.0e} from the sum by hand over {len(made)} real steps of {len(seen) - 1}"
     return judged(off < 1e-6, told)
@@ -46,7 +47,11 @@ def asked(callback: Callback, *, begins: int = 0) -> Verdict:
 
 CASES = [
     Case("`EMAWeights`", lambda: asked(lt.EMAWeights(decay=DECAY, decay_warmup=False))),
-    Case("Lightning `EMAWeightAveraging`", lambda: asked(EMAWeightAveraging(decay=DECAY), begins=1), "lightning"),
+    Case(
+        "Lightning `EMAWeightAveraging`",
+        lambda: asked(EMAWeightAveraging(decay=DECAY), begins=1),
+        "lightning",
+    ),
 ]
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ def scheduled(**options: Any) -> list[Callback]:
     """
     from finetuning_scheduler import FinetuningScheduler
 
-    phases = {0: {"params": [r"head.*"], "max_transition_epoch": 1}, 1: {"params": [r"backbone.*"], "lr": 0.1}}
+    phases = {
+        0: {"params": [r"head.*"], "max_transition_epoch": 1},
+        1: {"params": [r"backbone.*"], "lr": 0.1},
+    }
     settings = {"ft_schedule": phases, "restore_best": False}
     return [FinetuningScheduler(**{**settings, **options})]

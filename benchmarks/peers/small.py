@@ -140,4 +140,3 @@ def ema_of(seen: list[Model], decay: float) -> Model:
     for one in rest:
         average = {name: decay * value + (1 - decay) * one[name] for name, value in average.items()}
     return average
-

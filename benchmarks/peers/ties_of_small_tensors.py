@@ -44,7 +44,9 @@ def verdict(found: Model, given: list[Model]) -> Verdict:
     seen = f"{off:.0e} from the sum by hand"
     if "scale" not in given[0]:
         return judged(off < 1e-5, seen)
-    return judged(off < 1e-5 and float(found["scale"]) == 2.5, f"{seen}; scale {float(found['scale'])}, not 2.5")
+    return judged(
+        off < 1e-5 and float(found["scale"]) == 2.5, f"{seen}; scale {float(found['scale'])}, not 2.5"
+    )
 
 
 def ours(*, scale: bool) -> Verdict:

@@ -56,7 +56,9 @@ def found() -> Verdict:
 
     fitted(Begin(), rates, finder, module=module, max_epochs=1, batches=60)
     suggested = finder.optimal_lr.suggestion()
-    wanted, seen = ([f"{rate:.2g}" for rate in each] for each in ([suggested, suggested * SHARE], rates.seen[:2]))
+    wanted, seen = (
+        [f"{rate:.2g}" for rate in each] for each in ([suggested, suggested * SHARE], rates.seen[:2])
+    )
     return judged(wanted == seen, f"suggested {wanted[0]}; rates of the first steps {', '.join(seen)}")
 
 
@@ -71,7 +73,9 @@ def opening() -> Verdict:
             own = module.backbone[0].weight
             rates.extend(g["lr"] for g in optimizer.param_groups if any(p is own for p in g["params"]))
 
-    open_ = pl.BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda _: 1.5, backbone_initial_lr=0.02)
+    open_ = pl.BackboneFinetuning(
+        unfreeze_backbone_at_epoch=1, lambda_func=lambda _: 1.5, backbone_initial_lr=0.02
+    )
     fitted(Backbones(), open_, module=Net(annealed), max_epochs=4)
     wanted = [0.02 * 1.5**epoch for epoch in range(3) for _ in range(5)]
     same = sum(abs(a - b) < 1e-9 for a, b in zip(rates, wanted, strict=False))
@@ -87,7 +91,10 @@ def annealed(module: nn.Module) -> Any:
 
 
 CASES = [
-    Case("`WarmupCosine` and a schedule of the module", lambda: refused(lt.WarmupCosine(), optimizers=scheduled)),
+    Case(
+        "`WarmupCosine` and a schedule of the module",
+        lambda: refused(lt.WarmupCosine(), optimizers=scheduled),
+    ),
     Case("`GradientClip` and `gradient_clip_val`", lambda: refused(lt.GradientClip(), gradient_clip_val=1.0)),
     Case("`EMAWeights` and `SWAWeights`", lambda: refused(lt.EMAWeights(), lt.SWAWeights())),
     Case(

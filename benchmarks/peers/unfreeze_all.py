@@ -68,9 +68,7 @@ CASES = [
         lambda: asked(lightnings(), cosine),
         "lightning",
     ),
-    Case(
-        "finetuning-scheduler and `LambdaLR`", lambda: asked(scheduled(), lambdas), "finetuning-scheduler"
-    ),
+    Case("finetuning-scheduler and `LambdaLR`", lambda: asked(scheduled(), lambdas), "finetuning-scheduler"),
 ]
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from benchmarks.peers.cases import Case, Verdict, answer, judged
 from benchmarks.peers.schedules_of_opening import scheduled
 from benchmarks.peers.small import Net, fitted
 
-QUESTION = "Does a frozen backbone's BatchNorm keep its statistics, and normalise by them while the head learns?"
+QUESTION = (
+    "Does a frozen backbone's BatchNorm keep its statistics, and normalise by them while the head learns?"
+)
 
 
 class Watched(Net):
@@ -39,9 +41,7 @@ class Watched(Net):
         features = self.backbone(inputs)
         if self.training:
             with torch.no_grad():
-                self.distance = max(
-                    self.distance, float((features - self.pretrained[0](inputs)).abs().max())
-                )
+                self.distance = max(self.distance, float((features - self.pretrained[0](inputs)).abs().max()))
         return self.head(features)
 
 

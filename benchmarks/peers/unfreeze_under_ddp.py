@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_tricks as lt
-from benchmarks.peers.cases import Case, Verdict, answer, judged
+from benchmarks.peers.cases import Case, StoppedError, Verdict, answer, judged, of_traceback
 from benchmarks.peers.schedules_of_opening import scheduled
 from benchmarks.peers.small import Net
 from tests.toys import trainer
@@ -49,10 +50,18 @@ def data(seed: int) -> DataLoader[Any]:
 
 
 def asked(callbacks: Callable[[], list[Callback]]) -> Verdict:
-    """Compare the weights of two processes, where the backbone has moved at all."""
-    path, module = Path("apart.txt").absolute(), Net()
-    run = trainer(Apart(path), *callbacks(), devices=2, strategy="ddp_fork")
-    run.fit(module, data(0), data(1))
+    """Open a backbone in two processes."""
+    return agreed(Net(), callbacks())
+
+
+def agreed(module: Net, callbacks: list[Callback]) -> Verdict:
+    """Compare the weights of two processes."""
+    path = Path("apart.txt").absolute()
+    run = trainer(Apart(path), *callbacks, devices=2, strategy="ddp_fork")
+    try:
+        run.fit(module, data(0), data(1))
+    except ProcessRaisedException as error:
+        raise StoppedError(of_traceback(str(error))) from error
     apart = float(path.read_text())
     return judged(apart == 0.0, f"the processes are {apart:.1e} apart" if apart else "equal to the bit")
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 import lightning_tricks as lt
-from benchmarks.peers.beside import EMAPytorchs, Beside, Diffusers, Timms
+from benchmarks.peers.beside import Beside, Diffusers, EMAPytorchs, Timms
 from benchmarks.peers.cases import Case, Verdict, answer, judged
 from benchmarks.peers.small import Live, Validated, farthest, fitted, floating
 from tests.toys import weights
@@ -46,9 +46,7 @@ CASES = [
     ),
     Case("timm `ModelEmaV3`", lambda: late(Timms, update_after_step=100), "timm"),
     Case("ema-pytorch `EMA`", lambda: late(EMAPytorchs, update_after_step=100), "ema-pytorch"),
-    Case(
-        "diffusers `EMAModel`", lambda: late(Diffusers, update_after_step=100, min_decay=0.0), "diffusers"
-    ),
+    Case("diffusers `EMAModel`", lambda: late(Diffusers, update_after_step=100, min_decay=0.0), "diffusers"),
 ]
 
 if __name__ == "__main__":
