@@ -79,8 +79,8 @@ def cell(cases: list[Case], verdicts: dict[str, Any]) -> str:
         verdict = verdicts[case.who]
         told = "not installed" if verdict is None else WORDS[verdict["outcome"]]
         # What is right needs no evidence here.
-        seen = f": {verdict['seen']}" if verdict and verdict["outcome"] != "right" else ""
-        parts.append(f"{case.who} {told}{seen}".replace("|", "\\|"))
+        seen = f" ({verdict['seen']})" if verdict and verdict["outcome"] != "right" else ""
+        parts.append(f"{case.who}: {told}{seen}".replace("|", "\\|"))
     return "<br>".join(parts)
 
 

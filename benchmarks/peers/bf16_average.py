@@ -68,6 +68,7 @@ def beside(kind: Callable[..., Kind]) -> Verdict:
 
 CASES = [
     Case("`EMAWeights`", lambda: asked(lt.EMAWeights(decay=DECAY, decay_warmup=False))),
+    Case('`EMAWeights(dtype="bfloat16")`', lambda: asked(lt.EMAWeights(decay=DECAY, dtype="bfloat16"))),
     Case("Lightning `EMAWeightAveraging`", lambda: asked(EMAWeightAveraging(decay=DECAY)), "lightning"),
     *[Case(who, lambda kind=kind: beside(kind), peer) for who, (peer, kind) in KINDS.items()],
 ]

@@ -49,7 +49,7 @@ _OF_ALL = "|".join(
         "is multi-threaded",
         "sync_dist=True",
         "modules in eval mode",
-        "torch.jit.script",
+        "torch.jit",
         "metric specified for FTS",
         "depends upon an FTSEarlyStopping",
         "params to be frozen already exist",
@@ -133,7 +133,8 @@ def verdict_of(case: Case) -> Verdict | None:
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             line = linecache.getline(last.filename, last.lineno or 0)
-            return of_error(line, f"{type(error).__name__}: {error}")
+            told = str(error).replace(f"{folder}/", "")
+            return of_error(line, f"{type(error).__name__}: {told}")
     if verdict.outcome == "wrong" and case.known:
         return replace(verdict, outcome="known")
     told = [str(one.message) for one in caught if not re.search(_OF_ALL, str(one.message))]
@@ -156,7 +157,7 @@ def of_traceback(text: str) -> Verdict:
     return of_error(lines[last + 1], " ".join(lines[told:]))
 
 
-def _first_words(text: str, length: int = 150) -> str:
+def _first_words(text: str, length: int = 120) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3].rsplit(" ", 1)[0] + " ..."
 

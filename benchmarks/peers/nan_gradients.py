@@ -74,7 +74,12 @@ CASES = [
     Case("Lightning `gradient_clip_val`", lambda: asked(gradient_clip_val=1.0), "lightning"),
     Case("`AdaptiveGradientClip`", lambda: asked(lt.AdaptiveGradientClip()), known=True),  # its card
     Case("Lightning `detect_anomaly=True`", watched, "lightning"),
-    Case("torch `clip_grad_norm_`", lambda: asked(clip=lambda all_: clip_grad_norm_(all_, 1.0)), "torch"),
+    Case(
+        "torch `clip_grad_norm_`",
+        lambda: asked(clip=lambda all_: clip_grad_norm_(all_, 1.0)),
+        "torch",
+        known=True,  # of error_if_nonfinite
+    ),
     Case(
         "torch `clip_grad_norm_(error_if_nonfinite=True)`",
         lambda: asked(clip=lambda all_: clip_grad_norm_(all_, 1.0, error_if_nonfinite=True)),
