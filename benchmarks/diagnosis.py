@@ -1,8 +1,8 @@
 """How often Diagnosis speaks of healthy runs, and whether it finds what is wrong with ill ones.
 
 Healthy runs differ in network, optimizer, rate, batch and data: digits and characters, WarmupCosine, clipping
-by a percentile. Each ill run is one of them with one thing spoilt. Limits were set on the first hundred
-seeds, so other healthy runs are drawn here. The whole takes about five minutes.
+by a percentile; every other one at a constant rate. Each ill run is one of them with one thing spoilt. Limits
+were set on the first hundred seeds, so other healthy runs are drawn here. The whole takes about five minutes.
 
     python -m benchmarks.diagnosis --healthy 50 --seeds 5
 """
@@ -206,6 +206,8 @@ def healthy(first: int, count: int) -> list[dict[str, Any]]:
     alarms = []
     for seed in track(range(first, first + count), "healthy runs"):
         run = Run.drawn(seed)
+        if seed % 2:  # of these the validation loss jumps about to the end
+            run = replace(run, rate=run.rate / 3, schedule=_constant)
         if found := run.findings():
             alarms.append({"seed": seed, "network": run.network, "optimizer": run.optimizer, "found": found})
     return alarms
@@ -219,7 +221,7 @@ def ill(kind: str, seeds: int) -> Counter[str]:
 
 
 def main() -> None:
-    """Measure, write the figures as JSON, and put the table into the README."""
+    """Measure, write the figures as JSON, and put the table into its document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--healthy", type=int, default=50, help="healthy runs (default: 50)")
     parser.add_argument("--first", type=int, default=100, help="seed of the first of them (default: 100)")

@@ -233,7 +233,7 @@ def scratch(folder: str | None) -> AbstractContextManager[str]:
 
 
 def main() -> None:
-    """Measure, write the figures as JSON, and put the tables into the README."""
+    """Measure, write the figures as JSON, and put the tables into their document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1200, help="of each model (default: 1200)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of every variant (default: 7)")

@@ -122,7 +122,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, write the figures as JSON, and put the table into the README."""
+    """Measure, write the figures as JSON, and put the table into its document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--mergekit", required=True, help="Python of an environment that has mergekit")
     parser.add_argument("--megabytes", type=int, default=1200, help="of each model (default: 1200)")

@@ -65,7 +65,7 @@ def measure(set_name: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, write the figures as JSON, and put the table into the README."""
+    """Measure, write the figures as JSON, and put the table into its document."""
     rounds = rounds_asked(__doc__)
     torch.set_num_threads(2)
     rows = [measure(set_name, rounds) for set_name in SETS]

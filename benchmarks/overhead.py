@@ -137,7 +137,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, write the figures as JSON, and put the table into the README."""
+    """Measure, write the figures as JSON, and put the table into its document."""
     rounds = rounds_asked(__doc__)
     torch.set_num_threads(2)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Where the figures of a benchmark go: a JSON file with the machine, and a table in the README."""
+"""Where the figures of a benchmark go: a JSON file with the machine, and a table in a document."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison import comparison
 from benchmarks.machine import machine
-from benchmarks.readme import replace_table
+from benchmarks.readme import document_of, replace_table
 
 __all__ = ["ROOT", "record", "rounds_asked"]
 
@@ -16,12 +17,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def record(name: str, figures: dict[str, Any], table: str) -> None:
-    """Write ``figures`` to ``benchmarks/results/NAME.json``, ``table`` into the README, and print it."""
+    """Write ``figures`` to ``benchmarks/results/NAME.json``, ``table`` where its marks are, and print it."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     # JSON knows no NaN, which stands for what was not measured.
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=1).replace("NaN", "null") + "\n")
-    replace_table(ROOT / "README.md", name, table)
-    print(table, f"\nwritten to {path} and the README")
+    document = document_of(ROOT, name)
+    replace_table(document, name, table)
+    replace_table(ROOT / "README.md", "comparison", comparison(path.parent))
+    print(table, f"\nwritten to {path} and {document}")
 
 
 def rounds_asked(description: str | None) -> int:

@@ -82,6 +82,7 @@ from lightning_tricks.objectives.latent import Latent
 from lightning_tricks.objectives.layer_noise import LayerNoise
 from lightning_tricks.objectives.loss_balance import FixedWeights
 from lightning_tricks.objectives.mixup import Mixup
+from lightning_tricks.objectives.progressive_resizing import ProgressiveResizing
 from lightning_tricks.objectives.sample_grid import SampleGrid
 from lightning_tricks.objectives.smoothed_losses import (
     smooth_labels,
@@ -182,6 +183,7 @@ __all__ = [
     "PowerDecay",
     "PreciseBatchNorm",
     "Probe",
+    "ProgressiveResizing",
     "ProgressiveUnfreeze",
     "Pruned",
     "RandomWeights",

@@ -1,4 +1,4 @@
-"""The code in the README runs, and CONTRIBUTING quotes what there is."""
+"""The code in the documents runs, and what they name and quote is there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning import pytorch
+from lightning.pytorch import Callback
 
+import lightning_tricks
+from benchmarks.comparison import comparison
+from benchmarks.readme import table_of
 from lightning_tricks.recipes import transformer
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from lightning_tricks.recipes.residual import ResidualNet
@@ -16,6 +21,7 @@ from tests.contract.cases import CASES
 from tests.yaml_trainer import yaml_trainer
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = lightning_tricks.__name__
 
 
 class Classifier(DigitsClassifier):
@@ -32,12 +38,38 @@ def blocks(language: str, document: str = "README.md") -> list[str]:
 
 # What a newcomer's Trainer says of itself, on whatever machine that is.
 @pytest.mark.filterwarnings("ignore:.*tensorboardX|.*does not have many workers|.*smaller than the logging")
-def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/fusion.md"])
+def test_python_blocks_run_in_order(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    assert len(blocks("python")) >= 2
-    for block in blocks("python"):
+    assert len(blocks("python", document)) >= 2
+    for block in blocks("python", document):
         exec(block, names)
+
+
+def test_what_the_readme_says_to_write_instead_can_be_written() -> None:
+    _, _, table = (ROOT / "README.md").read_text().partition("| instead of | write |")
+    rows = [line.split(" | ") for line in table.partition("\n\n")[0].splitlines()[2:]]
+    names = {name: getattr(lightning_tricks, name) for name in lightning_tricks.__all__}
+    for before, after, *_ in rows:
+        assert isinstance(eval(after.strip("`"), {**names, "model": ResidualNet(widths=(4,))}), Callback)
+        if before.startswith("| `") and "optimizer" not in before and " of " not in before:
+            eval(before.removeprefix("| ").strip("`"), vars(pytorch.callbacks) | {"Trainer": pytorch.Trainer})
+    assert len(rows) > 10
+
+
+def test_the_readme_compares_by_the_recorded_figures() -> None:
+    assert table_of(ROOT / "README.md", "comparison") == comparison(ROOT / "benchmarks" / "results")
+
+
+def test_links_within_the_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", document.read_text()):
+            path, _, place = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), f"{document.name}: {link}"
+            heads = re.findall(r"^#+ (.*)$", target.read_text() if place else "", re.MULTILINE)
+            assert not place or place in {head.lower().replace(" ", "-") for head in heads}, link
 
 
 def test_yaml_block_builds_the_techniques(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +100,15 @@ def test_contributing_quotes_the_files_that_it_names() -> None:
         assert f"`{path}`" in (ROOT / "CONTRIBUTING.md").read_text()
         for line in quote.splitlines():
             assert line.removesuffix("...").strip() in (ROOT / path).read_text(), line
+
+
+def test_contributing_names_files_that_are_there_and_every_law() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"[\w/]+/\w+\.py\b", text)
+    assert len(named) > 8
+    assert [path for path in named if not any((ROOT / top / path).exists() for top in ("", PACKAGE))] == []
+    laws = re.findall(r'^@law\("(\w+)"\)', (ROOT / "tests/contract/test_laws.py").read_text(), re.MULTILINE)
+    assert laws and [law for law in laws if not re.search(rf"\b{law}\b", text)] == []
 
 
 def test_the_readme_lists_every_technique_as_the_suite_does() -> None:

@@ -1,4 +1,4 @@
-"""Put every question to everyone, and write the table of what came out into the README.
+"""Put every question to everyone, and write the table of what came out into ``docs/peers.md``.
 
 Each question is asked in a process of its own. What is not installed is left out and named; mergekit needs an
 environment of its own, whose Python ``MERGEKIT_PYTHON`` names.
@@ -91,7 +91,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         module = import_module(f"benchmarks.peers.{name}")
         ours = [case for case in module.CASES if not case.peer]
         theirs = [case for case in module.CASES if case.peer]
-        question = f"[{module.QUESTION}](benchmarks/peers/{name}.py)"
+        question = f"[{module.QUESTION}](../benchmarks/peers/{name}.py)"
         lines.append(f"| {question} | {cell(ours, verdicts)} | {cell(theirs, verdicts)} |")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
-"""The command line: ``lightning-tricks COMMAND``.
+"""The command line, ``lightning-tricks COMMAND``: what each command takes, does and prints.
 
-Exit codes: 0 done, 2 a mistake in the call (one line on standard error), 130 interrupted, 141 if whoever read
-the output, such as ``head``, has stopped to.
+It calls the rest of the package and adds nothing to it. Exit codes: 0 done, 2 a mistake in the call (one line
+on standard error), 130 interrupted, 141 if whoever read the output, such as ``head``, has stopped to.
 """
 
 from __future__ import annotations

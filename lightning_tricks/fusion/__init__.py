@@ -1,4 +1,4 @@
 """Several sets of trained weights become one: averages, interpolations, soups.
 
-A method is a pure function of named tensors; it knows neither files nor a run.
+A method is a pure function of named tensors; what gives it those of files or of a run is apart.
 """

@@ -1,5 +1,5 @@
 """The door to Lightning: the base of every technique, clocks, checkpoints, logging, evaluation.
 
-Weights that are kept beside those of the module are here too, since several stages need them. Nothing here
+What several stages need of a run is here, too, such as weights beside those of the module; nothing here
 knows any technique by name.
 """

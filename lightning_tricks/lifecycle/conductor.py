@@ -40,7 +40,7 @@ from lightning_tricks.lifecycle.horizon import run_horizon
 from lightning_tricks.lifecycle.joint import Moves
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.modes import Modes
-from lightning_tricks.lifecycle.notice import callbacks_of, warn
+from lightning_tricks.lifecycle.notice import begin_run, callbacks_of, warn
 from lightning_tricks.lifecycle.ownership import foreign_claims
 from lightning_tricks.lifecycle.rates import Rates
 from lightning_tricks.lifecycle.seal import sealed, unsealed
@@ -136,6 +136,7 @@ class Conductor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            begin_run(trainer)
             self._goes_on = False
             while self._take_back:
                 self._take_back.pop()()

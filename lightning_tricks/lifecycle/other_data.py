@@ -62,7 +62,7 @@ def other_batches(
             raise ValueError(f"samples must be given for data without length, got None for {data!r:.80}")
         batches = (batch for batch, *_ in iter(loader))
         # In this order, because processes wait for one another where a batch moves.
-        yield from on_device(trainer, pl_module, _first(batches, samples))
+        yield from on_device(trainer, pl_module, _first(batches, samples), edited=False)
 
 
 def _first(batches: Iterator[Any], samples: int | None) -> Iterator[Any]:

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lightning_tricks.lifecycle.batch_edits import looking
 from lightning_tricks.lifecycle.evaluation import replaced, undisturbed
 from lightning_tricks.lifecycle.keeping import kept_generators, kept_tensors
 from lightning_tricks.lifecycle.randomness import collected_states, generators_of
@@ -111,7 +112,7 @@ def training_batches(trainer: Trainer, pl_module: LightningModule, most: int | N
     with _same_draws(loader):
         # The loader itself goes on past ``limit_train_batches``, and some never end.
         batches = islice(iter(loader), _limit(trainer.num_training_batches, most))
-        yield from on_device(trainer, pl_module, (batch for batch, *_ in batches))
+        yield from on_device(trainer, pl_module, (batch for batch, *_ in batches), edited=True)
 
 
 def validation_batches(trainer: Trainer, pl_module: LightningModule, most: int | None) -> Iterator[Any]:
@@ -122,7 +123,7 @@ def validation_batches(trainer: Trainer, pl_module: LightningModule, most: int |
     assert loop._combined_loader is not None
     with _kept_iterators(loop._combined_loader), _same_draws(loop._combined_loader):
         batches = islice(iter(loop._combined_loader.flattened[0]), _limit(loop._max_batches[0], most))
-        yield from on_device(trainer, pl_module, batches)
+        yield from on_device(trainer, pl_module, batches, edited=False)
 
 
 def _limit(batches: float, most: int | None) -> int:
@@ -141,16 +142,23 @@ def _same_draws(loader: CombinedLoader) -> Iterator[None]:
         yield
 
 
-def on_device(trainer: Trainer, pl_module: LightningModule, batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield ``batches`` as ``training_step`` gets them, as many as each process has."""
+def on_device(
+    trainer: Trainer, pl_module: LightningModule, batches: Iterator[Any], *, edited: bool
+) -> Iterator[Any]:
+    """Yield ``batches`` as ``training_step`` gets them, as many as each process has.
+
+    With ``edited`` as techniques change those of training, if only to look at; without as data give them.
+    """
     while True:
         batch = next(batches, None)
         # In a step one process may wait for the others.
         if not trainer.strategy.reduce_boolean_decision(batch is not None, all=True):
             return
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        with looking(trainer, edited=edited):
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        yield batch
 
 
 @contextmanager

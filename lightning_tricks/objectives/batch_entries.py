@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["replaced_entries", "taken_entry"]
+__all__ = ["check_place", "replaced_entries", "taken_entry"]
+
+
+def check_place(name: str, value: object) -> None:
+    """Accept what may say where a batch holds something.
+
+    Raises:
+        TypeError: If ``value`` is neither a place nor a key.
+    """
+    if type(value) not in (int, str):
+        raise TypeError(f"{name} must be a place or a key in a batch, got {value!r}")
 
 
 def taken_entry(batch: Any, at: int | str, *, name: str) -> Tensor:

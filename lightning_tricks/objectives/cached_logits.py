@@ -90,7 +90,7 @@ class CachedLogits:
         done, samples = 0, len(loader.dataset)  # type: ignore[arg-type]  # it is no IterableDataset
         states = random_states()
         _draw_others()
-        for batch in on_device(trainer, pl_module, iter(in_order)):
+        for batch in on_device(trainer, pl_module, iter(in_order), edited=False):
             with trainer.precision_plugin.train_step_context():
                 found = ask(batch)
             check_predictions(found, values=True)

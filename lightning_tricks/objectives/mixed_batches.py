@@ -10,8 +10,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import wraps
-from inspect import signature
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -22,8 +21,9 @@ from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.seeds import seed_of
+from lightning_tricks.lifecycle.batch_edits import edit_batches
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.objectives.batch_entries import replaced_entries, taken_entry
+from lightning_tricks.objectives.batch_entries import check_place, replaced_entries, taken_entry
 from lightning_tricks.objectives.smoothed_losses import smooth_labels
 
 if TYPE_CHECKING:
@@ -92,17 +92,15 @@ class MixedBatches(Technique):
     _course: Course | None = field(default=None, init=False, repr=False)
     _seen: int = field(default=0, init=False, repr=False)
     _tried: bool = field(default=False, init=False, repr=False)
-    _attributes: dict[str, Any] | None = field(default=None, init=False, repr=False)
-    _former: Any = field(default=None, init=False, repr=False)
+    _end: Callable[[], None] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         checks.whole("classes", self.classes, 2)
         self.alpha = checks.in_range("alpha", self.alpha, 0.0, 1e6, open_low=True)
         as_schedule("probability", self.probability, 0.0, 1.0)
         checks.whole("seed", self.seed)
-        for name in ("inputs", "labels"):
-            if type(value := getattr(self, name)) not in (int, str):
-                raise TypeError(f"{name} must be a place or a key in a batch, got {value!r}")
+        check_place("inputs", self.inputs)
+        check_place("labels", self.labels)
 
     @abstractmethod
     def mix(self, inputs: Tensor, order: Tensor, share: float, draws: random.Random) -> tuple[Tensor, float]:
@@ -110,8 +108,6 @@ class MixedBatches(Technique):
 
     @final
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if "dataloader_iter" in signature(pl_module.training_step).parameters:
-            raise ValueError("training_step must get a batch to have it mixed, got a dataloader_iter")
         for name, loss in pl_module.named_modules():
             if why := refuses_probabilities(loss):
                 raise ValueError(f"losses must take probabilities as labels, got {name!r}: {why}")
@@ -124,19 +120,7 @@ class MixedBatches(Technique):
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "probability", as_schedule("probability", self.probability))
         self._tried = False
-        selector = trainer._data_connector._datahook_selector
-        assert selector is not None
-        holder = selector.get_instance("on_after_batch_transfer")
-        after: Callable[..., Any] = holder.on_after_batch_transfer
-
-        @wraps(after)
-        def mixes(batch: Any, dataloader_idx: int) -> Any:
-            moved = after(batch, dataloader_idx)
-            return self._mixed(trainer, moved) if trainer.training else moved
-
-        self._attributes = vars(holder)
-        self._former = self._attributes.get("on_after_batch_transfer")
-        self._attributes["on_after_batch_transfer"] = mixes
+        self._end = edit_batches(trainer, "mixing", partial(self._mixed, trainer))
 
     def _mixed(self, trainer: Trainer, batch: Any) -> Any:
         assert self._course is not None
@@ -172,8 +156,6 @@ class MixedBatches(Technique):
 
     @final
     def undo(self) -> None:
-        if self._attributes is not None:
-            del self._attributes["on_after_batch_transfer"]
-            if self._former is not None:
-                self._attributes["on_after_batch_transfer"] = self._former
-        self._attributes, self._former = None, None
+        if self._end is not None:
+            self._end()
+        self._end = None

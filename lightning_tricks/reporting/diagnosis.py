@@ -24,9 +24,9 @@ from lightning_tricks.lifecycle.notice import callbacks_of, say, warn
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.reporting.health import LayerHealth, overall
-from lightning_tricks.reporting.layer_watch import LayerWatch
+from lightning_tricks.reporting.layer_watch import LayerWatch, too_rarely
 from lightning_tricks.reporting.run_history import History, Validation, Window
-from lightning_tricks.reporting.symptoms import SYMPTOMS, clips_always, clips_never, largest_reach
+from lightning_tricks.reporting.symptoms import SYMPTOMS, clips_always, clips_never, largest_reach, silence
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -87,9 +87,8 @@ class Diagnosis(Technique):
     Example:
         Digits, learnt a hundred times too slowly:
 
-        >>> import torch, warnings
+        >>> import lightning_tricks, torch, warnings
         >>> from lightning.pytorch import Trainer
-        >>> from lightning_tricks import to_yaml
         >>> from lightning_tricks.recipes.digits import QUIET, DigitsClassifier, DigitsData
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> diagnosis = Diagnosis(every=10)
@@ -102,7 +101,7 @@ class Diagnosis(Technique):
 
         For LightningCLI:
 
-        >>> print(to_yaml(diagnosis), end="")
+        >>> print(lightning_tricks.to_yaml(diagnosis), end="")
         trainer:
           callbacks:
           - class_path: lightning_tricks.Diagnosis
@@ -184,13 +183,15 @@ class Diagnosis(Technique):
         (count, total, squares), self._sums = map(float, self._sums), [0, 0.0, 0.0]
         self._peak = max(self._peak, self._rate)
         if count:
-            mean, updates = total / count, [each.update_to_weight for each in health.values()]
+            mean = total / count
+            # Of a rate tell the layers that learn: a dead one stands still at any.
+            learning = [each for each in health.values() if each.zero < 1.0] or health.values()
             window = Window(
                 step=self.clock.position,
                 loss=mean,
                 spread=math.sqrt(max(squares / count - mean * mean, 0.0)),
                 rate=self._rate / self._peak if self._peak else 1.0,
-                update=median(updates),
+                update=median(each.update_to_weight for each in learning),
                 gradient=overall(health.values())["gradient_norm"],
             )
             self._run.first = None if self._first is None else float(self._first)
@@ -262,8 +263,8 @@ class Diagnosis(Technique):
             evidence = clips_never(outcome, self._reached.get(name, 0.0))
             self._tell(trainer, f"{name} clips never", evidence, "lower its threshold, or remove it")
         if not self._looks:
-            rule = f"every must be less than the steps of the run that Lightning logs, got {self.every}"
-            warn(trainer, f"{self.state_key} never looked: {rule}")
+            logged: int = vars(trainer)["log_every_n_steps"]
+            warn(trainer, f"{self.state_key} never looked: {too_rarely(self.every, logged)}")
         elif not self._run.windows:
             say(trainer, f"{self.state_key} saw layers only, since training_step returned no loss")
         elif self._logged is not None and not self._run.validations:
@@ -272,7 +273,7 @@ class Diagnosis(Technique):
             warn(trainer, f"{self.state_key}: validation never logged {self.monitor!r}; {meant}")
 
     def outcome(self) -> dict[str, float | int | str]:
-        return {"looks": self._looks, "findings": ", ".join(self._found) or "none"}
+        return {"looks": self._looks, "findings": ", ".join(self._found) or silence(self._run)}
 
     def undo(self) -> None:
         self._watch = None  # its copy of the weights is memory

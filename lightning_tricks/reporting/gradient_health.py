@@ -21,7 +21,7 @@ from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.lifecycle.wandb_media import log_histograms, wandb_loggers
 from lightning_tricks.reporting.health import KINDS, PER_LAYER, LayerHealth, ailments, overall
-from lightning_tricks.reporting.layer_watch import LayerWatch
+from lightning_tricks.reporting.layer_watch import LayerWatch, too_rarely
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -191,5 +191,5 @@ class GradientHealth(Technique):
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._measured:
-            rule = f"every must be less than the steps of the run that Lightning logs, got {self.every}"
-            warn(trainer, f"{self.state_key} measured nothing: {rule}")
+            logged: int = vars(trainer)["log_every_n_steps"]
+            warn(trainer, f"{self.state_key} measured nothing: {too_rarely(self.every, logged)}")

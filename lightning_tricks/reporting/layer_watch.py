@@ -14,7 +14,7 @@ from lightning_tricks.core.gradients import Groups, groups_of_held
 from lightning_tricks.core.tensors import local
 from lightning_tricks.reporting.health import LayerHealth, Part, layer_sums, layers_health, update_squares
 
-__all__ = ["LayerWatch", "layer_of", "unit_axes"]
+__all__ = ["LayerWatch", "layer_of", "too_rarely", "unit_axes"]
 
 
 def layer_of(name: str) -> str:
@@ -40,6 +40,14 @@ def unit_axes(module: nn.Module) -> dict[nn.Parameter, int | None]:
         elif isinstance(layer, EMBEDDINGS):
             axes |= dict.fromkeys(layer.parameters())
     return axes
+
+
+def too_rarely(every: int, logged: int) -> str:
+    """Return why no step of a run was looked at: of those that Lightning logs one, ``every`` apart."""
+    return (
+        "every and the Trainer's log_every_n_steps must be less than the steps of the run, "
+        f"got {every} and {logged}"
+    )
 
 
 class LayerWatch:

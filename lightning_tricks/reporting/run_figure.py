@@ -100,15 +100,16 @@ def draw_run(record: Record, path: str | PathLike[str], *, title: str) -> None:
 
 
 def _draw_panel(axis: Axes, title: str, names: Sequence[str], record: Record) -> None:
-    # Groups that learn at one rate are one line.
-    lines = {tuple(record.lines[name][1]): name for name in reversed(names)}
-    for name, colour in zip([name for name in names if name in lines.values()], cycle(COLOURS), strict=False):
+    if title == RATE:  # groups that learn at one rate are one line
+        first = {tuple(record.lines[name][1]): name for name in reversed(names)}
+        names = [name for name in names if name in first.values()]
+    for name, colour in zip(names, cycle(COLOURS), strict=False):
         steps, values = record.lines[name]
         style, marker = "--" if "/threshold" in name else "-", "o" if len(steps) <= 20 else None
         label = name.removeprefix(f"{title}/")
         axis.plot(steps, values, style, color=colour, label=label, marker=marker, markersize=3, linewidth=1.2)
     axis.set(title=title, xlabel="optimizer step")
-    if title in _LOGARITHMIC and min(map(min, lines)) > 0:
+    if title in _LOGARITHMIC and min(min(record.lines[name][1]) for name in names) > 0:
         axis.set_yscale("log")
-    if 1 < len(lines) <= len(COLOURS):
+    if 1 < len(names) <= len(COLOURS):
         axis.legend()

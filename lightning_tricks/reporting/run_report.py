@@ -66,9 +66,10 @@ class RunReport(Technique):
     * **When** at the start of training and at its end, also if it breaks off.
     * **Changes** nothing.
     * **Logs** at the start the settings of all techniques among each logger's hyper-parameters, as
-      ``techniques``; at the end what each did, as ``run_report/<technique>/<number>``; to Weights & Biases
-      both tables besides, as ``run_report/techniques`` and ``run_report/outcome``, and the figure. Prints
-      both, and draws the figure into the folder of the first logger, as ``RunReport.png``.
+      ``techniques``, and what each owns and touches and in which order they act, as ``run_report``; at the
+      end what each did, as ``run_report/<technique>/<number>``; to Weights & Biases all tables besides, as
+      ``run_report/techniques``, ``/order`` and ``/outcome``, and the figure. Prints the tables, and draws
+      the figure into the folder of the first logger, as ``RunReport.png``.
     * **Saves** nothing: after a resume, costs and figure are those of the rest of the run.
     * **Cost** about 2 µs for each hook of each technique, which it measures.
     * **Use** in every run that somebody will look at again; last in the list, so that what others do at the
@@ -134,8 +135,6 @@ class RunReport(Technique):
         active, mixed = self._others(trainer), mixed_in(pl_module)
         settings = {each.state_key: settings_of(each) for each in active}
         settings |= {kind.__name__: own for kind, own in mixed.items()}
-        for logger in trainer.loggers:
-            logger.log_hyperparams({"techniques": plain(settings)})
         sizes, rows = sizes_of(pl_module, flat_shapes(trainer)), _Rows()
         names = {kind.__name__ for kind in mixed}
         for each in active:
@@ -146,9 +145,15 @@ class RunReport(Technique):
             on = touched(claims, each.touched(), sizes)
             rows.append((name, changed(type(each), settings[name]), ", ".join(slots), on))
         rows += [(kind.__name__, changed(kind, own), "", "") for kind, own in mixed.items()]
+        moments = order(active)
+        told = {name: {"owns": slots, "touches": on} for name, _, slots, on in rows}
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"techniques": plain(settings)})
+            logger.log_hyperparams({self.metric_prefix: {"active": told, "order": dict(moments)}})
         say(trainer, text_table(f"{self.state_key}: what is active", _START, rows))
-        say(trainer, text_table(f"{self.state_key}: in which order it acts", _ORDER, order(active)))
+        say(trainer, text_table(f"{self.state_key}: in which order it acts", _ORDER, moments))
         self._log_table(trainer, "techniques", _START, rows)
+        self._log_table(trainer, "order", _ORDER, moments)
         self._times, self._running = HookTimes(active), True
         draws = self.figure and trainer.loggers and find_spec("matplotlib") is not None
         self._folder = Path(trainer.log_dir) if draws and trainer.log_dir else None
@@ -228,6 +233,8 @@ class RunReport(Technique):
         say(trainer, text_table(title, _END, rows))
         return rows
 
-    def _log_table(self, trainer: Trainer, name: str, columns: Iterable[str], rows: _Rows) -> None:
+    def _log_table(
+        self, trainer: Trainer, name: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]
+    ) -> None:
         if not is_trial(trainer):
             log_table(trainer, f"{self.metric_prefix}/{name}", list(columns), rows, step=trainer.global_step)

@@ -30,6 +30,7 @@ __all__ = [
     "oscillates",
     "overfits",
     "plateau",
+    "silence",
     "too_slow",
 ]
 
@@ -129,7 +130,9 @@ def overfits(run: History) -> str | None:
         return None
     best = min(range(len(seen) - 3), key=lambda i: seen[i].value)
     since = seen[best + 1 :]
-    floor = seen[best].value + max(0.02 * abs(seen[best].value), 2 * _wobble(seen[: best + 1]))
+    # The best is the luckiest of many, and at a constant rate they jump about for the rest of the run.
+    wobble = _wobble(seen[max(0, best - 10) :])
+    floor = seen[best].value + max(0.02 * abs(seen[best].value), 4 * wobble)
     worse = all(each.value > floor for each in since[-3:])
     if not worse or not since[-1].training < seen[best].training:
         return None
@@ -215,9 +218,8 @@ def _losses(windows: Sequence[Window]) -> list[float]:
 
 
 def _wobble(seen: Sequence[Validation]) -> float:
-    """Return how much a validation rises beside its trend: the median of the rises on the way to the best."""
-    rises = [b.value - a.value for a, b in pairwise(seen) if b.value > a.value]
-    return median(rises) if rises else 0.0
+    """Return by how much a validation differs from the one before, as a rule."""
+    return median(abs(after.value - before.value) for before, after in pairwise(seen))
 
 
 def _since(run: History, step: int) -> list[Validation]:
@@ -227,3 +229,8 @@ def _since(run: History, step: int) -> list[Validation]:
 def _counts(outcome: Mapping[str, object]) -> tuple[int, int]:
     steps, clipped = outcome.get("steps"), outcome.get("clipped")
     return (steps, clipped) if isinstance(steps, int) and isinstance(clipped, int) else (0, 0)
+
+
+def silence(run: History) -> str:
+    """Return what it means that nothing was found: ``"none"``, or that too little was seen to tell."""
+    return "none" if len(run.windows) >= _FEWEST else f"none: fewer than {_FEWEST} looks tell little"

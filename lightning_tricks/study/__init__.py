@@ -1,1 +1,4 @@
-"""Does it help? What techniques bring and cost, measured in trials that several processes may share."""
+"""Does it help? Ablations and searches: what techniques bring and cost, and with which settings.
+
+They are measured in trials, runs with seeds and data of their own, that several processes may share.
+"""

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.study.arguments import Given, checked_seeds, made_from, named
 from lightning_tricks.study.arms import Names, arms
@@ -174,8 +175,9 @@ class Ablation:
 
         Raises:
             OSError: If the storage is out of reach.
-            ValueError: If the study was begun with other settings, nothing logs the metric, or neither a
-                training without techniques nor one with all of them gets through two steps.
+            ValueError: If the study was begun with other settings, nothing logs the metric, techniques
+                exclude one another, or neither a training without them nor one with all of them gets
+                through two steps.
         """
         plans = self.plans
         self._rehearse()
@@ -188,17 +190,19 @@ class Ablation:
     def _rehearse(self) -> None:
         """Find out before any trial whether there can be one."""
         assert not isinstance(self.seeds, int)
-        seed, metric = self.seeds[0], self.metric
+        seed, metric, alone = self.seeds[0], self.metric, True
         try:
             rehearse(self.build, [], seed=seed, metric=metric)
         except StudyError:
             raise
         except Exception:  # some train with their techniques alone
-            try:
-                rehearse(
-                    self.build, list(map(made_from, self._techniques.values())), seed=seed, metric=metric
-                )
-            except Exception as error:
+            alone = False
+        try:
+            rehearse(self.build, list(map(made_from, self._techniques.values())), seed=seed, metric=metric)
+        except ConflictError as error:
+            raise StudyError(f"techniques must go together to be measured: {said(error)}") from error
+        except Exception as error:
+            if not alone:
                 raise StudyError(f"training must run to be measured: {said(error)}") from error
 
     def _one(self, claim: Claim, plan: Plan) -> None:

@@ -30,6 +30,8 @@ RANGES: dict[str, dict[str, Any]] = {
     "Mixup": {"alpha": {"low": 0.1, "high": 1.0, "log": True}, "probability": [0.5, 1.0]},
     # Yun et al.: 0.1 to 4 were tried, 1 was best; half of the batches on CIFAR, all on ImageNet.
     "CutMix": {"alpha": {"low": 0.25, "high": 4.0, "log": True}, "probability": [0.5, 1.0]},
+    # Its schedule has a shape that a search cannot invent; whether small images cost accuracy can be asked.
+    "ProgressiveResizing": {},
     # Szegedy et al., section 7: 0.1.
     "LabelSmoothing": {"smoothing": {"low": 0.02, "high": 0.2, "log": True}},
     # Norms of gradients differ by model; the usual 1 in the middle.

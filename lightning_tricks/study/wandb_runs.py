@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.extras import extra
 from lightning_tricks.study.effects import Effects
 from lightning_tricks.study.report import table_rows
 
@@ -57,8 +56,7 @@ def check_mode() -> None:
 
 def silent() -> Any:
     """Return settings of a run that prints nothing, beside others in one process."""
-    with extra("demo"):
-        import wandb
+    import wandb
 
     settings = wandb.Settings(silent=True, console="off", reinit="create_new", init_timeout=20)
     wandb.setup(settings)

@@ -1,1 +1,4 @@
-"""How a gradient becomes a step: learning rates, and what else decides the size of an update."""
+"""How a gradient becomes a step: learning rates, decay, parameter groups, optimizers around optimizers.
+
+Schedules are counted in optimizer steps, never in batches, whatever is accumulated.
+"""

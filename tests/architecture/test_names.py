@@ -30,14 +30,18 @@ def shapeless_names(source: Source) -> list[str]:
 
 
 def undescribed_folders(tree: Iterable[Source]) -> list[str]:
-    """Report folders of the package without an ``__init__.py`` that says what they hold."""
+    """Report folders without an ``__init__.py`` that says what they hold, in two sentences or more."""
     described = {
         str(PurePosixPath(source.path).parent)
         for source in tree
-        if source.path.endswith("/__init__.py") and ast.get_docstring(source.tree)
+        if source.path.endswith("/__init__.py")
+        and len(re.findall(r"[.?](?=\s|$)", ast.get_docstring(source.tree) or "")) > 1
     }
     folders = {str(PurePosixPath(source.path).parent) for source in tree}
-    return [f"{folder}/__init__.py: no docstring" for folder in sorted(folders - described)]
+    return [
+        f"{folder}/__init__.py: must say in two sentences what lives there"
+        for folder in sorted(folders - described)
+    ]
 
 
 def technique_names(tree: Iterable[Source]) -> set[str]:
@@ -108,7 +112,7 @@ def test_files_say_what_they_hold():
 
 
 def test_folders_are_described():
-    tree = sources(PACKAGE)
+    tree = sources(*TREES)
     assert tree
     assert undescribed_folders(tree) == []
 
@@ -136,9 +140,10 @@ def test_shapeless_names_are_seen():
 def test_folders_without_description_are_seen():
     file = Source(f"{PACKAGE}/core/select.py", "")
     silent = Source(f"{PACKAGE}/core/__init__.py", "import torch")
-    described = Source(f"{PACKAGE}/core/__init__.py", '"""The core."""')
+    short = Source(f"{PACKAGE}/core/__init__.py", '"""The core."""')
+    described = Source(f"{PACKAGE}/core/__init__.py", '"""The core. It is torch.nn alone."""')
     assert len(undescribed_folders([file])) == 1
-    assert len(undescribed_folders([file, silent])) == 1
+    assert len(undescribed_folders([file, silent])) == len(undescribed_folders([file, short])) == 1
     assert undescribed_folders([file, described]) == []
 
 

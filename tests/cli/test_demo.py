@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path, monk
     assert "File exists" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("package", ["sklearn", "matplotlib", "wandb"])
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
 def test_a_missing_package_is_named_before_training(package, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_module, "_train", None)
     monkeypatch.setitem(sys.modules, package, None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 from torch import Tensor, nn
 
 from tests.toys import Toy
@@ -94,4 +97,32 @@ def with_residual_block(module: Toy) -> Toy:
 def with_cross_entropy(module: Toy) -> Toy:
     """Return ``module`` with its loss as an object."""
     module.criterion = nn.CrossEntropyLoss()
+    return module
+
+
+class Signals:
+    """Comes before a toy module, whose inputs arrive as signals with one channel, shape (8, 1, 4)."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0][:, None], batch[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Name the class below, which pickle does not find."""
+        return _remade, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[misc]
+
+
+@cache
+def _of_signals(kind: type[Toy]) -> type[Toy]:
+    return type(kind.__name__, (Signals, kind), {})
+
+
+def _remade(kind: type[Toy]) -> Toy:
+    new = _of_signals(kind)
+    return new.__new__(new)
+
+
+def with_signals(module: Toy) -> Toy:
+    """Return ``module`` for inputs that are signals of any length."""
+    module.body.insert(0, nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Flatten()))  # type: ignore[operator, union-attr]  # as Shared has it
+    module.__class__ = _of_signals(type(module))
     return module

@@ -15,6 +15,7 @@ from tests.contract.adapting import (
     with_dropout,
     with_layer_norm,
     with_residual_block,
+    with_signals,
     without_own_decay,
 )
 from tests.contract.gan_toy import Plays, with_a_pair
@@ -120,6 +121,11 @@ CASES: dict[str, Case] = {
         neutral=lambda: lt.CutMix(classes=3, probability=0.0),
         active=lambda: lt.CutMix(classes=3, probability=0.8, seed=2),
         exempt=MIXES_ITS_OWN,
+    ),
+    "ProgressiveResizing": Case(
+        neutral=lambda: lt.ProgressiveResizing(scale=1.0, multiple=1),
+        active=lambda: lt.ProgressiveResizing(scale="linear(to=1.0, start=0.25)", multiple=1),
+        adapt=with_signals,
     ),
     "LabelSmoothing": Case(
         neutral=lambda: lt.LabelSmoothing(smoothing=0.0),

@@ -1,8 +1,8 @@
 """One cell of the matrix: a technique in a way to train in several processes, run and checked there.
 
-    python -m tests.distributed.cells "DDP" FOLDER
+    python -m tests.distributed.cells "DDP" FOLDER GradientClip EMAWeights
 
-runs all cases in turn and writes ``results.json`` and each case's final weights to FOLDER.
+runs these cases in turn and writes ``results.json`` and each case's final weights to FOLDER.
 """
 
 from __future__ import annotations
@@ -161,11 +161,12 @@ def run_or_refusal(case: Case, world: World, folder: Path) -> Run | str:
         return str(error)
 
 
-def main(name: str, folder: Path) -> None:
-    """Run every case in the world of this name."""
+def main(name: str, folder: Path, cases: list[str]) -> None:
+    """Run ``cases`` in the world of this name."""
     world, results = WORLDS[name], {}
     plain: dict[object, dict[str, Tensor]] = {}  # most cases train the same module
-    for key, case in CASES.items():
+    for key in cases:
+        case = CASES[key]
         try:
             active = run_or_refusal(case, world, folder / key)
             if not isinstance(active, str):
@@ -184,4 +185,4 @@ def main(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -17,15 +17,23 @@ from tests.toys import trainer, weights
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that runs a world once and gives the folder of its results."""
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Return a function that runs a world once, for all techniques asked for, and gives its folder."""
+    asked = {
+        item.callspec.params["technique"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == test_cell.__name__
+    }
+    cases = [name for name in CASES if name in asked]
     folders: dict[str, Path] = {}
 
     def run(world: str) -> Path:
         if world not in folders:
             folders[world] = tmp_path_factory.mktemp("world")
             try:
-                launch("tests.distributed.cells", world, str(folders[world]))
+                launch("tests.distributed.cells", world, str(folders[world]), *cases)
             except RuntimeError as error:
                 (folders[world] / "error.txt").write_text(str(error))
         return folders[world]

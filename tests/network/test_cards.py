@@ -51,7 +51,7 @@ def test_a_card_is_a_run_that_needs_nothing_else(technique):
 
 
 def test_all_of_them_are_looked_at():
-    assert len(TECHNIQUES) == 10
+    assert len(TECHNIQUES) >= 10
 
 
 def test_a_missing_import_is_seen():

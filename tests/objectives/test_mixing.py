@@ -18,7 +18,7 @@ from lightning_tricks.objectives.batch_entries import replaced_entries, taken_en
 from lightning_tricks.objectives.cut_mix import cut_box, pasted
 from lightning_tricks.objectives.mixed_batches import mixed_labels
 from lightning_tricks.objectives.mixup import mix_inputs
-from tests.toys import Loader, Toy, trainer
+from tests.toys import Loader, Toy, assert_equal, trainer, weights
 
 BOTH = [lt.Mixup, lt.CutMix]
 VALIDATION = Loader(2, seed=9, fixed=True)
@@ -109,6 +109,25 @@ def test_a_part_of_the_batches_is_mixed_along_the_schedule():
     mixup = lt.Mixup(classes=3, probability="constant(1.0, over='1 epoch') >> constant(0.0)")
     trainer(mixup, max_epochs=2).fit(module, Loader())
     assert [labels.ndim for _, labels in module.seen["train"]] == [2] * 5 + [1] * 5
+
+
+def test_batches_of_validation_that_a_method_looks_at_are_not_mixed(tmp_path):
+    module = Sees()
+    soup = lt.WeightFusion(method=lt.LearnedSoup(), keep="always", update_batchnorm=False)
+    trainer(lt.Mixup(classes=3), soup, max_epochs=2, default_root_dir=tmp_path).fit(
+        module, Loader(), VALIDATION
+    )
+    assert [labels.ndim for _, labels in module.seen["train"]].count(2) == 2 * 5
+
+
+def test_data_of_an_old_task_are_not_mixed_whatever_the_order():
+    ends = []
+    for order in (1, -1):
+        old = lt.ElasticWeightConsolidation(strength=5.0, data=Loader(2, seed=4))
+        module = Toy()
+        trainer(*[lt.Mixup(classes=3), old][::order], max_epochs=1).fit(module, Loader())
+        ends.append(weights(module))
+    assert_equal(*ends)
 
 
 Pair = namedtuple("Pair", ["x", "y"])

@@ -74,6 +74,24 @@ def test_layers_that_nothing_reaches_and_dead_ones_are_told_apart_and_once() -> 
     assert diagnosis.findings["dead layer"].step == 2
 
 
+def test_the_rate_is_told_by_layers_that_learn() -> None:
+    class Collapsed(Toy):
+        """Most layers are dead, as after steps that were too large."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.dead = nn.ModuleList(nn.Linear(4, 3) for _ in range(9))
+            for layer in self.dead:
+                nn.init.constant_(layer.bias, -100.0)
+
+        def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return super().loss(batch) + sum(layer(batch[0]).relu().sum() for layer in self.dead)
+
+    diagnosis, _ = told(module=Collapsed(), max_epochs=1)
+    assert "dead layer" in diagnosis.findings
+    assert all(window.update > 0.01 for window in diagnosis._run.windows)  # decay alone: 5e-4
+
+
 def test_optimizers_that_step_in_turn_leave_no_layer_alone() -> None:
     class Turns(TwoOptimizers):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -139,7 +157,7 @@ def test_resumed_it_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 
 
 def test_what_it_never_saw_is_said() -> None:
-    with pytest.warns(UserWarning, match=r"never looked: every must be less than .* got 100"):
+    with pytest.warns(UserWarning, match=r"never looked: .*log_every_n_steps must be .* got 100 and 1"):
         trainer(Diagnosis(every=100)).fit(Toy(), Loader(), Loader())
     message = r"validation never logged 'val_los'; did you mean 'val_loss'\?"
     with pytest.warns(UserWarning, match=message):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.figure
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_tricks import EMAWeights, GradientClip, RunReport, WarmupCosine
-from lightning_tricks.reporting.run_figure import RATE, Record, changes, draw_run, panels_of
+from lightning_tricks.reporting.run_figure import RATE, Record, _draw_panel, changes, draw_run, panels_of
 from tests.toys import Loader, Toy, trainer
 
 PNG = b"\x89PNG"
@@ -71,3 +72,15 @@ def test_a_figure_of_one_line(tmp_path: Path) -> None:
         record.add(step, {"loss": float(step)})
     draw_run(record, tmp_path / "a.png", title="two steps")
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def test_layers_with_the_same_numbers_stay_lines_of_their_own() -> None:
+    record = Record()
+    names = ["gradient_health/zero", "gradient_health/zero/first", RATE, f"{RATE}/1"]
+    for step in (1, 2):
+        record.add(step, dict.fromkeys(names, float(step)))
+    figure = matplotlib.figure.Figure()
+    layers, rates = figure.subplots(1, 2)
+    _draw_panel(layers, "gradient_health/zero", names[:2], record)
+    _draw_panel(rates, RATE, names[2:], record)
+    assert len(layers.lines) == 2 and len(rates.lines) == 1

@@ -89,7 +89,11 @@ def test_a_mixin_that_brings_a_technique_along_is_one_row(capsys: pytest.Capture
 def test_loggers_get_settings_and_outcomes(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     trainer(*techniques(), RunReport(), logger=logger, max_epochs=1).fit(Mixed(), Loader())
-    held = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())["techniques"]
+    hparams = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())
+    clip = hparams["run_report"]["active"]["GradientClip"]
+    assert clip == {"owns": "clipping", "touches": "6 tensors, 83 entries"}
+    assert hparams["run_report"]["order"]["on gradients of a step"].endswith("GradientClip")
+    held = hparams["techniques"]
     assert held["GradientClip"]["max_norm"] == 0.1
     assert held["EMAWeights"]["params"] == "head"
     assert held["OptimizerMixin"]["found_lr"] == 0.01
@@ -108,10 +112,11 @@ def test_weights_and_biases_gets_them_too(tmp_path: Path) -> None:
     assert wandb_offline.config(run)["techniques"]["GradientClip"]["max_norm"] == 0.1
     values = wandb_offline.history(run)
     assert values["run_report/GradientClip/clipped"] == [5]
-    start, end = (
+    start, order, end = (
         json.loads((run.parent / "files" / values[f"run_report/{name}/path"][0]).read_text())
-        for name in ("techniques", "outcome")
+        for name in ("techniques", "order", "outcome")
     )
+    assert ["on updated weights", "EMAWeights"] in order["data"]
     assert start["data"][1] == ["GradientClip", "max_norm=0.1", "clipping", "6 tensors, 83 entries"]
     assert end["data"][1][:2] == ["GradientClip", "steps 5, clipped 5, skipped 0"]
 

@@ -48,8 +48,17 @@ def test_nothing_is_said_of_healthy_runs(seed: int) -> None:
         assert found(run) == []
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_validation_that_jumps_about_at_a_constant_rate_is_no_over_fitting(seed: int) -> None:
+    draw, run = random.Random(seed), history()
+    for i in range(40):
+        falls = math.exp(-i / 8)
+        run.validations[i:] = [Validation(10 * i, i + 1, 0.1 + falls + abs(draw.gauss(0, 0.03)), falls)]
+        assert SYMPTOMS["over-fitting"][0](run) is None
+
+
 def overfitted() -> History:
-    run = history()
+    run = history(60, total=600)
     run.validations = [
         Validation(each.step, each.epoch, each.value + max(0, each.epoch - 4) * 0.3, each.training)
         for each in run.validations

@@ -51,6 +51,13 @@ def test_each_arm_is_trained_with_each_seed_and_goes_on_where_it_was(tmp_path, t
     assert more.outcomes[:8] == first.outcomes
 
 
+def test_techniques_that_exclude_one_another_are_refused_before_any_trial(tmp_path, trained):
+    both = {"a": GradientClip(), "b": GradientClip(max_norm=2.0, label="b")}
+    with pytest.raises(ValueError, match="techniques must go together to be measured: .*'clipping'"):
+        ablation(tmp_path, both).run()
+    assert trained == []
+
+
 class Fatal(Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         if trainer.max_epochs == 2:  # and not in the rehearsal

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from statistics import fmean
 
+import matplotlib.figure
 import matplotlib.image
 import pytest
+import torch
 from rich.console import Console
 
 from lightning_tricks.study.arms import arms
-from lightning_tricks.study.bootstrap import Estimate
+from lightning_tricks.study.bootstrap import Estimate, paired_effect
 from lightning_tricks.study.effects import Cost, Effects, Outcome
-from lightning_tricks.study.report import draw_effects, markdown, notes, rich_table
+from lightning_tricks.study.report import draw_effects, draw_panels, markdown, notes, rich_table
 
 NAMES = ("EMA", "clip")
 # Of seeds 0 and 1, the loss, a step in ms and the memory in MiB.
@@ -89,6 +92,18 @@ def test_the_tables_say_it():
         console.print(rich_table(found))
     assert "+0.375" in shown.get()
     assert max(map(len, shown.get().splitlines())) <= 80
+    labelled = replace(found, names=("EMA[short]", "EMA[long]"))
+    with console.capture() as shown:
+        console.print(rich_table(labelled))
+    assert "EMA[short]" in shown.get() and "EMA[long]" in shown.get()
+
+
+def test_with_few_seeds_the_interval_is_said_to_be_narrow():
+    assert "in about 50 of 100 cases" in " ".join(notes(effects()))
+    draws = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    held = [found.low <= 0.0 <= found.high for found in (paired_effect(each, [0.0, 0.0]) for each in draws)]
+    assert fmean(held) == pytest.approx(0.5, abs=0.05)
+    assert len(notes(replace(effects(), outcomes=(outcome((), 0), outcome(("EMA",), 0))))) == 3  # none of 1
 
 
 def test_what_died_and_what_is_missing_is_said_under_the_table():
@@ -115,3 +130,15 @@ def test_the_picture_has_a_place_for_each_technique(tmp_path):
     assert two.shape[1] == more.shape[1] == 1350
     assert more.shape[0] - two.shape[0] == 6 * 75
     assert (two.reshape(-1, 4)[:, :3].std(0) > 0.1).all()  # is not blank
+
+
+def test_in_the_picture_nothing_lies_on_something_else():
+    one = replace(effects(), names=("EMA",))
+    dead = replace(effects(), names=("EMA", "gone"), outcomes=(outcome((), 0), outcome(("EMA",), 0)))
+    for found in (one, dead):
+        figure = matplotlib.figure.Figure((9.0, 3.1), layout="constrained")
+        draw_panels(figure, found)
+        figure.canvas.draw()
+        panel = figure.axes[0]
+        assert not panel.get_legend().get_window_extent().overlaps(panel.xaxis.label.get_window_extent())
+        assert panel.get_ylim() == (len(found.rows) - 0.5, -0.5)  # also for rows without a bar
