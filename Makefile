@@ -35,7 +35,7 @@ bench: .venv/.stamp .venv-mergekit/.stamp ## measure what the techniques cost, a
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	# Without torchvision and older versions of torch, which they ask for.
 	$(BIN)/pip install --quiet --no-deps timm==1.0.31 mosaicml==0.32.1 avalanche-lib==0.6.0
-	MERGEKIT_PYTHON=.venv-mergekit/bin/python $(BIN)/python -m benchmarks.peers
+	MERGEKIT_PYTHON=$(CURDIR)/.venv-mergekit/bin/python $(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.recipe_cost
 	$(BIN)/python -m benchmarks.steps

@@ -161,7 +161,7 @@ def measure(rounds: int, largest: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, write the figures as JSON, and put the table into the document."""
+    """Measure, write the figures as JSON, and put the table into its document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30, help="turns of every variant (default: 30)")
     parser.add_argument("--largest", type=int, default=10**8, help="entries at most (default: 10 ** 8)")

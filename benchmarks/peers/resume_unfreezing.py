@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import BackboneFinetuning
 
-import lightning_tricks as lt
 from benchmarks.peers.cases import Case, Verdict, answer, judged
-from benchmarks.peers.schedules_of_opening import scheduled
+from benchmarks.peers.openings import lightnings, ours, scheduled
 from benchmarks.peers.small import Net, farthest, fitted, resumed
 from tests.toys import weights
 
@@ -78,15 +76,8 @@ def of_its_own_checkpoints() -> Verdict:
 
 
 CASES = [
-    Case(
-        "`ProgressiveUnfreeze`",
-        lambda: asked(lambda: [lt.ProgressiveUnfreeze(stages=["head", "backbone"], at="1 epoch")]),
-    ),
-    Case(
-        "Lightning `BackboneFinetuning`",
-        lambda: asked(lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda _: 1.0)]),
-        "lightning",
-    ),
+    Case("`ProgressiveUnfreeze`", lambda: asked(ours)),
+    Case("Lightning `BackboneFinetuning`", lambda: asked(lightnings), "lightning"),
     Case("finetuning-scheduler, `FTSCheckpoint`", of_its_own_checkpoints, "finetuning-scheduler"),
 ]
 

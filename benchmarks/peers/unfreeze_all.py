@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 import lightning_tricks as lt
 from benchmarks.peers.cases import Case, Verdict, answer, judged
-from benchmarks.peers.schedules_of_opening import scheduled
+from benchmarks.peers.openings import lightnings, ours, scheduled
 from benchmarks.peers.small import Live, Net, fitted, sgd
 
 QUESTION = "With a schedule of the rate, does all learn that an opening opens?"
@@ -43,11 +42,6 @@ def asked(callbacks: list[Callback], schedule: Callable[..., Any] | None = None)
     return judged(not still, told)
 
 
-def lightnings() -> list[Callback]:
-    """Return its callback, which opens after an epoch."""
-    return [BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda _: 1.0)]
-
-
 def falling(epoch: int) -> float:
     """Return a share of the base rate."""
     return 0.9**epoch
@@ -56,12 +50,7 @@ def falling(epoch: int) -> float:
 lambdas = partial(LambdaLR, lr_lambda=falling)
 cosine = partial(CosineAnnealingLR, T_max=5)
 CASES = [
-    Case(
-        "`ProgressiveUnfreeze` and `WarmupCosine`",
-        lambda: asked(
-            [lt.ProgressiveUnfreeze(stages=["head", "backbone"], at="1 epoch"), lt.WarmupCosine(warmup=2)]
-        ),
-    ),
+    Case("`ProgressiveUnfreeze` and `WarmupCosine`", lambda: asked([*ours(), lt.WarmupCosine(warmup=2)])),
     Case("Lightning `BackboneFinetuning` and `LambdaLR`", lambda: asked(lightnings(), lambdas), "lightning"),
     Case(
         "Lightning `BackboneFinetuning` and `CosineAnnealingLR`",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lightning_tricks as lt
 from benchmarks.peers.cases import Case, Verdict, answer, judged
-from benchmarks.peers.schedules_of_opening import scheduled
+from benchmarks.peers.openings import ours, scheduled
 from benchmarks.peers.small import Net, fitted
 
 QUESTION = (
@@ -56,10 +56,7 @@ def asked(callbacks: Callable[[], list[Callback]], **settings: Any) -> Verdict:
 
 
 CASES = [
-    Case(
-        "`ProgressiveUnfreeze`",
-        lambda: asked(lambda: [lt.ProgressiveUnfreeze(stages=["head", "backbone"], at="1 epoch")]),
-    ),
+    Case("`ProgressiveUnfreeze`", lambda: asked(ours)),
     Case("`Freeze`", lambda: asked(lambda: [lt.Freeze(params="backbone")])),
     Case(
         "Lightning `BackboneFinetuning(train_bn=False)`",

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_tricks as lt
 from benchmarks.peers.cases import Case, StoppedError, Verdict, answer, judged, of_traceback
-from benchmarks.peers.schedules_of_opening import scheduled
+from benchmarks.peers.openings import lightnings, ours, scheduled
 from benchmarks.peers.small import Net
 from tests.toys import trainer
 
@@ -67,15 +65,8 @@ def agreed(module: Net, callbacks: list[Callback]) -> Verdict:
 
 
 CASES = [
-    Case(
-        "`ProgressiveUnfreeze`",
-        lambda: asked(lambda: [lt.ProgressiveUnfreeze(stages=["head", "backbone"], at="1 epoch")]),
-    ),
-    Case(
-        "Lightning `BackboneFinetuning`",
-        lambda: asked(lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda _: 1.0)]),
-        "lightning",
-    ),
+    Case("`ProgressiveUnfreeze`", lambda: asked(ours)),
+    Case("Lightning `BackboneFinetuning`", lambda: asked(lightnings), "lightning"),
     Case("finetuning-scheduler", lambda: asked(scheduled), "finetuning-scheduler"),
 ]
 
