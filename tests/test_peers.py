@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.__main__ import QUESTIONS
+from benchmarks.peers.__main__ import QUESTIONS, table
 from benchmarks.peers.cases import Case, judged, of_error, verdict_of
+from benchmarks.readme import table_of
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "peers"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "peers"
 OURS = [
     pytest.param(case, id=f"{name}: {case.who}")
     for name in QUESTIONS
@@ -28,6 +31,11 @@ def test_ours_is_right_or_refuses_or_says_that_it_does_not_do_it(case: Case) -> 
 def test_every_script_with_a_question_is_asked() -> None:
     scripts = {path.stem for path in FOLDER.glob("*.py") if "\nQUESTION = " in path.read_text()}
     assert scripts == set(QUESTIONS)
+
+
+def test_the_document_says_what_was_recorded() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "peers.json").read_text())["questions"]
+    assert table_of(ROOT / "docs" / "peers.md", "peers") == table(found)
 
 
 def test_verdicts() -> None:
