@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-oldest test-postgres lint types bench matrix soak fuzz notebooks clean
+.PHONY: help demo test test-oldest test-postgres lint types bench cards matrix soak fuzz notebooks clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -43,6 +43,9 @@ bench: .venv/.stamp .venv-mergekit/.stamp ## measure what the techniques cost, a
 	$(BIN)/python -m benchmarks.averaging
 	$(BIN)/python -m benchmarks.fusing
 	$(BIN)/python -m benchmarks.fusing_commands --mergekit .venv-mergekit/bin/python
+
+cards: .venv/.stamp ## write the table of techniques into the README, from their cards
+	$(BIN)/python -m benchmarks.cards
 
 matrix: export OMP_NUM_THREADS ?= 1
 matrix: .venv/.stamp ## write the table of techniques and regimes into the README, from the tests

@@ -9,9 +9,9 @@ by the product of the n decays since.
     theta_t <- m_t    at each multiple of ``switch_every``
 
 References: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
-https://doi.org/10.1137/0330046; Tarvainen and Valpola, "Mean teachers are better role models", 2017,
-https://arxiv.org/abs/1703.01780; Li et al., "Switch EMA: A Free Lunch for Better Flatness and Sharpness",
-2024, https://arxiv.org/abs/2402.09240.
+https://doi.org/10.1137/0330046; Tarvainen and Valpola, "Mean teachers are better role models: Weight-averaged
+consistency targets improve semi-supervised deep learning results", 2017, https://arxiv.org/abs/1703.01780; Li
+et al., "Switch EMA: A Free Lunch for Better Flatness and Sharpness", 2024, https://arxiv.org/abs/2402.09240.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ __all__ = ["EMAWeights"]
 @dataclass(eq=False, repr=False, kw_only=True)
 class EMAWeights(AveragedWeights):
     """Average the weights exponentially (equation above) and evaluate the average.
+
+    It is also checkpointed and kept, and the live weights stay beside it. Its decay may be a half-life in
+    samples, a power function or a schedule; there may be several, and live weights may jump to it.
 
     * **When** after each real optimizer step from ``start`` on; a step that was skipped counts for nothing,
       and several optimizers in one batch count once. The average begins with the weights that ``start``

@@ -33,6 +33,8 @@ __all__ = ["LAWA"]
 class LAWA(SnapshotMean):
     """Evaluate the mean of the last ``k`` snapshots of the weights (formula above).
 
+    They lie in files or in memory; the mean is exact however long the run.
+
     * **When** at each multiple of ``every``, counted in optimizer steps from the start of the run; several
       optimizers in one batch count once. Until the first snapshot nothing happens.
     * **Changes** what the module holds: the mean in validation, the live weights again after it, also after

@@ -75,6 +75,9 @@ def goal_rate(lr: float | str) -> tuple[float, bool]:
 class SWAWeights(SnapshotMean):
     """Evaluate the mean of snapshots of the weights from late in the training (equations above).
 
+    It is also checkpointed and kept. Snapshots have a rate that they are taken at, and the mean BatchNorm
+    statistics of its own; with several optimizers, manual optimization and shards too.
+
     * **When** at each multiple of ``every`` from ``start`` on, counted in optimizer steps from the start of
       the run; several optimizers in one batch count once. Until the first snapshot nothing happens.
     * **Changes** what the module holds: the mean in validation, the live weights again after it, also after

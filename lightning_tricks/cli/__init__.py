@@ -23,16 +23,18 @@ __all__ = ["main"]
 
 _EXAMPLES = """\
 examples:
+  lightning-tricks list                     what there is, with a sentence each
+  lightning-tricks card EMAWeights          what it does, costs and takes; cite EMAWeights gives its papers
   lightning-tricks demo                     a minute: tables, a figure, two runs in Weights & Biases
   lightning-tricks demo --quick             the same in seconds, but too short for techniques to pay off
-  lightning-tricks demo --seed 1 --output results
-  lightning-tricks demo --optimizer AdamW --schedule "warmup('10%') >> stable_decay('30%')"
   lightning-tricks schedule "warmup('5%') >> cosine(to=0.1)" --steps 1000
   lightning-tricks recipe transformer --yaml
-  lightning-tricks ema runs/checkpoints --sigma-rel 0.05,0.1,0.15
+  lightning-tricks groups config.yaml       parameter groups, before training
   lightning-tricks ablate config.yaml --seeds 5
   lightning-tricks search config.yaml --trials 20
+  lightning-tricks ema runs/checkpoints --sigma-rel 0.05,0.1,0.15
   lightning-tricks fuse a.ckpt b.ckpt -o fused.ckpt
+  lightning-tricks completion --help        how a shell completes all of this
 """
 
 
@@ -90,6 +92,8 @@ def _refuse(error: Exception) -> int:
 
 def _command(argv: list[str]) -> Callable[[], None]:
     """Return what ``argv`` asks for, with its settings checked."""
+    if argv and not argv[0].startswith("-"):
+        checks.one_of("command", argv[0], list(COMMANDS))
     parser = new_parser("Training techniques for PyTorch Lightning.", epilog=_EXAMPLES, version=__version__)
     # Others' options are not made, because they load what only those commands need.
     known = {

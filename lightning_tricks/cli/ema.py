@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning
 from rich.console import Console
@@ -27,44 +26,7 @@ from lightning_tricks.lifecycle.checkpoints import without_training
 from lightning_tricks.lifecycle.export import check_format, write_state
 from lightning_tricks.lifecycle.table import text_table
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-__all__ = ["EXAMPLES", "Order", "add_options", "carry_out"]
-
-EXAMPLES = """\
-examples:
-  lightning-tricks ema runs/checkpoints --sigma-rel 0.05,0.1,0.15
-  lightning-tricks ema runs/checkpoints --dry-run
-  lightning-tricks ema runs/checkpoints --sigma-rel 0.1 --format safetensors --output averages
-  lightning-tricks ema runs/checkpoints --evaluate my_project.scores:fid --png lengths.png --json
-
-with a function such as
-  def fid(state_dict): model.load_state_dict(state_dict); return score(model)  # or {"fid": 2.1, "kid": 0.3}
-"""
-
-
-def add_options(parser: ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
-    parser.add_argument(
-        "folder", type=str, help="where the checkpoints lie, with post_hoc_ema among them; or that folder"
-    )
-    parser.add_argument(
-        "--sigma-rel", type=str, default="0.05,0.1,0.15", help="relative widths, with commas between them"
-    )
-    parser.add_argument(
-        "--format", type=str, default="ckpt", help="ckpt, for load_from_checkpoint, or safetensors"
-    )
-    for name, kind, text in (
-        ("--step", int, "a snapshot at which the run is taken to have ended (default: the last)"),
-        ("--output", str, "folder for the averages (default: FOLDER; with --evaluate, none is written)"),
-        ("--evaluate", str, "MODULE:FUNCTION that gets a state dict and returns a number or a dict of them"),
-        ("--png", str, "file for a picture of what --evaluate returns over the widths; needs matplotlib"),
-    ):
-        parser.add_argument(name, type=kind, default=SUPPRESS, help=text)
-    parser.add_argument("--dry-run", action="store_true", help="list snapshots and what would be written")
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
-    parser.add_argument("--json", action="store_true", help="print JSON in the place of tables")
+__all__ = ["Order", "carry_out"]
 
 
 @dataclass(frozen=True)

@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning_tricks.cli.methods import METHODS, method_name
+from lightning_tricks.cli.method_names import method_name
+from lightning_tricks.cli.methods import METHODS
 from lightning_tricks.core import checks
 from lightning_tricks.fusion.methods import FusionMethod
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-__all__ = ["EXAMPLES", "Asked", "add_options", "asked", "bytes_of", "method_in"]
-
-EXAMPLES = """\
-examples:
-  lightning-tricks fuse a.ckpt b.ckpt c.ckpt -o fused.ckpt
-  lightning-tricks fuse a.ckpt b.ckpt --weights "[0.7, 0.3]" -o fused.ckpt
-  lightning-tricks fuse a.ckpt b.ckpt --method interpolate --alpha 0.3 -o fused.safetensors
-  lightning-tricks fuse recipe.yaml --dry-run
-  lightning-tricks fuse --compare a.ckpt b.ckpt --png alike.png
-  lightning-tricks fuse --curve a.ckpt b.ckpt --evaluate my_project.scores:loss --png curve.png
-  lightning-tricks fuse a.ckpt b.ckpt --method greedy_soup --evaluate my_project.scores:accuracy -o fused.ckpt
-  lightning-tricks fuse a.ckpt b.ckpt --method reg_mean --probe my_project.data:probe -o fused.ckpt
-
-what --evaluate and --probe name, for example:
-  def loss(state_dict): model.load_state_dict(state_dict); return mean_loss(model)
-  def accuracy(state_dict): model.load_state_dict(state_dict); return score(model)  # higher is better
-  def probe(): return lightning_tricks.Probe(model, batches, lambda model, batch: model.loss(batch))
-
-a recipe has the options as its entries, and a method with its parameters, which may be methods:
-  models: [a.ckpt, b.ckpt]
-  method: layerwise
-  parameters: {recipe: {"head.*": {method: slerp, parameters: {t: 0.3}}, "*": {method: average}}}
-  output: fused.ckpt
-
---method NAME --help shows the options of a method. Methods:
-"""
+__all__ = ["Asked", "asked", "bytes_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,57 +110,7 @@ class Asked:
 _NOT_OF_CURVES = ("allow_missing", "verify", "max_memory", "threads")
 
 
-def method_in(argv: Sequence[str]) -> str | None:
-    """Return the method that ``argv`` names, or has options of; ``None`` if there is none.
-
-    To make the options of a method loads Lightning: not even the usual one has them unasked.
-    """
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--method" or word.startswith("--method="):
-            return checks.one_of("--method", word.partition("=")[2] or after, tuple(METHODS))
-    known = dataclasses.fields(METHODS["average"])  # type: ignore[arg-type]  # methods are dataclasses
-    options = {f"--{each.name}" for each in known}
-    given = any(word.partition("=")[0] in options for word in argv)
-    return "average" if given and not any(word.endswith(_RECIPES) for word in argv) else None
-
-
 _RECIPES = (".yaml", ".yml")
-
-
-def add_options(parser: ArgumentParser, method: str | None) -> None:
-    """Add the options, with those of the settings of ``method``."""
-    parser.add_argument(
-        "models", nargs="*", type=str, help="checkpoints, state dicts, safetensors, their index"
-    )
-    parser.add_argument(
-        "--method", type=str, default=argparse.SUPPRESS, help="how to fuse (default: average)"
-    )
-    for names, kind, text in (
-        (("-o", "--output"), str, "*.ckpt or *.safetensors"),
-        (("--which",), str, "set of a checkpoint with averages: state_dict (default), live, average"),
-        (("--prefix",), str, "names are compared without it, such as model."),
-        (("--max-memory",), str, "such as 500MB, for the tensors that are worked on"),
-        (("--threads",), int, "how many tensors or slices at a time (default: 2)"),
-        (("--evaluate",), str, "MODULE:FUNCTION that gets a state dict and returns how good it is"),
-        (("--probe",), str, "MODULE:FUNCTION that returns the Probe which a method looks at"),
-        (("--points",), int, "with --curve: points of each line, its ends included (default: 11)"),
-        (("--png",), str, "with --compare or --curve: file for a picture; needs matplotlib"),
-    ):
-        parser.add_argument(*names, type=kind, default=argparse.SUPPRESS, help=text)
-    for name, text in (
-        ("--allow-missing", "take tensors that some models lack from the last that has them"),
-        ("--allow-pickle", "read files that may run any code: only those of people you trust"),
-        ("--verify", "compare checkpoints with the checksums in them first"),
-        ("--force", "replace the output if it is there"),
-        ("--sha256", "write the SHA-256 of each input down"),
-        ("--compare", "show how alike the models are to the first, and fuse nothing"),
-        ("--curve", "measure a loss along the line from each model to the next, and fuse nothing"),
-        ("--dry-run", "show what would be done to which tensor, and the memory needed"),
-        ("--json", "print JSON"),
-    ):
-        parser.add_argument(name, action="store_true", default=argparse.SUPPRESS, help=text)
-    if method is not None:
-        parser.add_class_arguments(METHODS[method], None, as_group=False)
 
 
 def bytes_of(text: str | int) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+from lightning_tricks.cli.method_names import method_name
 from lightning_tricks.fusion.aligned import Aligned
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.breadcrumbs import Breadcrumbs
@@ -27,18 +26,7 @@ from lightning_tricks.fusion.slerp import Slerp
 from lightning_tricks.fusion.task_arithmetic import TaskArithmetic
 from lightning_tricks.fusion.ties import Ties
 
-__all__ = ["METHODS", "method_name"]
-
-
-def method_name(kind: str) -> str:
-    """Return the name that the command line has for the method whose class is called so.
-
-    Example:
-        >>> method_name("GreedySoup")
-        'greedy_soup'
-    """
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
-
+__all__ = ["METHODS"]
 
 # From their own files and not by the package's name, lest all techniques be loaded, and Lightning with them.
 _KINDS: tuple[type[FusionMethod], ...] = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
@@ -15,7 +17,7 @@ from lightning_tricks.core.schedule import Course
 from lightning_tricks.core.unreached import unreached
 from lightning_tricks.lifecycle.figures import BLUE, new_figure
 
-__all__ = ["Preview", "draw", "plot", "show", "table"]
+__all__ = ["Preview", "draw", "plot", "show", "table", "values"]
 
 _WIDTH, _HEIGHT = 72, 13
 _FINE = 20  # values that are looked at for each column of the plot
@@ -31,6 +33,7 @@ class Preview:
         steps: Optimizer steps of the run.
         epochs: Epochs of the run, all equally long up to rounding; ``None`` if they do not matter.
         png: Where the picture is written; ``None`` for none.
+        json: Whether to print JSON.
 
     Raises:
         TypeError: If a setting is of another type.
@@ -41,6 +44,7 @@ class Preview:
     steps: int = 1000
     epochs: int | None = None
     png: str | None = None
+    json: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -68,8 +72,13 @@ def show(preview: Preview) -> None:
     """Print the plot, the table and what has no effect, and write the picture if there is to be one."""
     if preview.png is not None:
         draw(preview, preview.png)
-    notes = [f"\nnote: {line}" for line in unreached(preview.course())]
-    print("\n".join(["", preview.text, "", *plot(preview), "", *table(preview), *notes]))
+    notes = list(unreached(preview.course()))
+    if preview.json:
+        about = {name: getattr(preview, name) for name in ("text", "steps", "epochs", "png")}
+        print(json.dumps({**about, "values": list(values(preview)), "notes": notes}, indent=1))
+        return
+    told = [f"\nnote: {line}" for line in notes]
+    print("\n".join(["", preview.text, "", *plot(preview), "", *table(preview), *told]))
     if preview.png is not None:
         print(f"\nwritten: {preview.png}")
 
@@ -104,19 +113,25 @@ def _axis(name: str, labels: list[str]) -> str:
     return f"{name:>10}  {line}{right:>{_WIDTH - len(line)}}"
 
 
-def table(preview: Preview) -> list[str]:
-    """Return the lines of a table: the value at some steps, among them the ends of parts and milestones."""
+def values(preview: Preview) -> Iterator[dict[str, float]]:
+    """Yield the value at some steps, among them the ends of parts and milestones."""
     course, steps = preview.course(), preview.steps
     chosen = {round(share * steps) for share in _TICKS} | {steps - 1}
     for leg in course.legs:
         moments = (at for at, _ in leg.part.moments(leg.span) if at < leg.span.end)
         chosen |= {at for at in (*moments, leg.span.end) if at <= steps}
-    lines = [f"{'step':>10}{'' if preview.epochs is None else '     epoch'}{'value':>14}"]
     for step in sorted(chosen):
         epoch = preview.epoch(step)
-        shown = "" if epoch is None else f"{epoch:>10.2f}"
-        after = "  after the last step" if step == steps else ""
-        lines.append(f"{step:>10}{shown}{course(step):>14.6g}{after}")
+        yield {"step": step, **({} if epoch is None else {"epoch": epoch}), "value": course(step)}
+
+
+def table(preview: Preview) -> list[str]:
+    """Return the lines of a table of these values."""
+    lines = [f"{'step':>10}{'' if preview.epochs is None else '     epoch'}{'value':>14}"]
+    for row in values(preview):
+        shown = f"{row['epoch']:>10.2f}" if "epoch" in row else ""
+        after = "  after the last step" if row["step"] == preview.steps else ""
+        lines.append(f"{row['step']:>10}{shown}{row['value']:>14.6g}{after}")
     return lines
 
 

@@ -10,8 +10,9 @@ A part that starts from the value a has, ``u`` cycles after its beginning:
 ``cyclic`` goes from a to ``to`` and back in each cycle. A run that ends with a whole cycle of
 ``cosine_restarts`` ends at ``to``: nothing rises again past the end.
 
-References: Loshchilov and Hutter, "SGDR", 2017, https://arxiv.org/abs/1608.03983, equation 5; Smith,
-"Cyclical Learning Rates for Training Neural Networks", 2017, https://arxiv.org/abs/1506.01186.
+References: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017,
+https://arxiv.org/abs/1608.03983, equation 5; Smith, "Cyclical Learning Rates for Training Neural Networks",
+2017, https://arxiv.org/abs/1506.01186.
 """
 
 from __future__ import annotations

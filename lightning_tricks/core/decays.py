@@ -11,9 +11,9 @@ A part that starts from the value a has, ``u`` units after its beginning:
 A unit is a number of optimizer steps, of epochs (counted as the run's accumulation makes them long) or a
 percentage of the run. Without a length they go on to the end of the run, and hold the value there.
 
-References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, https://arxiv.org/abs/1706.02677 (milestones
-after a warm-up); Vaswani et al., "Attention Is All You Need", 2017, https://arxiv.org/abs/1706.03762,
-equation 3 (inverse square root).
+References: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
+https://arxiv.org/abs/1706.02677 (milestones after a warm-up); Vaswani et al., "Attention Is All You Need",
+2017, https://arxiv.org/abs/1706.03762, equation 3 (inverse square root).
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ A part of n steps that starts from the value a has, s steps after its beginning:
     one_cycle     from 1 / div up to 1 in the first r steps, down to 1 / (div final_div) in the others,
                   along half a cosine wave each, or straight lines
 
-References: Hu et al., "MiniCPM", 2024, https://arxiv.org/abs/2404.06395, and Haegele et al., "Scaling Laws
-and Compute-Optimal Training Beyond Fixed Training Durations", 2024, https://arxiv.org/abs/2405.18392
-(warm-up, stable, decay); Smith and Topin, "Super-Convergence", 2018, https://arxiv.org/abs/1708.07120.
+References: Hu et al., "MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training
+Strategies", 2024, https://arxiv.org/abs/2404.06395, and Haegele et al., "Scaling Laws and Compute-Optimal
+Training Beyond Fixed Training Durations", 2024, https://arxiv.org/abs/2405.18392 (warm-up, stable, decay);
+Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates", 2018,
+https://arxiv.org/abs/1708.07120.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ The value ``to`` is reached at t1, that is after the part's last step, and held 
 A part starts from the value where the one before it ended; the first one from 1 (warm-up: 0 if
 linear, 0.01 if exponential), or from ``start`` if that is given.
 
-References: Loshchilov and Hutter, "SGDR", 2017, https://arxiv.org/abs/1608.03983 (cosine);
-Goyal et al., "Accurate, Large Minibatch SGD", 2017, https://arxiv.org/abs/1706.02677 (warm-up).
+References: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017,
+https://arxiv.org/abs/1608.03983 (cosine); Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in
+1 Hour", 2017, https://arxiv.org/abs/1706.02677 (warm-up).
 """
 
 from __future__ import annotations

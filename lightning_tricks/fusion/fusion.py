@@ -51,8 +51,11 @@ __all__ = ["WeightFusion"]
 class WeightFusion(Technique):
     """Fuse weights of several moments of the run at its end, and keep the result if it is no worse.
 
-    * **When** collects after an epoch, a number of optimizer steps or a validation; fuses at the end of
-      fit, after all averaging. Does nothing in a trial run (``fast_dev_run``, ``barebones``).
+    Any method of fusion does it, with the better of two sets of BatchNorm statistics; ``every`` previews it
+    while it trains, ``curve`` measures the barriers between snapshots.
+
+    * **When** collects after an epoch, a number of optimizer steps or a validation; fuses at the end of fit,
+      after all averaging. Does nothing in a trial run (``fast_dev_run``, ``barebones``).
     * **Changes** the module's weights at the end of fit: fused, with BatchNorm statistics as they are fused
       or estimated anew over the training data (without loader length: over 200 batches). If the metric is
       worse than that of what the module would else hold, nothing, to the bit. A second ``fit`` starts from
@@ -67,17 +70,14 @@ class WeightFusion(Technique):
       it was resumed from stay, as their checkpoint may be resumed from again. Delete the folder when the run
       will not be continued. Fused weights that are kept go beside it, to ``fused.ckpt`` (``fused-v1.ckpt`` if
       there is one), with method and models under ``fusion``, as :func:`~lightning_tricks.fuse` writes them,
-      and settings, metrics and curve under ``weight_fusion``; a picture of the curve, where matplotlib is
-      installed, to ``curve.png``.
-    * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on
-      its CPU, with buffers as it has them. At the end a copy of the weights in memory, a pass over the
-      training data if there is BatchNorm, and two over the validation data, three with both kinds of
-      statistics; ``GreedySoup`` of N makes 2 N - 1 more of each, a curve through N snapshots
-      (N - 1) (``curve`` - 1) + 1, and each time of ``every`` one. The file of a base is read before the
-      first batch, and into memory to be fused. Methods that
-      look at data begin with a batch before training.
-    * **Use** after fine-tuning, or a run at a constant or cyclic rate; **not** where the rate fell to 0, so
-      that all snapshots are nearly the same.
+      and settings, metrics and curve under ``weight_fusion``; with matplotlib a picture to ``curve.png``.
+    * **Cost** one file of the weights per snapshot; under FSDP the first process collects them for it on its
+      CPU, with buffers as it has them. At the end a copy of the weights in memory, a pass over the training
+      data if there is BatchNorm, and two over the validation data, three with both kinds of statistics;
+      ``GreedySoup`` of N makes 2 N - 1 more of each, a curve through N snapshots (N - 1) (``curve`` - 1) + 1,
+      and each time of ``every`` one. The file of a base is read before the first batch, and into memory to be
+      fused. Methods that look at data begin with a batch before training.
+    * **Use** after fine-tuning, or at a constant or cyclic rate; **not** where it fell to 0: all are alike.
 
     Args:
         method: How to fuse: ``Average()``, ``GreedySoup()``, ``TrimmedMean()`` and others. Gets the snapshots

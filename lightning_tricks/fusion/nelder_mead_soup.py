@@ -5,9 +5,10 @@
 So the metric may be any, such as an accuracy. The search is :func:`~lightning_tricks.core.nelder_mead`, which
 begins with the plain average and mixtures in which one model counts more.
 
-Reference: Nelder and Mead, "A Simplex Method for Function Minimization", 1965, The Computer Journal 7(4); for
-the mixtures Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
-without increasing inference time", 2022, https://arxiv.org/abs/2203.05482.
+References: Nelder and Mead, "A Simplex Method for Function Minimization", 1965,
+https://doi.org/10.1093/comjnl/7.4.308; for the mixtures Wortsman et al., "Model soups: averaging weights of
+multiple fine-tuned models improves accuracy without increasing inference time", 2022,
+https://arxiv.org/abs/2203.05482.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ def clip_units_(
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class AdaptiveGradientClip(Technique):
-    """Clip the gradient of each unit relative to the unit's weights (AGC, :func:`clip_units_`).
+    """Clip the gradient of each unit to a share of the norm of the unit's own weights (:func:`clip_units_`).
+
+    This is AGC, from networks without normalisation.
 
     * **When** just before each optimizer step, on unscaled and accumulated gradients. Beside GradientClip
       either may come first in the list, and acts first.

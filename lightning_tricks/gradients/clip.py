@@ -54,6 +54,9 @@ _POLICIES = ("skip", "raise", "keep")
 class GradientClip(Technique):
     """Clip gradients by value, by global norm, or both (:func:`clip_`).
 
+    The norm may be any; thresholds may be schedules or follow the norms seen so far (``Percentile``,
+    ``ZScore``); a step whose gradients are not finite does not happen.
+
     * **When** just before each optimizer step, on unscaled and accumulated gradients, in automatic and in
       manual optimization; only those that this optimizer steps.
     * **Changes** the gradients of the parameters that ``params`` matches, in place. A step whose gradient

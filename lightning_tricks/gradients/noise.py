@@ -70,6 +70,8 @@ def add_noise_(grads: list[Tensor], *, std: float, seed: int) -> None:
 class GradientNoise(Technique):
     """Add fading Gaussian noise to the gradients (:func:`noise_std`, :func:`add_noise_`).
 
+    It is the same on all processes, and when resumed.
+
     * **When** just before each optimizer step, on unscaled and accumulated gradients, before any clipping.
     * **Changes** the gradients of the parameters that ``params`` matches, in place. Copies of a weight in
       several processes get the same noise, each part of a weight over shards its own.

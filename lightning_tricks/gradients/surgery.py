@@ -95,7 +95,9 @@ def combine(tasks: list[Task], weights: Tensor) -> Task:
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class GradientSurgery(Technique):
-    """Make one gradient of those of several losses, of which some pull against others (:func:`combine`).
+    """Make one gradient of those of several losses that pull against each other (:func:`combine`).
+
+    ``PCGrad``, ``CAGrad`` or a method of torchjd says how.
 
     ``training_step`` returns the losses by name beside their sum::
 

@@ -3,8 +3,9 @@
 Lightning saves weights, optimizers and counters, but no random states, no running means of metrics, and of
 each process's data loaders those of the first process only.
 
-Reference: https://docs.pytorch.org/docs/stable/notes/randomness.html on what a run draws from;
-https://docs.pytorch.org/data/main/torchdata.stateful_dataloader.html on loaders that can be resumed.
+References: PyTorch, "Reproducibility", https://docs.pytorch.org/docs/stable/notes/randomness.html, on what a
+run draws from; PyTorch, "torchdata.stateful_dataloader",
+https://docs.pytorch.org/data/main/torchdata.stateful_dataloader.html, on loaders that can be resumed.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def _workers_begin_anew(loader: Any, place: dict[str, Any]) -> bool:
 @dataclass(eq=False, repr=False, kw_only=True)
 class ExactResume(Technique):
     """Make a resumed run equal the uninterrupted one, to the bit, and log the same.
+
+    It saves what Lightning does not: random states of every process, and the means of an epoch that was
+    broken off.
 
     * **When** a full checkpoint is written, and when a run is resumed from it: after all ``on_train_start``
       hooks it goes on from where the checkpoint was written, be it the end of a batch, of a validation or of

@@ -36,7 +36,9 @@ __all__ = ["DropoutSchedule"]
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class DropoutSchedule(Technique):
-    """Drive the probability of dropout layers over the run (:func:`dropout_layers`).
+    """Drive the probability of dropout and stochastic depth over the run (:func:`dropout_layers`).
+
+    Dropout may come early or late, or rise.
 
     * **When** before each training batch, the same for all batches of an accumulation.
     * **Changes** the probability of the layers that ``params`` matches, whatever their own was, 0 included;

@@ -6,8 +6,8 @@ A frozen weight stays in its optimizer, which leaves it alone, so that parameter
 checkpoints keep their shape; but the optimizer forgets what it knew of it.
 
 References: Yosinski et al., "How transferable are features in deep neural networks?", 2014,
-https://arxiv.org/abs/1411.1792 (the first layers of another task, kept); Brock et al., "FreezeOut", 2017,
-https://arxiv.org/abs/1706.04983 (freezing on the way).
+https://arxiv.org/abs/1411.1792 (the first layers of another task, kept); Brock et al., "FreezeOut: Accelerate
+Training by Progressively Freezing Layers", 2017, https://arxiv.org/abs/1706.04983 (freezing on the way).
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def _rows(
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class Freeze(Technique):
-    """Keep the weights of a part of the network as they are, to the bit.
+    """Keep the weights and running statistics of a part of the network as they are, to the bit.
+
+    It holds from the start or from a moment on; the part's dropout is off if asked.
 
     * **When** from the start, or before the first batch whose step lies at or past ``at``, never within an
       accumulation; then for the rest of the run.

@@ -57,6 +57,8 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 class LSUV(Technique):
     """Start with unit variance behind every layer, measured on real batches (equations above).
 
+    Weights are orthogonal, and scaled until the output of each layer has that variance.
+
     * **When** before the first batch of a run that continues none.
     * **Changes** linear layers, convolutions of both kinds and ``nn.MultiheadAttention``: weights are
       orthogonal, biases zero, and the weight (of attention, that of its last projection) is scaled. Left

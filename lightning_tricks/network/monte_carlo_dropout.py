@@ -2,8 +2,8 @@
 
     mean = sum_k y_k / n,    std = sqrt(sum_k (y_k - mean) ** 2 / (n - 1)),    k = 1 ... n passes
 
-Reference: Gal and Ghahramani, "Dropout as a Bayesian Approximation", 2016,
-https://arxiv.org/abs/1506.02142. The running sums are Welford's, 1962.
+Reference: Gal and Ghahramani, "Dropout as a Bayesian Approximation: Representing Model Uncertainty in Deep
+Learning", 2016, https://arxiv.org/abs/1506.02142. The running sums are Welford's, 1962.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def dropping(layers: Iterable[nn.Module]) -> Iterator[None]:
 @dataclass(eq=False, repr=False, kw_only=True)
 class MonteCarloDropout(Technique):
     """Predict by the mean of several passes with dropout on, and tell their spread (:func:`spread_of`).
+
+    ``trainer.predict`` returns both, of nested outputs too, with constant memory.
 
     * **When** in each batch of ``trainer.predict``; training, validation and test are as without it.
     * **Changes** what ``predict_step`` returns to a :class:`Spread`, ``(mean, std)``, each in the form of

@@ -62,6 +62,9 @@ def _names(module: nn.Module, layers: list[_BatchNorm]) -> list[str]:
 class PreciseBatchNorm(Technique):
     """Estimate BatchNorm statistics over training batches before they are used for evaluation.
 
+    It does so for the weights that each validation evaluates, for those that ``fit`` leaves behind, and for
+    those of checkpoints that are tested.
+
     * **When** before each validation within ``fit``, for the weights that it evaluates (the average, with
       one), and at the end of ``fit``, for those that it leaves behind, fused ones too. Not in the sanity
       check, whose weights have not been trained yet. In ``validate``, ``test`` and ``predict`` outside of

@@ -7,9 +7,10 @@
 Layers change before optimizers exist and before a checkpoint loads: by the technique in each run, or by
 :func:`replace_norm_` where a module makes its layers.
 
-References: Ioffe and Szegedy, "Batch Normalization", 2015, https://arxiv.org/abs/1502.03167; Wu and He,
-"Group Normalization", 2018, https://arxiv.org/abs/1803.08494; Zhang and Sennrich, "Root Mean Square Layer
-Normalization", 2019, https://arxiv.org/abs/1910.07467.
+References: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
+Covariate Shift", 2015, https://arxiv.org/abs/1502.03167; Wu and He, "Group Normalization", 2018,
+https://arxiv.org/abs/1803.08494; Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019,
+https://arxiv.org/abs/1910.07467.
 """
 
 from __future__ import annotations
@@ -129,7 +130,10 @@ def _told(name: str, before: nn.Module, after: nn.Module) -> Replaced:
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class ReplaceNorm(Technique):
-    """Replace normalisation layers (:func:`replace_norm_`).
+    """Replace normalisation layers, with the weights that mean the same (:func:`replace_norm_`).
+
+    BatchNorm becomes group, layer, instance, frozen or synchronised normalisation, LayerNorm becomes RMSNorm;
+    ``replace_norm_`` does it in a module's ``__init__``.
 
     * **When** in each run, evaluations too, once the module has made its layers: before a checkpoint loads
       and before there are optimizers. What has been replaced is left alone from then on, after the run too.

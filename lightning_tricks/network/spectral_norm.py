@@ -112,6 +112,8 @@ def _check(layer: nn.Module, name: str, owners: Mapping[nn.Parameter | None, int
 class SpectralNorm(Technique):
     """Divide weights by their largest singular value (:func:`spectral_norm_`).
 
+    Torch's parametrization does it, which resumes and averages as all else.
+
     * **When** in each run, evaluations too, once the module has made its layers and after other surgery and
       first weights, before a checkpoint loads and before there are optimizers; then in each forward pass.
     * **Changes** layers: what learns is ``layer.parametrizations.weight.original`` (``params="layer.weight"``

@@ -46,15 +46,17 @@ __all__ = ["ProgressiveUnfreeze"]
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class ProgressiveUnfreeze(Technique):
-    """Open the network stage by stage, from the head down (:func:`opening_moments`).
+    """Fine-tune the network stage by stage, from the head down (:func:`opening_moments`).
+
+    Stages open at moments or when a metric stalls; deeper ones have lower rates, which rise from then on.
 
     * **When** before the first batch whose step lies at or past a stage's moment, never within an
       accumulation. No stage opens before the one ahead of it.
-    * **Changes** ``requires_grad`` of the parameters in ``stages``, also of those that were frozen before
-      the run: they open with their stage, while frozen parameters in no stage stay frozen. Layers with
-      running statistics whose parameters are all frozen normalise with these and leave them as they are.
-      Each parameter group is split by stage, with a rate of its own. After the run, under FSDP1
-      before the next, ``requires_grad`` and the layers' modes are as before it.
+    * **Changes** ``requires_grad`` of the parameters in ``stages``, also of those that were frozen before the
+      run: they open with their stage, while frozen parameters in no stage stay frozen. Layers with running
+      statistics whose parameters are all frozen normalise with these and leave them as they are. Each
+      parameter group is split by stage, with a rate of its own. After the run, under FSDP1 before the next,
+      ``requires_grad`` and the layers' modes are as before it.
     * **Logs** ``progressive_unfreeze/stage`` (open stages) and ``/trainable`` (their parameters); prints a
       table of the stages at the start. Lightning's LearningRateMonitor shows rates that rise.
     * **Saves** how many stages are open, which parameters each holds, since when their rates rise, and how
@@ -78,8 +80,7 @@ class ProgressiveUnfreeze(Technique):
         dropout: ``"on"``, or ``"off"`` to run layers whose parameters are all frozen in evaluation mode.
 
     Example:
-        A small residual network learns the digits 0 to 4: that is our pretrained network. It gets a new head.
-        ``DigitsClassifier`` trains any network; with ``QUIET`` the Trainer shows no bars and writes no files.
+        A network learns the digits 0 to 4, and gets a new head (``QUIET``: without bars and files).
 
         >>> import torch, yaml
         >>> from lightning.pytorch import Trainer
@@ -94,9 +95,8 @@ class ProgressiveUnfreeze(Technique):
         >>> Trainer(max_epochs=1, **QUIET).fit(model, DigitsData(classes=range(5), batch_size=16))
         >>> network.head = nn.Linear(16, 5)
 
-        The network proposes its stages, from the head down. A plan of them is written as YAML for
-        LightningCLI, edited, here to let each stage learn for two epochs, and read back. Its table needs no
-        run:
+        The network proposes its stages. A plan of them is written as YAML for LightningCLI, edited, here to
+        let each stage learn for two epochs, and read back. Its table needs no run:
 
         >>> plan = to_yaml(ProgressiveUnfreeze(stages=propose_stages(model), at="1 epoch"))
         >>> print(plan, end="")

@@ -2,8 +2,9 @@
 
     Var(w) = gain ** 2 / n_in    and so on, by scheme: :mod:`lightning_tricks.network.schemes`
 
-Reference: He et al., "Delving Deep into Rectifiers", 2015, https://arxiv.org/abs/1502.01852; those of the
-other schemes stand beside their formulas.
+Reference: He et al., "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet
+Classification", 2015, https://arxiv.org/abs/1502.01852; those of the other schemes stand beside their
+formulas.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ def initialize_(  # noqa: PLR0913  # settings, as those of WeightInit
 @dataclass(eq=False, repr=False, kw_only=True)
 class WeightInit(Technique):
     """Give layers initial weights of the right size for their depth (:func:`initialize_`).
+
+    Schemes are Xavier, Kaiming, LeCun, orthogonal and truncated normal, with the right fans of every layer
+    and the gain of what follows it; weights that somebody made are left alone.
 
     * **When** once, in a run that continues none, after ``configure_model`` and before the optimizers.
     * **Changes** weights of linear layers, convolutions of both kinds, attention (query, key and value each

@@ -5,9 +5,10 @@
 so that at first the network is as deep as its shortcuts. ``W`` is the last factor of the branch, and the only
 one that is zero: at the first step all others get no gradient, afterwards they do.
 
-References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, https://arxiv.org/abs/1706.02677, section 5.1
-(the last BatchNorm weight of each block); Zhang et al., "Fixup Initialization", 2019,
-https://arxiv.org/abs/1901.09321 (the last layer of each branch).
+References: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
+https://arxiv.org/abs/1706.02677, section 5.1 (the last BatchNorm weight of each block); Zhang et al., "Fixup
+Initialization: Residual Learning Without Normalization", 2019, https://arxiv.org/abs/1901.09321 (the last
+layer of each branch).
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ def _proved(branch: Branch, verdicts: Mapping[nn.Module, str]) -> tuple[str, str
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class ZeroInitResidual(Technique):
-    """Let each residual block start as the identity: the last factor of its branch is zero (equation above).
+    """Let each residual block start as the identity, and show that it does (equation above).
+
+    The last factor of its branch is zero.
 
     * **When** before the first batch of a run that continues none, after all other initial weights.
     * **Changes** weight and bias of the last normalisation, or else of the last layer, of each residual

@@ -38,6 +38,9 @@ LEARNED = "loss_log_variances"
 class BalancedLosses:
     """Weigh several losses against each other; inherit it before LightningModule.
 
+    ``self.balance({"box": l1, "class": l2})`` returns the scalar to minimise: by ``FixedWeights``,
+    ``MagnitudeBalance``, ``UncertaintyBalance``, ``GradNorm``, ``DynamicWeightAverage`` or ``RandomWeights``.
+
     * **When** ``training_step`` calls ``self.balance(losses)``, with the same names in each batch. Weights
       are those of an optimizer step, made from the steps before it: all batches of an accumulation have the
       same, and another pass over a batch changes nothing.

@@ -9,9 +9,9 @@ information there: the mean over single samples of squared gradients of the log-
     F <- decay F + F_new
 
 References: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017,
-https://arxiv.org/abs/1612.00796; Schwarz et al., "Progress & Compress", 2018,
-https://arxiv.org/abs/1805.06370, section 3.2, for the online form; Huszar, "Note on the quadratic penalties
-in elastic weight consolidation", 2018, https://arxiv.org/abs/1712.03847, for its anchor.
+https://arxiv.org/abs/1612.00796; Schwarz et al., "Progress & Compress: A scalable framework for continual
+learning", 2018, https://arxiv.org/abs/1805.06370, section 3.2, for the online form; Huszar, "Note on the
+quadratic penalties in elastic weight consolidation", 2018, https://arxiv.org/abs/1712.03847, for its anchor.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ _LARGEST = 1e12  # one of 1e308 would overflow within an optimizer
 @dataclass(eq=False, repr=False, kw_only=True)
 class ElasticWeightConsolidation(Technique):
     """Hold the weights that old tasks need (:func:`consolidate_`, :func:`consolidation_penalty`).
+
+    Fisher information per sample, empirical or true, tells which; one anchor per task, or one for all, holds
+    them while a new one is learnt.
 
     * **When** once when training starts, to look at ``data`` with the weights that the module then holds;
       and just before each optimizer step, before all other work on gradients, so that the penalty is

@@ -70,6 +70,8 @@ def pasted(inputs: Tensor, order: Tensor, *, box: Box) -> Tensor:
 class CutMix(MixedBatches):
     """Train on samples with a box of another one in them, and mixed labels (:func:`cut_box`, :func:`pasted`).
 
+    Labels are mixed by area.
+
     * **When** as a training batch has come to its device, before training sees it; never in evaluations.
     * **Changes** the batch that training gets: each input holds a box of another one, labels become
       probabilities by the share of the area.

@@ -45,9 +45,11 @@ __all__ = ["Distillation"]
 
 
 class Distillation:
-    """Let a module learn from teachers, too: ``training_step`` returns ``self.distill(logits, batch)``.
+    """Let a module learn from one teacher or several, too; inherit it before LightningModule.
 
-    Inherit it before LightningModule, and set ``teachers``, in ``__init__`` or in the class.
+    It learns softened predictions and, if asked, hidden features through projections: ``training_step``
+    returns ``self.distill(logits, batch)``. Teachers stay out of checkpoints, optimizers and wrappers; their
+    logits may be computed once.
 
     * **When** ``training_step`` calls :meth:`distill`; checked before the first batch. In validation it may
       be called, too: hidden features then do not count.
@@ -71,9 +73,8 @@ class Distillation:
     90 % to 95 %; one that learnt the same noise to 91 %, and to 92 % with ``alpha=0.9, temperature=1.0``: a
     high temperature teaches all that it says of wrong classes (``python -m benchmarks.distilling``).
 
-    Other batches than tuples of inputs and labels: override
-    :meth:`distillation_inputs` and :meth:`distillation_labels`; a network that returns no logits:
-    :meth:`teacher_logits`.
+    Other batches than tuples of inputs and labels: override :meth:`distillation_inputs` and
+    :meth:`distillation_labels`; a network that returns no logits: :meth:`teacher_logits`.
 
     Cached logits are found by a sample's index: the dataset must give it as the batch's third entry, and the
     same inputs whenever it is asked. They are refused without an index, and where the first batch shows other
@@ -84,7 +85,7 @@ class Distillation:
     evaluations outside of ``fit``.
 
     Attributes:
-        teachers: Whom it learns from, with temperature, alpha and the rest.
+        teachers: Whom it learns from, and how; set in ``__init__`` or in the class.
 
     Example:
         ``DigitsClassifier`` trains any network on handwritten digits by cross entropy and SGD; with ``QUIET``

@@ -8,8 +8,9 @@ whatever the temperature T. The mean is over samples (and positions), not over c
 
 References: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015,
 https://arxiv.org/abs/1503.02531, section 2; Fukuda et al., "Efficient Knowledge Distillation from an Ensemble
-of Teachers", 2017, for the mean of softened predictions of several teachers; Romero et al., "FitNets", 2015,
-https://arxiv.org/abs/1412.6550, for hidden features.
+of Teachers", 2017, https://doi.org/10.21437/Interspeech.2017-614, for the mean of softened predictions of
+several teachers; Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, https://arxiv.org/abs/1412.6550,
+for hidden features.
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ _BETAS = {"betas": (0.0, 0.9)}
 class GANMixin:
     """Train generators and critics against each other; inherit it before LightningModule.
 
+    It has four losses, an optimizer and rate per player, gradient penalties, R1 and R2, clipping, soft and
+    exchanged labels, and noise on schedules; it names signs of failure and logs pictures.
+
     * **When** in each training batch the critics make a step, and in every ``n_critic``-th the generators,
       each on fakes of their own. In manual optimization: all else here counts training batches.
     * **Changes** the weights of the networks that ``generators`` and ``critics`` name. A player's step leaves

@@ -1,8 +1,8 @@
 """Signs that adversarial training fails, from numbers of the last steps.
 
 References: Chintala et al., "How to Train a GAN?", 2016, https://github.com/soumith/ganhacks, hint 10; Karras
-et al., "Progressive Growing of GANs", 2018, https://arxiv.org/abs/1710.10196, section 3, for the spread of
-features over a batch as a sign of collapse.
+et al., "Progressive Growing of GANs for Improved Quality, Stability, and Variation", 2018,
+https://arxiv.org/abs/1710.10196, section 3, for the spread of features over a batch as a sign of collapse.
 """
 
 from __future__ import annotations

@@ -84,6 +84,9 @@ def check_labels(name: str, loss: nn.Module, args: tuple[Any, ...], kwargs: dict
 class LabelSmoothing(Technique):
     """Smooth the labels of the module's ``nn.CrossEntropyLoss`` objects, in training only (formula above).
 
+    A schedule may drive it. Who calls the loss has ``smoothed_cross_entropy`` and ``smooth_labels``, with
+    class weights, ignored and soft labels, pixels, and binary labels.
+
     * **When** from before each training batch until after it; the same for all batches of an accumulation.
     * **Changes** ``label_smoothing`` of the loss objects, which have their own again in every evaluation and
       after the run: validation loss stays comparable, and labels as metrics see them are not touched. What a

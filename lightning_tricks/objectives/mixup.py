@@ -45,6 +45,8 @@ def mix_inputs(inputs: Tensor, order: Tensor, *, share: float) -> Tensor:
 class Mixup(MixedBatches):
     """Train on weighted means of two samples and of their labels (:func:`mix_inputs`).
 
+    It may act on a part of the batches, along a schedule.
+
     * **When** as a training batch has come to its device, before training sees it; never in evaluations.
     * **Changes** the batch that training gets: inputs are mixed, labels become probabilities.
     * **Logs** ``mixup/probability``, with which batches are mixed.

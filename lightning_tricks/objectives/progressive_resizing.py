@@ -6,11 +6,11 @@ for each side of the inputs, with a ``scale`` that rises to 1 over training; the
 multiples or not. Images are made smaller by bilinear interpolation with a filter as wide as the pixels of the
 small image (antialiasing), signals likewise.
 
-References: Howard, "Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26", fast.ai, 2018,
+References: Howard, "Training Imagenet in 3 hours for $25; and CIFAR10 for $0.26", 2018,
 https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html; Tan and Le, "EfficientNetV2: Smaller Models and
 Faster Training", 2021, https://arxiv.org/abs/2104.00298, section 4; Touvron et al., "Fixing the train-test
 resolution discrepancy", 2019, https://arxiv.org/abs/1906.06423, for what a network makes of sizes it was not
-trained on; the schedule by default and the multiples are those of MosaicML's Composer,
+trained on; for the schedule by default and the multiples MosaicML, "Progressive Image Resizing",
 https://docs.mosaicml.com/projects/composer/en/latest/method_cards/progressive_resizing.html.
 """
 
@@ -98,6 +98,8 @@ def resized(inputs: Tensor, *, scale: float, multiple: int) -> Tensor:
 @dataclass(eq=False, repr=False, kw_only=True)
 class ProgressiveResizing(Technique):
     """Train on small images first, and on larger ones to the full size (:func:`resized`).
+
+    Sizes follow a schedule, so that early steps cost less; evaluations see the full size.
 
     * **When** as a training batch has come to its device, before training sees it and before it is mixed; all
       batches of an accumulation have one size. Never in evaluations, and not for batches that other

@@ -1,6 +1,7 @@
 """Samples of a generator as one picture.
 
-Reference: https://www.w3.org/TR/png-3/ for the format of the picture.
+Reference: W3C, "Portable Network Graphics (PNG) Specification (Third Edition)", 2025,
+https://www.w3.org/TR/png-3/, for the format of the picture.
 """
 
 from __future__ import annotations

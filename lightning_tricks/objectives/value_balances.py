@@ -9,8 +9,8 @@ weights are multiplied by ``T``, which the paper does not do: else the rate woul
 weights.
 
 References: Liu, Johns and Davison, "End-to-End Multi-Task Learning with Attention", 2019,
-https://arxiv.org/abs/1803.10704, equation 7; Lin et al., "Reasonable Effectiveness of Random Weighting",
-2022, https://arxiv.org/abs/2111.10603.
+https://arxiv.org/abs/1803.10704, equation 7; Lin et al., "Reasonable Effectiveness of Random Weighting: A
+Litmus Test for Multi-Task Learning", 2022, https://arxiv.org/abs/2111.10603.
 """
 
 from __future__ import annotations

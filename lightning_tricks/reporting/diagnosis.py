@@ -2,8 +2,8 @@
 
 What finds each illness is in :mod:`lightning_tricks.reporting.symptoms`, with its limits.
 
-Reference: Smith, "A Disciplined Approach to Neural Network Hyper-Parameters: Part 1", 2018,
-https://arxiv.org/abs/1803.09820.
+Reference: Smith, "A Disciplined Approach to Neural Network Hyper-Parameters: Part 1 - Learning Rate, Batch
+Size, Momentum, and Weight Decay", 2018, https://arxiv.org/abs/1803.09820.
 """
 
 from __future__ import annotations

@@ -46,6 +46,9 @@ _WORDS = {
 class GradientHealth(Technique):
     """Measure each layer's gradients and updates, and name the layers where something is wrong.
 
+    It tells norms, update-to-weight ratios and shares of zero and non-finite gradients, and which layers
+    explode, vanish, are dead or symmetric.
+
     * **When** at the first step that Lightning logs after every ``every`` steps: gradients as the backward
       pass left them, unscaled and before any clipping; updates right after the step.
     * **Changes** nothing.

@@ -63,6 +63,9 @@ _Rows = list[tuple[str, ...]]
 class RunReport(Technique):
     """Say which techniques are active and what they touch; at the end what each did, and what it cost.
 
+    It also says what they own and in which order they act; to the terminal, any logger, and Weights & Biases
+    as tables.
+
     * **When** at the start of training and at its end, also if it breaks off.
     * **Changes** nothing.
     * **Logs** at the start the settings of all techniques among each logger's hyper-parameters, as

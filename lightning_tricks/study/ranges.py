@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["NOT_SEARCHED", "RANGES"]
+__all__ = ["NOT_SEARCHED", "OBSERVERS", "RANGES"]
 
 RANGES: dict[str, dict[str, Any]] = {
     # For the activations of the module one of them keeps the variance; which, few people look up.
@@ -69,6 +69,8 @@ RANGES: dict[str, dict[str, Any]] = {
     "WeightFusion": {},
 }
 
+OBSERVERS = ("GradientHealth", "Diagnosis", "RunReport", "ExactResume")
+
 NOT_SEARCHED = {
     "MonteCarloDropout": "it acts when the trained module predicts, and changes no metric of validation",
     **dict.fromkeys(
@@ -78,8 +80,5 @@ NOT_SEARCHED = {
     "ScheduleFree": "its optimizers do not step without it",
     "PostHocEMA": "lengths of its average are compared after training, and need no further trials",
     "ElasticWeightConsolidation": "judged by the new task alone, the one that remembers least would win",
-    "GradientHealth": "it changes nothing",
-    "Diagnosis": "it changes nothing",
-    "RunReport": "it changes nothing",
-    "ExactResume": "it changes nothing in a run that is not resumed",
+    **dict.fromkeys(OBSERVERS, "it changes nothing in a run that is not resumed"),
 }

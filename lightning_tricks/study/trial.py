@@ -39,6 +39,8 @@ __all__ = [
     "rehearse",
     "run_trial",
     "seeded_setup",
+    "trial_folder",
+    "trial_trainer",
 ]
 
 _SILENT = (ProgressBar, ModelSummary)
@@ -179,9 +181,9 @@ def _train(
     cost: Cost,
 ) -> float:
     """Train and return the metric; ``changed`` are settings of the Trainer in the place of those given."""
-    with no_words(), isolate_rng(), _folder() as folder:
+    with no_words(), isolate_rng(), trial_folder() as folder:
         setup = seeded_setup(build, seed)
-        trainer = _trainer({**setup.trainer, **changed}, folder, [cost], [*techniques, SameOrder(seed)])
+        trainer = trial_trainer({**setup.trainer, **changed}, folder, [cost], [*techniques, SameOrder(seed)])
         if trainer.world_size > 1:
             raise StudyError(
                 f"the Trainer's devices must be 1 in a study, got {trainer.world_size} processes: several "
@@ -227,7 +229,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def trial_folder() -> Iterator[Path]:
+    """Give a folder of a trial's own, which is gone after it."""
     folder = Path(tempfile.mkdtemp(prefix="trial-"))
     try:
         yield folder
@@ -235,7 +238,7 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _trainer(
+def trial_trainer(
     settings: Mapping[str, Any], folder: Path, first: list[Callback], last: list[Callback]
 ) -> Trainer:
     """Return the Trainer of a trial: it says nothing, and writes nothing outside ``folder``."""

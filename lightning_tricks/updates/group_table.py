@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_tricks.lifecycle.optimizer_names import options_of
 from lightning_tricks.updates.parameter_groups import Group
 
-__all__ = ["GROUP_COLUMNS", "group_rows", "in_force", "state_bytes"]
+__all__ = ["GROUP_COLUMNS", "GroupFacts", "group_facts", "group_rows", "in_force", "state_bytes"]
 
 GROUP_COLUMNS: dict[str, Literal["left", "right"]] = {
     "group": "left",
@@ -26,18 +26,60 @@ GROUP_COLUMNS: dict[str, Literal["left", "right"]] = {
 }
 
 
-def group_rows(optimizer: Optimizer, groups: Iterable[Group]) -> Iterator[tuple[str, ...]]:
-    """Yield a row of :data:`GROUP_COLUMNS` for each group of ``optimizer``."""
+class GroupFacts(NamedTuple):
+    """What there is to say of a parameter group.
+
+    Attributes:
+        name: What it is called.
+        holds: What is in it, in words.
+        tensors: How many parameters.
+        frozen: How many of these require no gradient.
+        parameters: How many numbers they are.
+        lr: Its rate, without what schedules make of it; ``None`` if the optimizer knows none.
+        weight_decay: Likewise.
+        state_bytes: What the optimizer will keep for it; ``None`` if that cannot be known before training.
+    """
+
+    name: str
+    holds: str
+    tensors: int
+    frozen: int
+    parameters: int
+    lr: float | None
+    weight_decay: float | None
+    state_bytes: int | None
+
+
+def group_facts(optimizer: Optimizer, groups: Iterable[Group]) -> Iterator[GroupFacts]:
+    """Yield what there is to say of each of ``groups``, which are those of ``optimizer``."""
     for group, own in zip(groups, optimizer.param_groups, strict=True):
         held = list(group.members.values())
-        frozen = sum(not parameter.requires_grad for parameter in held)
-        tensors = f"{len(held)}" + (f" ({frozen} frozen)" if frozen else "")
         alike = Counter((p.shape, p.dtype) for p in held)
         sizes = [(count, state_bytes(optimizer, own, *kind)) for kind, count in alike.items()]
         known = [count * size for count, size in sizes if size is not None]
-        state = _readable(sum(known)) if len(known) == len(sizes) else "?"
-        numbers = [f"{float(own[name]):.4g}" if name in own else "-" for name in ("lr", "weight_decay")]
-        yield group.name, group.holds, tensors, f"{sum(p.numel() for p in held):,}", *numbers, state
+        yield GroupFacts(
+            group.name,
+            group.holds,
+            tensors=len(held),
+            frozen=sum(not parameter.requires_grad for parameter in held),
+            parameters=sum(p.numel() for p in held),
+            lr=float(own.get("initial_lr", own["lr"])) if "lr" in own else None,
+            weight_decay=float(own["weight_decay"]) if "weight_decay" in own else None,
+            state_bytes=sum(known) if len(known) == len(sizes) else None,
+        )
+
+
+def group_rows(optimizer: Optimizer, groups: Iterable[Group]) -> Iterator[tuple[str, ...]]:
+    """Yield a row of :data:`GROUP_COLUMNS` for each group of ``optimizer``."""
+    for told in group_facts(optimizer, groups):
+        yield (
+            told.name,
+            told.holds,
+            f"{told.tensors}" + (f" ({told.frozen} frozen)" if told.frozen else ""),
+            f"{told.parameters:,}",
+            *("-" if number is None else f"{number:.4g}" for number in (told.lr, told.weight_decay)),
+            "?" if told.state_bytes is None else _readable(told.state_bytes),
+        )
 
 
 def state_bytes(

@@ -5,9 +5,10 @@
 ``t`` counts optimizer steps from 0 and ``m`` is the schedule. The formulas of all schedules and their
 sources are in the documentation of the functions that build them, such as :func:`~lightning_tricks.step`.
 
-References: Loshchilov and Hutter, "SGDR", 2017, https://arxiv.org/abs/1608.03983; Smith, "Cyclical Learning
-Rates for Training Neural Networks", 2017, https://arxiv.org/abs/1506.01186; Haegele et al., "Scaling Laws and
-Compute-Optimal Training Beyond Fixed Training Durations", 2024, https://arxiv.org/abs/2405.18392.
+References: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017,
+https://arxiv.org/abs/1608.03983; Smith, "Cyclical Learning Rates for Training Neural Networks", 2017,
+https://arxiv.org/abs/1506.01186; Haegele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed
+Training Durations", 2024, https://arxiv.org/abs/2405.18392.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def held_by(
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class LearningRate(Technique):
-    """Drive the learning rate along a schedule; with several of them, each its own parameters.
+    """Drive the learning rate along any schedule, from steps at milestones to one-cycle.
+
+    With several of them, each drives its own parameters.
 
     * **When** after each optimizer step, never after a micro-batch; the first rate is set before the first
       batch. Needs no change to ``configure_optimizers``.

@@ -10,9 +10,10 @@ With ``proximal`` the first term is no part of the gradient: after the optimizer
 which makes weights exactly 0; ``v`` is the optimizer's mean of squared gradients, entry by entry, so that
 ``k`` is measured as the step itself is. ``rate`` is that of the parameter's group.
 
-References: Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996; Zou and Hastie,
-"Regularization and Variable Selection via the Elastic Net", 2005; Parikh and Boyd, "Proximal Algorithms",
-2014, section 6.5.2, https://web.stanford.edu/~boyd/papers/prox_algs.html.
+References: Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996,
+https://doi.org/10.1111/j.2517-6161.1996.tb02080.x; Zou and Hastie, "Regularization and Variable Selection via
+the Elastic Net", 2005, https://doi.org/10.1111/j.1467-9868.2005.00503.x; Parikh and Boyd, "Proximal
+Algorithms", 2014, section 6.5.2, https://web.stanford.edu/~boyd/papers/prox_algs.html.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ __all__ = ["NormPenalty"]
 @dataclass(eq=False, repr=False, kw_only=True)
 class NormPenalty(Technique):
     """Minimise an L1 or L2 penalty too, or both (:func:`add_l1_`, :func:`add_l2_`, :func:`prox_`).
+
+    With ``proximal=True`` weights become exactly 0, under Adam too.
 
     * **When** just before each optimizer step, before all other work on gradients in the list of callbacks,
       so it is clipped with the rest; with ``proximal`` the L1 part comes right after the step, and not after

@@ -4,8 +4,8 @@
     rate of layer l = base rate * layer_decay ** (L - l),    l = 0 (input) .. L (output)
 
 References: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019,
-https://arxiv.org/abs/1711.05101; Clark et al., "ELECTRA", 2020, https://arxiv.org/abs/2003.10555, for
-layer-wise rates.
+https://arxiv.org/abs/1711.05101; Clark et al., "ELECTRA: Pre-training Text Encoders as Discriminators Rather
+Than Generators", 2020, https://arxiv.org/abs/2003.10555, for layer-wise rates.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ __all__ = ["OptimizerMixin"]
 
 class OptimizerMixin:
     """Configure the optimizer that ``optimizer_settings`` describes; inherit it before LightningModule.
+
+    It is any optimizer by name, with groups that decay and learn by type, shape and layer, each parameter in
+    one; several become one; the table of groups is printed.
 
     * **When** Lightning asks for optimizers, before training.
     * **Changes** nothing but what ``configure_optimizers`` returns: one optimizer, and of several settings

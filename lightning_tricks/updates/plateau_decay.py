@@ -61,6 +61,8 @@ def decayed(
 class PlateauDecay(Technique):
     """Divide the learning rate each time a validation metric stops improving (:func:`decayed`).
 
+    Beside a schedule, both count.
+
     * **When** at the end of each validation but the sanity check; the new rate holds from the next step.
     * **Changes** ``lr`` of every parameter group of every optimizer, to a multiple of the group's own base
       rate; beside ``LearningRate`` or ``WarmupCosine`` both factors are multiplied.

@@ -83,7 +83,9 @@ def climb_(weights: list[Tensor], grads: list[Tensor], norm: Tensor, *, rho: flo
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class SharpnessAware(Technique):
-    """Step with the gradient at the worst weights within ``rho`` (SAM, ASAM; :func:`climb_`).
+    """Step with the gradient at the worst weights within ``rho`` (:func:`climb_`).
+
+    This is SAM, or ASAM; accumulation, gradient scalers and shards are included.
 
     * **When** in each step of automatic optimization, after its backward pass: the weights move, the batches
       of the step pass forward and backward once more, the weights are put back to the bit. All work on

@@ -9,8 +9,8 @@
 optimizer steps. The rate of each parameter group is m(t) times the group's own base rate.
 
 References: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017,
-https://arxiv.org/abs/1608.03983; Goyal et al., "Accurate, Large Minibatch SGD", 2017,
-https://arxiv.org/abs/1706.02677.
+https://arxiv.org/abs/1608.03983; Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour",
+2017, https://arxiv.org/abs/1706.02677.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def warmup_cosine(over: int | str, *, shape: str, final: float) -> Schedule:
 class WarmupCosine(Technique):
     """Warm the learning rate up, then anneal it along half a cosine (:func:`warmup_cosine`).
 
-    The short name for ``LearningRate(schedule="warmup('5%') >> cosine()")``.
+    It counts optimizer steps of the whole run, for every parameter group, and is short for
+    ``LearningRate(schedule="warmup('5%') >> cosine()")``.
 
     * **When** after each optimizer step, never after a micro-batch; the first rate is set before the first
       batch. Needs no change to ``configure_optimizers``. In manual optimization a batch counts once, if it

@@ -52,7 +52,9 @@ _FORMS = ("decoupled", "l2")
 class WeightDecay(Technique):
     """Shrink weights a little at every step (:func:`decay_`, :func:`add_l2_`).
 
-    For modules that configure their own optimizer; OptimizerMixin sets an optimizer's own decay.
+    It is decoupled or a penalty, its strength may change over the run, and biases, normalisation and
+    embeddings are spared by default. For modules that configure their own optimizer: OptimizerMixin sets an
+    optimizer's own decay.
 
     * **When** just before each optimizer step; a step that is cancelled decays nothing. ``"decoupled"`` comes
       after all work on gradients in the list of callbacks, ``"l2"`` before it, and is clipped with the rest.

@@ -35,5 +35,20 @@ def test_fusing_from_the_command_line_loads_no_lightning(tmp_path):
     assert not {"lightning", "torch.distributed.tensor", "torch._dynamo"} & set(done.stderr.split())
 
 
+def test_help_and_what_tells_of_the_package_load_no_torch():
+    calls = [["--help"], ["list"], ["card", "EMAWeights"], ["cite", "Ties"], ["completion", "csh"]]
+    calls += [
+        [command, "--help"] for command in ("schedule", "recipe", "groups", "ablate", "search", "ema", "fuse")
+    ]
+    statement = (
+        "import sys; from lightning_tricks.cli import main; "
+        f"codes = [main(call) for call in {calls}]; print(sum(codes), *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True)
+    codes, *loaded = done.stderr.splitlines()[-1].split()
+    assert codes == "2"  # of the shell that there is no script for
+    assert not {"torch", "lightning", "numpy"} & set(loaded)
+
+
 def test_an_optional_package_is_seen():
     assert optional_added_by("import jsonargparse") == {"jsonargparse"}

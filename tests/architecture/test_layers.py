@@ -24,6 +24,7 @@ OPTIONAL = {
     "matplotlib",
     "optuna",
     "schedulefree",
+    "shtab",
     "sklearn",
     "torchdata",
     "torchjd",

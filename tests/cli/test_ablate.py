@@ -80,6 +80,17 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(folder, capsys):
     assert not (folder / "ablation").exists()
 
 
+def test_what_only_watches_is_no_arm(folder, capsys):
+    entries = "{class_path: lightning_tricks.RunReport}, {class_path: lightning_tricks.EMAWeights}"
+    (folder / "more.yaml").write_text(f"trainer: {{callbacks: [{entries}]}}")
+    assert main(["ablate", "config.yaml", "more.yaml", "--dry-run", "--json", "--seeds", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)["trials"]
+    assert [each["names"] for each in found] == [[], ["EMAWeights"]]
+    (folder / "more.yaml").write_text(f"trainer: {{callbacks: [{entries.partition(',')[0]}]}}")
+    assert main(["ablate", "config.yaml", "more.yaml", "--dry-run"]) == 2
+    assert "techniques that change a run, got RunReport" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(120)
 def test_killed_it_goes_on_and_runs_again_what_was_running(folder, capsys):
     command = [sys.executable, "-m", "lightning_tricks.cli", "ablate", "config.yaml", "--seeds", "1"]

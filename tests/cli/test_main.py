@@ -62,8 +62,7 @@ def test_version(capsys):
         ([], "a command must be given, such as demo; see lightning-tricks --help"),
         (
             ["dmeo"],
-            "invalid choice: 'dmeo' (choose from 'demo', 'schedule', 'recipe', 'ema', 'ablate', 'search', "
-            "'fuse'); see",
+            "'search', 'ema', 'fuse', 'completion', got 'dmeo'; did you mean 'demo'?",
         ),
         (["--quick"], "nrecognized arguments: --quick; see lightning-tricks --help"),
         (["demo", "extra"], "nrecognized arguments: extra; see lightning-tricks demo --help"),
@@ -174,7 +173,7 @@ def test_it_runs_as_a_module():
 
 @pytest.mark.parametrize(
     ("argv", "unbuffered"),
-    [(["schedule", "cosine()"], ""), (["schedule", "cosine()"], "1"), (["--help"], "")],
+    [(["schedule", "cosine()"], ""), (["list"], "1"), (["--help"], "")],
 )
 def test_it_ends_quietly_when_nobody_reads_on(argv, unbuffered):
     reader, writer = os.pipe()

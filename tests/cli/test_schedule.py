@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -78,6 +79,14 @@ def test_it_prints_plot_and_table(capsys):
     assert shown.out.splitlines()[1] == USUAL
     assert "after the last step" in shown.out
     assert shown.out.isascii()
+
+
+def test_json_has_the_values_of_the_table(capsys):
+    assert main(["schedule", "linear(to=0.5)", "--steps", "100", "--epochs", "4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["text"], told["steps"], told["epochs"], told["png"]) == ("linear(to=0.5)", 100, 4, None)
+    assert {"step": 50, "epoch": 2.0, "value": 0.75} in told["values"]
+    assert told["notes"] == []
 
 
 def test_what_lies_past_the_end_is_noted(capsys):
