@@ -39,14 +39,18 @@ types-complete: .venv/.stamp ## check that users see types: at least 95 % of wha
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright --verifytypes lightning_tricks --ignoreexternal --outputjson \
 		| $(BIN)/python -c '$(SHARE)'
 
-bench: .venv/.stamp ## measure what the techniques cost
+bench: .venv/.stamp .venv-mergekit/.stamp ## measure what the techniques cost, and put questions to others
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	# Without torchvision and older versions of torch, which they ask for.
+	$(BIN)/pip install --quiet --no-deps timm==1.0.31 mosaicml==0.32.1 avalanche-lib==0.6.0
+	MERGEKIT_PYTHON=$(CURDIR)/.venv-mergekit/bin/python $(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/pip install --quiet --no-deps timm==1.0.31 # to compare with; without torchvision, which it asks for
+	$(BIN)/python -m benchmarks.recipe_cost
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.health
-	$(BIN)/pip install --quiet --no-deps ema-pytorch==0.8.3 diffusers==0.42.0 # to compare with
 	$(BIN)/python -m benchmarks.averaging
 	$(BIN)/python -m benchmarks.fusing
+	$(BIN)/python -m benchmarks.fusing_commands --mergekit .venv-mergekit/bin/python
 
 cards: .venv/.stamp ## write the table of techniques into the README, from their cards
 	$(BIN)/python -m benchmarks.cards
@@ -69,7 +73,7 @@ notebooks: .venv/.stamp ## run the notebooks from the start and keep their outpu
 	$(BIN)/python -m pytest $(PARALLEL) --nbmake --overwrite notebooks/*.ipynb
 
 clean: ## remove what was built or written here, the environment included
-	rm -rf .venv .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \
+	rm -rf .venv .venv-oldest .venv-mergekit build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs \
 		checkpoints wandb demo_output ablation search
 	find lightning_tricks tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -79,6 +83,12 @@ clean: ## remove what was built or written here, the environment included
 .venv-oldest/.stamp: EXTRAS := plots,demo,dev
 # The oldest Python, too; later ones find no wheels of these versions.
 .venv-oldest/.stamp: PYTHON := python3.11
+
+# Its pins conflict with ours.
+.venv-mergekit/.stamp:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet mergekit==0.1.5
+	touch $@
 
 .venv/.stamp .venv-oldest/.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \

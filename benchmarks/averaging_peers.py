@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import copy
-import importlib.util
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import distribution
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +12,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from benchmarks.peers.parts import without_its_door
 from benchmarks.shapes import Weights
 
 __all__ = ["DECAY", "PEERS", "PEERS_IN_AND_OUT", "Network", "Update"]
@@ -69,15 +64,12 @@ def lightnings_in_and_out(weights: Weights) -> Update:
 
 
 def diffusers(weights: Weights) -> tuple[Any, list[torch.nn.Parameter]]:
-    """Return that of diffusers with its foreach kernels, cut out of a file that needs all of the package."""
-    path = Path(str(distribution("diffusers").locate_file("diffusers/training_utils.py")))
-    parts = ast.parse(path.read_text("utf-8")).body
-    found = [part for part in parts if isinstance(part, ast.ClassDef) and part.name == "EMAModel"]
-    given = {"contextlib": contextlib, "copy": copy, "torch": torch, "Any": Any, "Iterable": Iterable}
-    given["is_transformers_available"] = lambda: False
-    exec(compile(ast.Module(found, []), str(path), "exec"), given)
+    """Return that of diffusers with its foreach kernels."""
+    distribution("diffusers")
+    from diffusers.training_utils import EMAModel
+
     parameters = list(weights.parameters())
-    return given["EMAModel"](parameters, decay=DECAY, foreach=True), parameters
+    return EMAModel(parameters, decay=DECAY, foreach=True), parameters
 
 
 def diffusers_update(weights: Weights) -> Update:
@@ -99,15 +91,11 @@ def torchs(weights: Weights) -> Update:
 
 
 def timms(weights: Weights) -> Update:
-    """Return that of timm, whose file is loaded alone: the package itself needs torchvision."""
-    path = distribution("timm").locate_file("timm/utils/model_ema.py")
-    spec = importlib.util.spec_from_file_location("timm_model_ema", str(path))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    average = module.ModelEmaV3(weights, decay=DECAY)
+    """Return that of timm, which needs torchvision to be imported as a whole."""
+    without_its_door("timm", "timm.utils")
+    from timm.utils.model_ema import ModelEmaV3
+
+    average = ModelEmaV3(weights, decay=DECAY)
     return lambda: average.update(weights)
 
 

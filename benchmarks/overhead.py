@@ -60,8 +60,11 @@ class Clock(Callback):
         return statistics.median(gaps[SKIPPED:]) / 1000
 
 
-def train(data: DigitsData, callbacks: list[Callback], steps: int = STEPS) -> float:
-    """Train ``steps`` steps and return the median time of one, in microseconds."""
+def train(data: DigitsData, callbacks: list[Callback], steps: int = STEPS, **options: float) -> float:
+    """Train ``steps`` steps and return the median time of one, in microseconds.
+
+    ``options`` are those of SGD.
+    """
     torch.manual_seed(0)
     clock = Clock()
     trainer = Trainer(
@@ -76,7 +79,7 @@ def train(data: DigitsData, callbacks: list[Callback], steps: int = STEPS) -> fl
         limit_val_batches=0,
     )
     with redirect_stdout(io.StringIO()):  # what techniques print of themselves
-        trainer.fit(DigitsClassifier(DEMO.network(10)), data)
+        trainer.fit(DigitsClassifier(DEMO.network(10), **options), data)
     return clock.step_us()
 
 

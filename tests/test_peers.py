@@ -1,0 +1,54 @@
+"""What the table of peers says of the techniques here holds; peers need not be installed."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers.__main__ import QUESTIONS, table
+from benchmarks.peers.cases import Case, judged, of_error, verdict_of
+from benchmarks.readme import table_of
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "peers"
+OURS = [
+    pytest.param(case, id=f"{name}: {case.who}")
+    for name in QUESTIONS
+    for case in import_module(f"benchmarks.peers.{name}").CASES
+    if not case.peer
+]
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_ours_is_right_or_refuses_or_says_that_it_does_not_do_it(case: Case) -> None:
+    verdict = verdict_of(case)
+    assert verdict is not None and verdict.outcome in ("right", "refused", "known"), verdict
+
+
+def test_every_script_with_a_question_is_asked() -> None:
+    scripts = {path.stem for path in FOLDER.glob("*.py") if "\nQUESTION = " in path.read_text()}
+    assert scripts == set(QUESTIONS)
+
+
+def test_the_document_says_what_was_recorded() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "peers.json").read_text())["questions"]
+    assert table_of(ROOT / "docs" / "peers.md", "peers") == table(found)
+
+
+def test_verdicts() -> None:
+    def forgotten() -> None:
+        return {}["what"]
+
+    def refuses() -> None:
+        raise ValueError("no")
+
+    outcomes = [
+        verdict_of(Case("one", ask)).outcome  # type: ignore[union-attr, arg-type]
+        for ask in (lambda: judged(True, ""), lambda: judged(False, ""), forgotten, refuses)
+    ]
+    assert outcomes == ["right", "wrong", "fails", "refused"]
+    assert verdict_of(Case("absent", refuses, "no-such-distribution")) is None  # type: ignore[arg-type]
+    assert of_error("    assert x", "AssertionError").outcome == "refused"
