@@ -72,4 +72,4 @@ def _of_library(citation: Citation) -> str:
     return entry("lightning_tricks", "software", fields)
 
 
-_AUTHORS = "The lightning_tricks authors"
+_AUTHORS = "The lightning_tricks contributors"

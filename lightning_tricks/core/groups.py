@@ -8,12 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["group_sizes", "split_groups_"]
+__all__ = ["group_sizes", "saved_group_sizes", "split_groups_"]
 
 
 def group_sizes(groups: Iterable[Iterable[Mapping[str, Any]]]) -> list[list[int]]:
     """Return how many tensors each parameter group of each optimizer holds."""
     return [[len(group["params"]) for group in each] for each in groups]
+
+
+def saved_group_sizes(checkpoint: Mapping[str, Any]) -> list[list[int]]:
+    """Return the same of the optimizers that ``checkpoint`` holds.
+
+    Raises:
+        ValueError: If what it holds are no optimizers.
+    """
+    try:
+        return group_sizes(each["param_groups"] for each in checkpoint.get("optimizer_states", []))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            "optimizer_states of a checkpoint must hold the groups of each optimizer, but do not: it is "
+            "damaged; resume from another checkpoint"
+        ) from error
 
 
 def split_groups_(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lightning_tricks.core.conflicts import ConflictError
-from lightning_tricks.core.groups import group_sizes
+from lightning_tricks.core.groups import group_sizes, saved_group_sizes
 from lightning_tricks.core.partition import disjoint
 from lightning_tricks.core.select import Patterns
 from lightning_tricks.lifecycle.seal import unsealed
@@ -73,9 +73,7 @@ class Division:
         """Read what the technique of this ``key`` has saved, and the sizes of the parameter groups."""
         entry = unsealed(checkpoint, key)
         self.found = None if entry is None else entry["state"]
-        self._found_sizes = group_sizes(
-            each["param_groups"] for each in checkpoint.get("optimizer_states", [])
-        )
+        self._found_sizes = saved_group_sizes(checkpoint)
 
     def take(
         self, trainer: Trainer, pl_module: LightningModule, stages: Stages, factor: float, *, split: bool

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core.checks import listed
-from lightning_tricks.core.groups import group_sizes, split_groups_
+from lightning_tricks.core.groups import group_sizes, saved_group_sizes, split_groups_
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.core.select import Patterns, as_patterns, select
@@ -107,9 +107,7 @@ class LearningRate(Technique):
     def read_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._found_sizes = group_sizes(
-            each["param_groups"] for each in checkpoint.get("optimizer_states", [])
-        )
+        self._found_sizes = saved_group_sizes(checkpoint)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_rates(trainer, pl_module)

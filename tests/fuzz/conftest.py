@@ -9,4 +9,4 @@ from lightning_tricks.lifecycle import notice
 
 @pytest.fixture(autouse=True)
 def _own_warnings_are_not_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notice, "warnings", SimpleNamespace(warn=lambda *_, **__: None))
+    monkeypatch.setattr(notice, "warnings", SimpleNamespace(warn_explicit=lambda *_, **__: None))

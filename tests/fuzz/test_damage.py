@@ -135,6 +135,14 @@ def test_a_damaged_file_is_refused_before_the_first_batch_or_does_no_harm(
         assert not (why := refusal(error, "checkpoint")), why
 
 
+@pytest.mark.parametrize("groups", [{}, None], ids=["none", "no dictionary"])
+def test_optimizers_without_groups_are_refused_by_name(stopped: Stopped, groups: object) -> None:
+    checkpoint = {**stopped.checkpoint, "optimizer_states": [groups]}
+    error, early = resume(stopped, lambda folder: torch.save(checkpoint, folder / "a.ckpt"))
+    assert early
+    assert "optimizer_states of a checkpoint must hold the groups" in str(error)
+
+
 def void(_: object) -> None:
     """Drop a value."""
 
