@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from matplotlib.figure import Figure
 from rich.progress import Progress as Bar
 
 from benchmarks.ablation_tasks import SIZES, TASKS, Built, Task
 from benchmarks.record import ROOT, record
+from lightning_tricks.lifecycle.figures import new_figure
 from lightning_tricks.study.ablation import Ablation, Progress
 from lightning_tricks.study.arguments import made_from
 from lightning_tricks.study.effects import Effects, Outcome
@@ -154,12 +154,11 @@ def summary(found: dict[str, Effects]) -> str:
 def draw(found: dict[str, Effects], path: Path) -> None:
     """Draw effects and costs of all tasks into a PNG at ``path``."""
     heights = [1.9 + 0.42 * len(effects.rows) for effects in found.values()]
-    figure = Figure(figsize=(11.5, sum(heights)), dpi=110, layout="constrained")
-    parts = figure.subfigures(len(found), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, (name, effects) in zip(parts, found.items(), strict=True):
-        part.suptitle(name, fontweight="bold")
-        draw_panels(part, effects)
-    figure.savefig(path, format="png")
+    with new_figure(path, width=11.5, height=sum(heights)) as figure:
+        parts = figure.subfigures(len(found), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, (name, effects) in zip(parts, found.items(), strict=True):
+            part.suptitle(name, fontweight="bold")
+            draw_panels(part, effects)
 
 
 def figures(effects: Effects) -> dict[str, Any]:
