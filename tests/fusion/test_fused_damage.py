@@ -49,16 +49,6 @@ def test_a_malicious_file_is_refused_and_runs_nothing(write: str, tmp_path: Path
     assert not (tmp_path / "fused.ckpt").exists()
 
 
-@pytest.mark.parametrize("module", ["metadata", "filesystem", "_shard.api"])
-def test_a_description_of_tensors_names_nothing_that_lies_beside_them(module: str, tmp_path: Path) -> None:
-    path = folder(state(0), tmp_path / "folder")
-    (path / ".metadata").write_bytes(f"ctorch.distributed.checkpoint.{module}\nos\n.".encode())
-    with pytest.raises(
-        ValueError, match=rf"torch\.distributed\.checkpoint\.{module}\.os describes no tensor"
-    ):
-        fuse([path])
-
-
 class Settings:
     """An object that a checkpoint may hold, if it may."""
 
