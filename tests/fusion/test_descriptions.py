@@ -1,4 +1,4 @@
-"""The description of tensors in a folder of a distributed checkpoint: read whoever wrote it, and nothing else."""
+"""The description of tensors in a folder of a distributed checkpoint: read whoever wrote it, nothing else."""
 
 from __future__ import annotations
 
