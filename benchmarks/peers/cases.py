@@ -130,7 +130,7 @@ def verdict_of(case: Case) -> Verdict | None:
                 verdict = case.ask()
         except StoppedError as stopped:
             return stopped.verdict
-        except Exception as error:
+        except Exception as error:  # whatever a peer raises is its answer
             last = traceback.extract_tb(error.__traceback__)[-1]
             line = linecache.getline(last.filename, last.lineno or 0)
             told = str(error).replace(f"{folder}/", "")

@@ -34,9 +34,12 @@ class Manual(Net):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return SGD, which notes."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-        grads = lambda: [p.grad for p in self.parameters()]  # noqa: E731
-        optimizer.register_step_pre_hook(lambda *_: self.norms.append(float(get_total_norm(grads()))))
+        optimizer.register_step_pre_hook(self.note)
         return optimizer
+
+    def note(self, *_: Any) -> None:
+        """Note the norm of all gradients."""
+        self.norms.append(float(get_total_norm([p.grad for p in self.parameters()])))
 
     def clip(self, optimizer: Any) -> None:
         """Clip, if it is the module that does."""

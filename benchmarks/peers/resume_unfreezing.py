@@ -27,7 +27,7 @@ def told(whole: dict[str, Any], again: Callable[[], Any]) -> str:
     """Return how far the resumed run ended from the other, or what stopped it."""
     try:
         distance = farthest(whole, weights(again()))
-    except Exception as error:
+    except Exception as error:  # whatever stops a peer is the answer
         return f"{type(error).__name__}: {error}"
     return f"{distance:.1e} apart" if distance else "equal"
 

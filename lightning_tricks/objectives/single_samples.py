@@ -56,7 +56,7 @@ def loss_of_single_samples(loss: Loss) -> Loss:
     def found(module: nn.Module, batch: Any) -> Tensor:
         try:
             return loss(module, batch)
-        except Exception as error:
+        except Exception as error:  # training_step is a user's own, and may raise anything
             raise ValueError(
                 "data must hold samples of which training_step takes each alone, with labels among the "
                 f"classes that the module has now, got {type(error).__name__}: {error}"

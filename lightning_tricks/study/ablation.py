@@ -201,7 +201,7 @@ class Ablation:
             rehearse(self.build, list(map(made_from, self._techniques.values())), seed=seed, metric=metric)
         except ConflictError as error:
             raise StudyError(f"techniques must go together to be measured: {said(error)}") from error
-        except Exception as error:
+        except Exception as error:  # what dies in a trial is recorded there, if others can live
             if not alone:
                 raise StudyError(f"training must run to be measured: {said(error)}") from error
 

@@ -227,7 +227,7 @@ class Search:
             rehearse(*self.parts(self.default), seed=self.seed, metric=self.metric)
         except StudyError:
             raise
-        except Exception as error:
+        except Exception as error:  # a user's own code, which may raise anything
             raise StudyError(f"training must run as configured to be searched: {said(error)}") from error
 
     def progress(self, queue: Queue) -> SearchProgress:
