@@ -24,12 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported stays, and no collection need look through it
-    if session.config.getoption("loadgroup", False):
-        scattered = [i for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
-        if scattered:
-            raise pytest.UsageError("pytest-xdist knows no groups with this version of pytest: use an earlier")
 
 
 @pytest.fixture(autouse=True)

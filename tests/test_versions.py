@@ -1,4 +1,4 @@
-"""The oldest versions that are allowed are those that `make test-oldest` installs."""
+"""The oldest versions that are allowed are those that `make test-oldest` installs; what tests need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -39,3 +40,9 @@ def test_each_lower_bound_is_the_version_that_is_tested() -> None:
     tested = pins((ROOT / "constraints-oldest.txt").read_text())
     assert len(allowed) > 6
     assert allowed == [(name, tested.get(name)) for name, _ in allowed]
+
+
+@pytest.mark.xdist_group("any")
+def test_pytest_tells_xdist_of_groups(request: pytest.FixtureRequest) -> None:
+    # Else each process would make the long runs that many tests look at.
+    assert request.node.nodeid.endswith("@any") or not request.config.getoption("loadgroup", False)
