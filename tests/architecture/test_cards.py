@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.architecture.sources import PACKAGE, Source, last_name, sources, techniques
+from tests.architecture.sources import PACKAGE, Source, last_name, techniques
 
 DECORATORS = {"final": set(), "dataclass": {"eq=False", "kw_only=True"}}
 HEADINGS = ["When", "Changes", "Logs", "Saves", "Cost", "Use"]
@@ -138,13 +138,15 @@ def sample(text):
     return Source(f"{PACKAGE}/updates/something.py", text)
 
 
+@pytest.mark.xdist_group("architecture")
 @pytest.mark.parametrize("rule", RULES)
-def test_every_technique_obeys(rule):
-    assert [complaint for source in sources(PACKAGE) for complaint in rule(source)] == []
+def test_every_technique_obeys(rule, package):
+    assert [complaint for source in package for complaint in rule(source)] == []
 
 
-def test_every_technique_is_exported():
-    tree = {source.path: source for source in sources(PACKAGE)}
+@pytest.mark.xdist_group("architecture")
+def test_every_technique_is_exported(package):
+    tree = {source.path: source for source in package}
     exported = exports(tree[f"{PACKAGE}/public.py"])
     assert [complaint for source in tree.values() for complaint in hidden(source, exported)] == []
 

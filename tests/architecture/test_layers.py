@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.architecture.sources import PACKAGE, STAGES, Source, last_name, sources
+from tests.architecture.sources import PACKAGE, STAGES, Source, last_name
 
 RANKS = {
     "core": 0,
@@ -121,11 +121,11 @@ def optional_at_once(source: Source) -> list[str]:
     ]
 
 
+@pytest.mark.xdist_group("architecture")
 @pytest.mark.parametrize("rule", [against_the_order, beyond_torch, lightning_at_run_time, optional_at_once])
-def test_package_obeys(rule):
-    tree = sources(PACKAGE)
-    assert tree
-    assert [complaint for source in tree for complaint in rule(source)] == []
+def test_package_obeys(rule, package):
+    assert package
+    assert [complaint for source in package for complaint in rule(source)] == []
 
 
 @pytest.mark.parametrize(

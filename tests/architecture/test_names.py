@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+import pytest
+
 from tests.architecture.sources import PACKAGE, STAGES, Source, sources, techniques
 
 LONGEST = 300
@@ -117,13 +119,16 @@ def test_folders_are_described():
     assert undescribed_folders(tree) == []
 
 
-def test_core_and_lifecycle_name_no_technique():
-    names = technique_names(sources(PACKAGE))
-    assert complaints(lambda source: names_a_technique(source, names), PACKAGE) == []
+@pytest.mark.xdist_group("architecture")
+def test_core_and_lifecycle_name_no_technique(package):
+    names = technique_names(package)
+    assert [complaint for source in package for complaint in names_a_technique(source, names)] == []
 
 
-def test_functions_of_the_stages_do_not_know_the_run():
-    assert complaints(functions_that_know_the_run, PACKAGE) == []
+@pytest.mark.xdist_group("architecture")
+def test_functions_of_the_stages_do_not_know_the_run(package):
+    assert package
+    assert [complaint for source in package for complaint in functions_that_know_the_run(source)] == []
 
 
 def test_a_long_file_is_seen():
