@@ -21,7 +21,7 @@ from rich.progress import track
 from benchmarks.peers.cases import Case, version_of
 from benchmarks.record import ROOT, record
 
-# In the order of a training.
+# In the order of a training, and last the one about the README.
 QUESTIONS = (
     "layer_wise_rates",
     "two_owners",
@@ -53,6 +53,7 @@ QUESTIONS = (
     "fuse_checkpoints",
     "ties_of_small_tensors",
     "nan_in_checkpoints",
+    "moving_over",
 )
 WORDS = {
     "right": "right",

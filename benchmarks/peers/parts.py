@@ -9,6 +9,7 @@ import ast
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,13 +18,17 @@ __all__ = ["cut", "without_its_door"]
 
 
 def without_its_door(*packages: str) -> None:
-    """Let parts of ``packages`` be imported without what their ``__init__`` imports."""
+    """Let parts of ``packages`` be imported without what their ``__init__`` imports, the outer ones first."""
     for package in packages:
+        if package in sys.modules:
+            continue
+        spec = find_spec(package)
+        if spec is None:
+            raise ModuleNotFoundError(f"no package {package}")
         module = ModuleType(package)
         module.__spec__ = ModuleSpec(package, None, is_package=True)  # whoever looks for it finds it
-        folder = package.replace(".", "/")
-        module.__path__ = [str(distribution(package.partition(".")[0]).locate_file(folder))]
-        sys.modules.setdefault(package, module)
+        module.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules[package] = module
 
 
 def cut(package: str, file: str, *names: str, **given: Any) -> dict[str, Any]:
