@@ -3,12 +3,14 @@
 import gc
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  # sets its own level when it is imported
 import pytest
 
 from tests.matrix import Matrix
 from tests.toys import seed
+from tests.wandb_server import KEY, WandbServer, wandb_server
 
 # Lightning's tips and device tables would bury what a failing test has to say.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -45,3 +47,22 @@ def wandb_is_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield
     wandb.teardown()
+
+
+@pytest.fixture
+def wandb_online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WandbServer]:
+    """Have W&B talk to a server on loopback; give that."""
+    import wandb
+
+    wandb.teardown()
+    for name in ("WANDB_MODE", "WANDB_SILENT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "own"))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # what it tells its makers, which takes seconds
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        yield server
+        wandb.teardown()
+        assert server.unknown == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks.study.wandb_runs import Mode, open_run, silent
+from lightning_tricks.study.wandb_runs import Mode, close_run, open_run, quiet_settings, sync_line
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -47,19 +46,22 @@ class Tracking:
         for name, run in self.runs.items():
             run.log({"figure": wandb.Image(str(figure))})
             run.summary.update(dict(summaries[name]))
-            run.finish()
+            close_run(self.how, run)
 
     def keep(self, folder: Path) -> list[str]:
-        """Move the finished runs into ``folder`` if they are offline; return the lines to print."""
-        if self.how.mode != "offline":
-            return [f"{name}: {run.url}" for name, run in self.runs.items() if run.url]
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [str(shutil.move(run.settings.sync_dir, folder)) for run in self.runs.values()]
+        """Move the files of the finished runs into ``folder``; return the lines to print."""
+        places = {}
+        for run in self.runs.values():
+            if (path := Path(run.settings.sync_dir)).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                places[str(path)] = str(shutil.move(path, folder))
+        lines = [f"{name}: {run.url}" for name, run in self.runs.items() if not run.offline and run.url]
+        if not self.how.kept:
+            return lines
+        what = "Not all runs are online" if lines else "Both runs were logged offline"
         reason = f" ({self.how.why_offline})" if self.how.why_offline else ""
-        return [
-            f"Both runs were logged offline{reason}; upload them with",
-            shlex.join(["wandb", "sync", *paths]),
-        ]
+        sync = sync_line([places[path] for path in self.how.kept])
+        return [*lines, f"{what}{reason}; upload them with", sync]
 
 
 @contextmanager
@@ -70,7 +72,7 @@ def tracking(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator
         configs: The settings of each run.
         folder: Where W&B writes its files.
     """
-    settings = silent()
+    settings = quiet_settings()
     opened = Tracking({}, Mode.asked())
     try:
         for name, config in configs.items():
@@ -79,5 +81,5 @@ def tracking(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator
         yield opened
     except BaseException:
         for run in opened.runs.values():
-            run.finish(exit_code=1)
+            close_run(opened.how, run, failed=True)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -64,7 +65,7 @@ class StudyOrder:
         if not self.wandb:
             return None
         check_mode()
-        return WandbGroup(self.place["name"], folder=self.output)
+        return WandbGroup(self.place["name"], folder=self.output, tell=_tell)
 
     @contextmanager
     def shared(self, program: str) -> Iterator[None]:
@@ -90,3 +91,7 @@ class StudyOrder:
             console.print(table)
         for line in lines:
             console.print(line, soft_wrap=True, markup=False)
+
+
+def _tell(message: str) -> None:
+    print(f"lightning-tricks: {message}", file=sys.stderr)

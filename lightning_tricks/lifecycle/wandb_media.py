@@ -10,6 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from lightning_tricks.lifecycle.notice import warn
+
 __all__ = ["log_histograms", "log_image", "log_line", "log_table", "wandb_loggers"]
 
 
@@ -37,7 +39,8 @@ def log_line(
 
         rows = [list(row) for row in zip(x, y, strict=True)]
         table = wandb.Table(columns=list(axes), data=rows)
-        _log(logger, {name: wandb.plot.line(table, *axes, title=f"{axes[1]} over {axes[0]}")}, step)
+        line = wandb.plot.line(table, *axes, title=f"{axes[1]} over {axes[0]}")
+        _log(trainer, logger, {name: line}, step)
 
 
 def log_table(
@@ -55,7 +58,8 @@ def log_table(
     for logger in wandb_loggers(trainer):
         import wandb
 
-        _log(logger, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step)
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        _log(trainer, logger, {name: table}, step)
 
 
 def log_image(trainer: Trainer, name: str, path: Path, *, step: int) -> None:
@@ -70,7 +74,7 @@ def log_image(trainer: Trainer, name: str, path: Path, *, step: int) -> None:
     for logger in wandb_loggers(trainer):
         import wandb
 
-        _log(logger, {name: wandb.Image(str(path))}, step)
+        _log(trainer, logger, {name: wandb.Image(str(path))}, step)
 
 
 def log_histograms(trainer: Trainer, samples: Mapping[str, Tensor], *, step: int) -> None:
@@ -87,8 +91,14 @@ def log_histograms(trainer: Trainer, samples: Mapping[str, Tensor], *, step: int
 
         finite = {name: values[values.isfinite()].float().cpu().numpy() for name, values in samples.items()}
         bins = {name: numpy.histogram(values, bins=64) for name, values in finite.items()}
-        _log(logger, {name: wandb.Histogram(np_histogram=each) for name, each in bins.items()}, step)
+        histograms = {name: wandb.Histogram(np_histogram=each) for name, each in bins.items()}
+        _log(trainer, logger, histograms, step)
 
 
-def _log(logger: WandbLogger, media: Mapping[str, Any], step: int) -> None:
-    logger.log_metrics(cast("dict[str, float]", dict(media)), step=step)
+def _log(trainer: Trainer, logger: WandbLogger, media: Mapping[str, Any], step: int) -> None:
+    import wandb
+
+    try:
+        logger.log_metrics(cast("dict[str, float]", dict(media)), step=step)
+    except wandb.Error as error:  # a table is announced to the server, which may be gone; training is not
+        warn(trainer, f"Weights & Biases did not take {', '.join(media)}: {error}")

@@ -174,11 +174,7 @@ def _draw_shares(panel: Axes, found: Found) -> None:
 
 def log_search(group: WandbGroup, found: Found, picture: str | os.PathLike[str]) -> None:
     """Log what came of the trials as a run of their group, with a picture of it."""
-    import wandb
-
-    with group.run(f"{group.name}: search", {"metric": found.metric, "mode": found.mode}) as logger:
-        table = wandb.Table(columns=list(_HEADS), data=[list(row) for row in _rows(found, found.ranked)])
-        logger.experiment.log({"trials": table, "figure": wandb.Image(str(picture))})
-        shares = {f"importance/{name}": share for name, share in found.importance.items()}
-        best = {} if found.best is None else {"best": found.best.value, "gain": found.gain}
-        logger.experiment.summary.update({**best, **shares})
+    shares = {f"importance/{name}": share for name, share in found.importance.items()}
+    best = {} if found.best is None else {"best": found.best.value, "gain": found.gain}
+    config, rows = {"metric": found.metric, "mode": found.mode}, [_HEADS, *_rows(found, found.ranked)]
+    group.conclude("search", config, shown="trials", rows=rows, picture=picture, summary={**best, **shares})

@@ -27,6 +27,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from tests import wandb_offline
 from tests.objectives.gan_toys import PointGAN, points
 from tests.toys import Loader, StopAfter, StopError, Toy, trainer
+from tests.wandb_server import WandbServer
 
 
 class Mixed(OptimizerMixin, Toy):
@@ -119,6 +120,35 @@ def test_weights_and_biases_gets_them_too(tmp_path: Path) -> None:
     assert ["on updated weights", "EMAWeights"] in order["data"]
     assert start["data"][1] == ["GradientClip", "max_norm=0.1", "clipping", "6 tensors, 83 entries"]
     assert end["data"][1][:2] == ["GradientClip", "steps 5, clipped 5, skipped 0"]
+
+
+def test_they_arrive_online(tmp_path: Path, wandb_online: WandbServer) -> None:
+    settings = wandb.Settings(show_info=False, console="off")
+    run = wandb.init(project="report", name="online", dir=tmp_path, settings=settings)
+    logger = WandbLogger(experiment=run, save_dir=tmp_path)
+    trainer(*techniques(), RunReport(), logger=logger, max_epochs=1).fit(Toy(), Loader(), Loader())
+    run.finish()
+    found = wandb_online.named()["online"]
+    assert found.config["techniques"]["EMAWeights"]["decay"] == 0.5
+    assert "on updated weights" in found.config["run_report"]["order"]
+    assert found.history("run_report/GradientClip/clipped") == [5]
+    assert found.summary["run_report/GradientClip/clipped"] == 5
+    start, end = (found.table(f"run_report/{name}") for name in ("techniques", "outcome"))
+    assert start[1] == ["GradientClip", "max_norm=0.1", "clipping", "6 tensors, 83 entries"]
+    assert end[1][:2] == ["GradientClip", "steps 5, clipped 5, skipped 0"]
+
+
+def test_no_run_dies_of_a_server_that_takes_no_table(
+    tmp_path: Path, wandb_online: WandbServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = wandb.Settings(show_info=False, console="off", finish_timeout=1)
+    run = wandb.init(project="report", dir=tmp_path, settings=settings)
+    wandb_online.broken = 401
+    logger = WandbLogger(experiment=run, save_dir=tmp_path)
+    with pytest.warns(UserWarning, match="W.* did not take run_report/(techniques|order|outcome): .*refused"):
+        trainer(GradientClip(), RunReport(), logger=logger, max_epochs=1).fit(Toy(), Loader())
+    assert "what was done in the whole run" in capsys.readouterr().out
+    run.finish()
 
 
 class Sleeps(Technique):
