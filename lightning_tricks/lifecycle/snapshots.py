@@ -4,8 +4,9 @@ A file is named by its number and the checksum of its content: runs that go on f
 folder, one after the other, overwrite nothing.
 
 A run deletes only files that it wrote itself, once neither its collection nor its latest checkpoint names
-them (any of its checkpoints, where several are kept): whoever resumes from that, or again from the one that
-this run was resumed from, finds every snapshot that there was then. So the kept ones outlive the run too.
+them (any of its checkpoints that is still there, where several are kept): whoever resumes from that, or again
+from the one that this run was resumed from, finds every snapshot that there was then. So the kept ones live
+longer than the run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from lightning_tricks.core.collect import SnapshotPolicy
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.lifecycle import files
+from lightning_tricks.lifecycle.named_files import NamedFiles
 from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.weights import checksum
 
@@ -57,7 +59,13 @@ class Shelf:
     """
 
     def __init__(
-        self, policy: SnapshotPolicy, base: Path, first: First, *, folder: str, several: bool = False
+        self,
+        policy: SnapshotPolicy,
+        base: Path,
+        first: First,
+        *,
+        folder: str,
+        named: NamedFiles | None = None,
     ) -> None:
         """Start without any, in a folder of ``base`` that no other run has used.
 
@@ -67,19 +75,20 @@ class Shelf:
             first: Calls a function in the one process that touches files, and returns its result in all.
             folder: What to call the folder, unless it is there already; no two collections of a run may
                 share a name.
-            several: Whether more than the latest checkpoint is kept, so that what one names stays.
+            named: What checkpoints name, if more than the latest is kept.
         """
         self.kept: list[Snapshot] = []
         self.folder: Path = first(partial(files.free_path, base / folder))
         self._policy = policy
         self._base = base
         self._first = first
-        self._several = several
+        self._checkpoints = named
         self._written = self._taken = self._validations = 0
         self._score: float | None = None
         self._own: set[str] = set()
         self._dropped: list[str] = []
         self._named: frozenset[str] = frozenset()
+        self._news = False  # that may make some of the dropped superfluous
 
     @classmethod
     def of_run(cls, trainer: Trainer, policy: SnapshotPolicy, *, folder: str) -> Self:
@@ -88,8 +97,10 @@ class Shelf:
         Raises:
             ValueError: If that is not a local folder.
         """
-        base, several = files.checkpoint_folder(trainer), files.keeps_several(trainer)
-        return cls(policy, base, partial(in_first, trainer), folder=folder, several=several)
+        base, named = files.checkpoint_folder(trainer), None
+        if files.keeps_several(trainer):
+            named = NamedFiles(trainer)
+        return cls(policy, base, partial(in_first, trainer), folder=folder, named=named)
 
     def skip(self, *, position: int, epoch: int) -> None:
         """Start at this point of a run: nothing is due for what was before."""
@@ -115,9 +126,17 @@ class Shelf:
         self.skip(position=position, epoch=epoch)
         if self._taken > before:
             self.add(weights, self._score if self._policy.monitored else None)
-        if gone := [name for name in self._dropped if name not in self._named]:
-            self._dropped = [name for name in self._dropped if name in self._named]
-            self._first(partial(_delete, self.folder, gone))
+        if self._dropped and self._news:
+            self._news = False
+            self._dropped = self._first(self._delete)
+
+    def _delete(self) -> list[str]:
+        """Delete what was dropped and is not needed; return what was dropped and is."""
+        named = self._named if self._checkpoints is None else self._checkpoints.needed()
+        for name in self._dropped:
+            if name not in named:
+                (self.folder / name).unlink(missing_ok=True)
+        return [name for name in self._dropped if name in named]
 
     def add(self, weights: Callable[[], Model], score: float | None = None) -> None:
         """Take a snapshot whose metric is ``score``, due or not; else as :meth:`take`."""
@@ -133,7 +152,8 @@ class Shelf:
         if written:
             self._own.add(kept[-1].name)
         self.kept, self._written = kept, self._written + 1
-        self._dropped += [snapshot.name for snapshot in dropped if snapshot.name in self._own]
+        if own := [snapshot.name for snapshot in dropped if snapshot.name in self._own]:
+            self._dropped, self._news = self._dropped + own, True
 
     def _store(self, new: Snapshot, model: Model) -> tuple[Snapshot, bool]:
         """Write the file of ``new``, unless another run has written the same; return whether it did."""
@@ -148,8 +168,9 @@ class Shelf:
 
     def remember(self) -> None:
         """Take note that a checkpoint is being written, which names the snapshots kept now."""
-        now = frozenset(snapshot.name for snapshot in self.kept)
-        self._named = self._named | now if self._several else now
+        self._named, self._news = frozenset(snapshot.name for snapshot in self.kept), True
+        if self._checkpoints is not None:
+            self._checkpoints.remember(self._named)
 
     def load(self, snapshot: Snapshot) -> dict[str, Tensor]:
         """Return the tensors of ``snapshot``, mapped from its file.
@@ -229,11 +250,6 @@ def _read(snapshot: Snapshot, folder: Path) -> dict[str, Tensor]:
             "damaged; resume from another checkpoint"
         )
     return content
-
-
-def _delete(folder: Path, names: list[str]) -> None:
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:
