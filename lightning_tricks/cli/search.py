@@ -125,4 +125,6 @@ def _write(order: SearchOrder, found: Found) -> None:
         (output / "best.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
         paths.insert(0, output / "best.yaml")
     lines = [*search_notes(found), f"written: {', '.join(map(str, paths))}"]
+    if order.timeout is not None and len(found.trials) < found.wanted:
+        lines.insert(-1, f"After {order.timeout:g} s no further trial was begun; the same command goes on.")
     order.tell(found.plain(), search_tables(found), lines)

@@ -78,7 +78,7 @@ class Ablation:
             training and of validation) and a dict of settings for the Trainer.
         techniques: By name, callbacks, which are copied for each trial, or functions that make one; or just
             callbacks of different classes.
-        seeds: How many, from 0; or which.
+        seeds: How many, from 0; or which. Those that the study has of an earlier call are counted, too.
         metric: Of validation, measured with the weights that training leaves; or of training.
         mode: Whether less of it is better, ``"min"``, or more, ``"max"``.
         name: Of the study, in its storage.
@@ -171,7 +171,7 @@ class Ablation:
         """Run the trials that nobody else runs, and wait for those that others do.
 
         Args:
-            watch: Is called twice a second, from a thread of its own.
+            watch: Is called at once, and then twice a second from a thread of its own.
 
         Raises:
             OSError: If the storage is out of reach.
@@ -236,14 +236,18 @@ class Ablation:
         return Progress(by_state.count("COMPLETE"), dead, len(self.plans), running)
 
     def effects(self, queue: Queue) -> Effects:
-        """Return what came of the trials that have ended so far."""
-        plans, pieces = self.plans, queue.pieces()
+        """Return what came of the trials that have ended so far, those of the study's other seeds too."""
+        pieces = queue.pieces()
+        done = {key: trial.user_attrs for key, trial in pieces.items() if ended(trial)}
         outcomes = [
-            Outcome(plan.arm, plan.names, plan.seed, *_found(pieces[key]))
-            for key, plan in plans.items()
-            if ended(pieces[key])
+            Outcome(arm, names, about["seed"], *_found(pieces[key]))
+            for names, arm in arms(list(self._techniques)).items()
+            for key, about in done.items()
+            if about["arm"] == arm
         ]
-        return Effects(self.metric, self.mode, tuple(self._techniques), tuple(outcomes), len(plans))
+        outcomes.sort(key=lambda outcome: outcome.seed)  # of one seed the arms stay in their order
+        wanted = len(self.plans.keys() | done.keys())
+        return Effects(self.metric, self.mode, tuple(self._techniques), tuple(outcomes), wanted)
 
 
 def _found(trial: FrozenTrial) -> tuple[Mapping[str, Any] | None, str | None]:

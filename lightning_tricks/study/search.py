@@ -70,7 +70,8 @@ class Search:
         sampler: ``"tpe"``, ``"random"``, ``"gp"`` (Gaussian process), ``"evolutionary"`` (NSGA-II) or
             ``"grid"`` (all points, shuffled).
         trials: How many, over all processes; at most as many as the space has points.
-        timeout: Seconds after which this call begins no further trial; ``None`` for no end.
+        timeout: Seconds after which this call begins no further trial, and breaks off none; ``None`` for no
+            end.
         folds: Splits the training data and takes the mean over the parts
             (:mod:`~lightning_tricks.study.folds`), in the place of the validation split; ``None`` for that.
         pruner: ``"median"`` or ``"none"``. With folds, it looks at the mean so far after each.
@@ -206,7 +207,7 @@ class Search:
         """Run the trials that nobody else runs, and wait for those that others do.
 
         Args:
-            watch: Is called twice a second, from a thread of its own.
+            watch: Is called at once, and then twice a second from a thread of its own.
 
         Raises:
             OSError: If the storage is out of reach.

@@ -140,8 +140,9 @@ def _draw_values(panel: Axes, found: Found) -> None:
     if found.default is not None and found.default.outcome == "done" and found.default.value is not None:
         panel.axhline(found.default.value, color=GREY, linewidth=0.8, linestyle="--", label="the default")
     so_far = [pick(each.value or 0.0 for each in done[: index + 1]) for index in range(len(done))]
-    ends = [each.number for each in done] + [found.trials[-1].number] * bool(done)
-    panel.step(ends, so_far + so_far[-1:], where="post", color=ORANGE, label="best so far")
+    if done:
+        ends = [*(each.number for each in done), found.trials[-1].number]
+        panel.step(ends, [*so_far, so_far[-1]], where="post", color=ORANGE, label="best so far")
     panel.plot(*_points(done), "o", color=BLUE, markersize=4, label="trial")
     if pruned:
         label = "pruned, its last value"

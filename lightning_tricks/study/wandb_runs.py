@@ -168,26 +168,19 @@ class WandbGroup:
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         options = {"name": name, "group": self.name, "config": dict(config), "dir": str(self.folder)}
         run = open_run(self._mode, settings, project=self.project, **options)
-        self._tell_offline(self._mode)
+        if self._mode.why_offline and not self._told:
+            self._told = True
+            begin = f"Weights & Biases logs runs of {self.name!r} offline ({self._mode.why_offline})"
+            folder = shlex.quote(os.fspath(self.folder))
+            self.tell(f"{begin}; upload them with: wandb sync {folder}/wandb/offline-run-*")
+        failed = True
         try:
             yield WandbLogger(experiment=run)
-        except BaseException:
-            close_run(self._mode, run, failed=True)
-            raise
-        if not close_run(self._mode, run):
-            self.tell(
-                f"not all of the run {name!r} is in Weights & Biases ({self._mode.why_offline}); upload it "
-                f"with: {sync_line([run.settings.sync_dir])}"
-            )
-
-    def _tell_offline(self, opened: Mode) -> None:
-        if opened.why_offline and not self._told:
-            self._told = True
-            runs = f"{shlex.quote(os.fspath(self.folder))}/wandb/offline-run-*"
-            self.tell(
-                f"Weights & Biases logs runs of {self.name!r} offline ({opened.why_offline}); upload them "
-                f"with: wandb sync {runs}"
-            )
+            failed = False
+        finally:
+            if not close_run(self._mode, run, failed=failed):
+                begin = f"not all of the run {name!r} is in Weights & Biases ({self._mode.why_offline})"
+                self.tell(f"{begin}; upload it with: {sync_line([run.settings.sync_dir])}")
 
     def conclude(
         self,

@@ -41,10 +41,11 @@ def work(
 
 @contextmanager
 def watched(look: Callable[[], None] | None) -> Iterator[None]:
-    """Call ``look`` twice a second from a thread of its own while the block lasts, and once after it."""
+    """Call ``look``, then twice a second from a thread of its own while the block lasts, and after it."""
     if look is None:
         yield
         return
+    look()
     stop = Event()
 
     def go_on() -> None:

@@ -89,6 +89,21 @@ def test_a_dry_run_prints_a_space_to_edit_and_writes_nothing(folder, capsys):
     assert not (folder / "search").exists()
 
 
+def test_when_time_is_up_it_says_so_and_the_same_command_goes_on(folder, capfd):
+    argv = ["search", "config.yaml", "--trials", "1", "--timeout"]
+    assert main([*argv, "0.001"]) == 0  # over before the first trial
+    shown = capfd.readouterr().out
+    assert "0 of 1 trials have ended" in shown
+    assert "After 0.001 s no further trial was begun; the same command goes on." in shown
+    assert main([*argv, "1000"]) == 0
+    shown = capfd.readouterr()
+    assert "1 of 1 trials have ended" in shown.out
+    assert "no further trial" not in shown.out
+    assert shown.err == ""
+    assert main([*argv, "1000"]) == 0
+    assert capfd.readouterr().err == "1 of 1 trials had ended before\n"
+
+
 @pytest.mark.timeout(120)
 def test_killed_it_goes_on_and_runs_again_what_was_running(folder, capsys):
     options = ["config.yaml", "--space", "space.yaml", "--trials", "6", "--json"]

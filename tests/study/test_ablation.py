@@ -49,6 +49,7 @@ def test_each_arm_is_trained_with_each_seed_and_goes_on_where_it_was(tmp_path, t
     more = ablation(tmp_path, seeds=3).run()
     assert trained == [(arm, 2) for arm in arms]
     assert more.outcomes[:8] == first.outcomes
+    assert ablation(tmp_path).run().plain() == more.plain()  # which fewer seeds do not take away
 
 
 def test_techniques_that_exclude_one_another_are_refused_before_any_trial(tmp_path, trained):

@@ -112,7 +112,7 @@ def _ablate_parser(argv: list[str]) -> ArgumentParser:
     _add_config(parser)
     add_options(
         parser,
-        ("--seeds", int, 5, "how often each arm is trained"),
+        ("--seeds", int, 5, "how often each arm is trained; the report has all seeds of the study"),
         (
             "--techniques",
             list[str],
@@ -154,7 +154,12 @@ def _search_parser(argv: list[str]) -> ArgumentParser:
         ),
         ("--sampler", str, "tpe", f"what draws: {', '.join(_samplers())}"),
         ("--trials", int, 20, "how many, over all processes and calls"),
-        ("--timeout", float, SUPPRESS, "seconds after which no further trial is begun"),
+        (
+            "--timeout",
+            float,
+            SUPPRESS,
+            "seconds after which no further trial is begun; those that run are not broken off",
+        ),
         (
             "--folds",
             int,
