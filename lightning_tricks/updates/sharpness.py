@@ -188,6 +188,7 @@ class SharpnessAware(Technique):
         try:
             climb_(weights, grads, norm, rho=rho)
             optimizer.zero_grad()
+            del found, grads  # else a set of gradients would stay beside that of the second pass
             with unseen(trainer, pl_module):
                 pairs = [(first, each.run_again()) for each, first in window]
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,29 @@ def test_clipping_acts_on_the_second_gradient_only() -> None:
     assert min(norms) > 0.2
     for got, wanted in zip(module.parameters(), expected, strict=True):
         torch.testing.assert_close(got.detach(), wanted, rtol=0, atol=1e-12)
+
+
+class Held(Smooth):
+    """Looks, in each second pass, at what is left of the gradients of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left = list[weakref.ref[Tensor]](), list[int]()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.first:
+            self.left.append(sum(gradient() is not None for gradient in self.first))
+        return super().training_step(batch, batch_idx)
+
+    def on_after_backward(self) -> None:
+        self.first = [] if self.first else [weakref.ref(p.grad) for p in self.parameters()]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_second_pass_finds_the_memory_of_the_first_gradients_free(adaptive: bool) -> None:
+    module = Held()
+    trainer(SharpnessAware(rho=0.3, adaptive=adaptive), max_epochs=1).fit(module, Loader())
+    assert module.left == [0] * BATCHES
 
 
 class Counting(Toy):
