@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from os import PathLike
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from lightning_tricks.averaging.trajectory import Trajectory
 from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle.figures import BLUE, new_figure
 
-__all__ = ["Length", "draw_lengths", "evaluate_lengths", "measured"]
+__all__ = ["Length", "draw_lengths", "evaluate_lengths", "measured", "metrics_of"]
 
 Evaluate = Callable[[dict[str, Tensor]], float | Mapping[str, float]]
 
@@ -92,7 +93,15 @@ def measured(evaluate: Evaluate, state: dict[str, Tensor]) -> dict[str, float]:
     Raises:
         TypeError: If it is neither a number nor numbers by name.
     """
-    found = evaluate(state)
+    return metrics_of(evaluate, evaluate(state))
+
+
+def metrics_of(evaluate: Evaluate, found: Any) -> dict[str, float]:
+    """Return by name what ``evaluate`` has returned; one number by the function's name.
+
+    Raises:
+        TypeError: As :func:`measured`.
+    """
     if not isinstance(found, Mapping):
         found = {getattr(evaluate, "__name__", "metric"): found}
     for name, value in found.items():

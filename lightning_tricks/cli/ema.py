@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from lightning_tricks.averaging.lengths import Evaluate, Length, draw_lengths, measured
+from lightning_tricks.averaging.lengths import Evaluate, Length, draw_lengths, metrics_of
 from lightning_tricks.averaging.synthesis import Synthesis
 from lightning_tricks.averaging.trajectory import Trajectory
 from lightning_tricks.cli.named_function import function_named
+from lightning_tricks.cli.refusal import RefusedError
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle import files
@@ -108,8 +109,16 @@ def _one(order: Order, plan: Synthesis, path: Path | None, advance: Callable[[],
     if path is not None:
         about = {"sigma_rel": plan.sigma_rel, "gamma": plan.gamma, "step": plan.step, "error": plan.error}
         write_state(state, path, {**_beside(order.trajectory.folder.parent, state), "post_hoc_ema": about})
-    metrics = {} if order.function is None else measured(order.function, state)
+    metrics = {} if order.function is None else _metrics(order.function, state)
     return Length(plan.sigma_rel, plan.gamma, plan.error, metrics)
+
+
+def _metrics(function: Evaluate, state: dict[str, Tensor]) -> dict[str, float]:
+    found = function(state)  # whose own errors keep their traceback
+    try:
+        return metrics_of(function, found)
+    except TypeError as error:
+        raise RefusedError(str(error)) from error
 
 
 def _beside(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def run_fuse(task: Asked, fusion: Fusion) -> None:
             elif output is not None:
                 _write(found, output, task)
     except (TypeError, ValueError) as error:
-        raise RefusedError(str(error)) from error
+        raise RefusedError(str(error).replace("allow_pickle", "--allow-pickle")) from error
 
 
 def _write(found: Opened, output: Path, task: Asked) -> None:
@@ -90,7 +90,12 @@ def _write(found: Opened, output: Path, task: Asked) -> None:
         print(json.dumps({**about, "bytes_read": count, "seconds": seconds}))
         return
     rate = f"{count / 1e6:.1f} MB read in {seconds:.1f} s"
-    print(f"written: {output}, {size / 1e6:.1f} MB, from {len(found.models)} models by {method!r}; {rate}")
+    print(f"written: {output}, {size / 1e6:.1f} MB, from {_count(found)} by {method!r}; {rate}")
+
+
+def _count(found: Opened) -> str:
+    count = len(found.models)
+    return f"{count} models" if count > 1 else "1 model alone, with which nothing is fused,"
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def _show_space(order: SearchOrder) -> None:
     if order.json:
         print(json.dumps({"space": search.space.plain(), "default": search.default, "trials": search.wanted}))
         return
-    points = f"{search.space.size} points" if search.space.size else "points without end"
-    print(f"# {search.wanted} trials of {points}, in {shown(search.storage)}; nothing has been run")
+    points = f"of {search.space.size} possible" if search.space.size else "in ranges of endlessly many values"
+    print(f"# {search.wanted} trials {points}, kept in {shown(search.storage)}; nothing has been run")
     print(search.space.to_yaml(), end="")
 
 

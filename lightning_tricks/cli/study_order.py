@@ -45,9 +45,11 @@ class StudyOrder:
     def __post_init__(self) -> None:
         """Check what all studies need."""
         with extra("study"):
-            import matplotlib.figure  # noqa: F401  # found missing now, and not when all is measured
-            import optuna  # noqa: F401  # this too
-            import scipy.stats  # noqa: F401  # and this
+            import optuna  # noqa: F401  # found missing now, and not when all is measured
+            import scipy.stats  # noqa: F401  # this too
+
+            if not self.dry_run:
+                import matplotlib.figure  # noqa: F401  # and this
         checks.whole("workers", self.workers, 1)
 
     @property

@@ -24,5 +24,6 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        message = f'{error.name} must be installed: pip install "lightning_tricks[{name}]"'
+        package = "scikit-learn" if (error.name or "").partition(".")[0] == "sklearn" else error.name
+        message = f'{package} must be installed: pip install "lightning_tricks[{name}]"'
         raise ModuleNotFoundError(message, name=error.name) from None

@@ -89,11 +89,12 @@ def parse(text: str, *, name: str = "schedule") -> Schedule:
         6.0 * cosine(to=0.0)
         >>> parse("__import__('os')")
         Traceback (most recent call last):
-        ValueError: schedule must be written like warmup('5%') >> cosine(to=0.1), got "__import__('os')": \
-it may call constant, cosine, cosine_restarts, cyclic, exponential, exponential_decay, inverse_sqrt, \
-inverse_time, linear, multistep, one_cycle, polynomial, stable_decay, step, warmup, not '__import__'
+        ValueError: schedule must be a number or written like warmup('5%') >> cosine(to=0.1), got \
+"__import__('os')": it may call constant, cosine, cosine_restarts, cyclic, exponential, \
+exponential_decay, inverse_sqrt, inverse_time, linear, multistep, one_cycle, \
+polynomial, stable_decay, step, warmup, not '__import__'
     """
-    rule = f"{name} must be written like warmup('5%') >> cosine(to=0.1), got {text!r}"
+    rule = f"{name} must be a number or written like warmup('5%') >> cosine(to=0.1), got {text!r}"
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for very deep nesting

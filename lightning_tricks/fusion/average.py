@@ -54,7 +54,7 @@ def check_weights(weights: Sequence[float]) -> list[float]:
         raise TypeError(f"weights must be a list of numbers, got {weights!r}")
     shares = [checks.number("every entry of weights", weight) for weight in weights]
     if not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
-        raise ValueError(f"weights must make 1 together, got {weights!r}")
+        raise ValueError(f"weights must be one for each model and make 1 together, got {weights!r}")
     return shares
 
 

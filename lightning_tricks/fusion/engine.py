@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
-from lightning_tricks.fusion.numbers import check_numbers, mixes
+from lightning_tricks.fusion.numbers import check_numbers, check_variance, mixes
 from lightning_tricks.fusion.plan import Step
 from lightning_tricks.fusion.probe import Probe, informed
 from lightning_tricks.fusion.slicing import Budget, Effort, Slicing
@@ -50,7 +50,7 @@ def run(
         progress: Is told of what is done.
 
     Raises:
-        ValueError: If a tensor that is to be combined is not finite; names it.
+        ValueError: If a tensor that is to be combined is not finite, or a variance falls below 0; names it.
         OSError: If a file cannot be read or written.
     """
     slicing = Slicing.of(method, effort)
@@ -107,7 +107,8 @@ def run_whole(
         progress: Is told of what is read.
 
     Raises:
-        ValueError: As :meth:`FusionMethod.fuse` and :func:`~lightning_tricks.fusion.probe.informed`.
+        ValueError: As :meth:`FusionMethod.fuse` and :func:`~lightning_tricks.fusion.probe.informed`, or if a
+            variance falls below 0.
     """
     alike = [step for step in steps if step.action != "lone"]
     models: list[dict[str, Tensor]] = [{} for _ in alike[0].tensors] if alike else []
@@ -116,6 +117,9 @@ def run_whole(
             model |= dict.fromkeys(step.names, stored.read().view(stored.shape))
             progress(stored.nbytes if stored in step.read else 0)
     fused = informed(method, models, probe).fuse(models, evaluate) if alike else {}
+    for step in alike:
+        name = step.names[0]
+        check_variance(name, fused[name], [model[name] for model in models], method)
     for step in steps:
         lone = step.action == "lone"
         write(step.names, 0, step.stored.read() if lone else fused[step.names[0]].reshape(-1))
@@ -205,6 +209,7 @@ class _Task:
                 f"combine of {method!r} must return a tensor of the shape and type of {name}, "
                 f"{tuple(tensors[0].shape)} and {stored.dtype}, got {tuple(fused.shape)} and {fused.dtype}"
             )
+        check_variance(name, fused, tensors, method)
         write(self.step.names, part[0], fused.reshape(-1))
 
 

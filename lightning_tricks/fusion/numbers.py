@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_numbers", "check_result", "label_of", "mixes"]
+__all__ = ["check_numbers", "check_result", "check_variance", "label_of", "mixes"]
 
 
 def mixes(tensors: list[Tensor]) -> bool:
@@ -43,6 +43,21 @@ def check_result(name: str, fused: Tensor, method: object) -> None:
         raise ValueError(
             f"{name} must stay within {fused.dtype}, up to {torch.finfo(fused.dtype).max:g}, but does not by "
             f"{method!r:.200}: take other settings, or models of a wider type"
+        )
+
+
+def check_variance(name: str, fused: Tensor, tensors: Sequence[Tensor], method: object) -> None:
+    """Accept a variance of BatchNorm that is not below 0, where that of no model is.
+
+    Raises:
+        ValueError: Names the tensor, its smallest entry, and what to do.
+    """
+    if not name.endswith("running_var") or not fused.numel() or (least := fused.min().item()) >= 0:
+        return
+    if all(tensor.min() >= 0 for tensor in tensors):
+        raise ValueError(
+            f"{name} must not fall below 0, being a variance, but reaches {least:.3g} by {method!r:.200}: "
+            "fuse by Layerwise({'*running_var': Average(), '*': ...}), the method layerwise of a recipe"
         )
 
 

@@ -105,7 +105,7 @@ def _load(path: Path, *, allow_pickle: bool, mmap: bool) -> Any:
                 "can run any code while it is read; if you trust whoever wrote it, allow_pickle lets it, or "
                 "load it yourself where that is no setting"
             ) from None
-        raise ValueError(f"{path} must be a whole file of torch.save; {error}") from error
+        raise ValueError(f"{path} must be a whole file of torch.save, which it is not") from error
 
 
 def check_sums(path: Path) -> None:

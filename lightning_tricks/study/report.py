@@ -59,15 +59,19 @@ def notes(effects: Effects) -> list[str]:
     better = "lower" if effects.mode == "min" else "higher"
     without = f"Without any: {sum(plain.values()) / len(plain):.4g} on average. " if plain else ""
     devices = sorted({outcome.result["device"] for outcome in effects.outcomes if outcome.result})
+    mean = (
+        f"the mean over {seeds} seeds with its 95 % interval, each by itself, bold where it leaves out 0"
+        if (seeds := _seeds(effects)) > 1
+        else "of 1 seed, which tells nothing of how far another would differ: take more for an interval"
+    )
     found = [
-        f"How much better {effects.metric} ({better} is better) gets, above 0 if the technique helps; the "
-        f"mean over {_seeds(effects)} seeds with its 95 % interval, each by itself, bold where it leaves "
-        f"out 0. {without}Added to none, and to all the others.",
+        f"How much better {effects.metric} ({better} is better) gets, above 0 if the technique helps; "
+        f"{mean}. {without}Added to none, and to all the others.",
         "Step time by that without any, alone: median over seeds, least and greatest. Memory beyond that "
         "without any, alone: on a GPU the peak of tensors, else of the process while it trained. "
         f"Measured on {', '.join(devices) or 'nothing'}.",
     ]
-    if 1 < (seeds := _seeds(effects)) < _ENOUGH:
+    if 1 < seeds < _ENOUGH:
         found.append(
             f"Of {seeds} seeds an interval reaches at most from the least difference to the greatest, which "
             f"holds the true mean in about {100 * (1 - 2.0 ** (1 - seeds)):.0f} of 100 cases, not 95: take "

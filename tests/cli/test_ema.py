@@ -169,3 +169,12 @@ def test_help_shows_examples(capsys):
     assert shown.startswith("usage: lightning-tricks ema FOLDER [options]\n")
     assert shown.count("\n  lightning-tricks ema ") == 4
     assert "(default: the last)" in " ".join(shown.split())
+
+
+def text(state):
+    return "good"
+
+
+def test_what_is_no_measure_is_refused_in_a_line(checkpoints, capsys):
+    assert main(["ema", str(checkpoints), "--sigma-rel", "0.1", "--evaluate", f"{__name__}:text"]) == 2
+    assert "evaluate must return a number, or numbers by name, got text: 'good'" in capsys.readouterr().err

@@ -112,7 +112,10 @@ def test_a_recipe_says_the_same_and_options_go_before_it(
         ),
         ("{models: [a.ckpt], parameters: 3}", "parameters of average must be a mapping, got 3"),
         ("{models: [a.ckpt], method: interpolate}", "alpha must be given for interpolate: --alpha, or under"),
-        ("{models: [a.ckpt], parameters: {weights: [2.0]}}", "weights must make 1 together"),
+        (
+            "{models: [a.ckpt], parameters: {weights: [2.0]}}",
+            "weights must be one for each model and make 1 together",
+        ),
         ("models: [a.ckpt]", "--output must be given, such as -o fused.ckpt"),
         ("{models: [a.ckpt], output: x.ckpt, force: 'no'}", "force must be True or False, got 'no'"),
         ("{models: [a.ckpt], output: [x.ckpt]}", "output must be text, got ['x.ckpt']"),

@@ -126,7 +126,10 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch, tmp_path, cap
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["warmup("], "schedule must be written like warmup('5%') >> cosine(to=0.1), got 'warmup('"),
+        (
+            ["warmup("],
+            "schedule must be a number or written like warmup('5%') >> cosine(to=0.1), got 'warmup('",
+        ),
         (["cosin(to=0.1)"], "not 'cosin'; did you mean 'cosine'?"),
         (["step(every=0)"], "every must be above 0, got 0"),
         (["step(every='1 epoch')"], "every must be in steps, since --epochs is not given, got '1 epoch'"),

@@ -77,7 +77,7 @@ def test_it_searches_in_one_command_and_lightning_runs_the_best(folder, capfd, m
 def test_a_dry_run_prints_a_space_to_edit_and_writes_nothing(folder, capsys):
     assert main(["search", "config.yaml", "--dry-run", "--storage", "postgresql://me:secret@host/db"]) == 0
     shown = capsys.readouterr().out
-    assert "# 20 trials of points without end, in postgresql://me:***@host/db" in shown
+    assert "# 20 trials in ranges of endlessly many values, kept in postgresql://me:***@host/db" in shown
     (folder / "own.yaml").write_text(shown)
     space = Space.read("own.yaml")
     assert list(space.techniques) == ["GradientClip", "WarmupCosine"]

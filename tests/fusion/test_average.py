@@ -96,8 +96,8 @@ def test_complex_tensors_are_averaged():
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
-        ([0.5, 0.4], ValueError, r"weights must make 1 together, got \[0.5, 0.4\]"),
-        ([], ValueError, "weights must make 1"),
+        ([0.5, 0.4], ValueError, r"weights must be one for each model and make 1 together, got \[0.5, 0.4\]"),
+        ([], ValueError, "weights must be one for each model and make 1"),
         ([0.5, float("nan")], ValueError, "every entry of weights must be a number, got nan"),
         ([0.5, "0.5"], TypeError, "every entry of weights must be a number, got '0.5'"),
         ([1.0], ValueError, "models must be 1 for Average.*, got 2"),
@@ -111,7 +111,7 @@ def test_wrong_weights_are_refused(weights, error, message):
 
 def test_weights_may_miss_1_by_rounding_only():
     average(models(3), weights=[1 / 3, 1 / 3, 0.333333])
-    with pytest.raises(ValueError, match="weights must make 1"):
+    with pytest.raises(ValueError, match="weights must be one for each model and make 1"):
         Average((0.5, 0.50001))
 
 

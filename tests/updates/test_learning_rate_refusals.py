@@ -86,7 +86,7 @@ def test_params_that_no_optimizer_holds_are_refused() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"schedule": "step(every=0)"}, "schedule must be written like .* every must be above 0"),
+        ({"schedule": "step(every=0)"}, "schedule must be a number or written like .* every must be above 0"),
         ({"schedule": "-1 * cosine()"}, "every value of schedule must lie in"),
         ({"schedule": -0.5}, r"schedule must lie in \[0.0, 1000000.0\], got -0.5"),
         ({"schedule": None}, "schedule must be a number, got None"),

@@ -38,13 +38,13 @@ examples:
   lightning-tricks search config.yaml --sampler gp --folds 5 --timeout 600
   lightning-tricks search config.yaml --storage postgresql://me@host/trials --workers 2
 
-a space.yaml:
+a space.yaml; each value of the config must be among what it may be, with which the search begins:
   model.init_args.lr: {low: 0.001, high: 1.0, log: true}
-  trainer.max_epochs: [10, 20]
+  trainer.max_epochs: {low: 5, high: 100}
   techniques:
     EMAWeights:
       optional: true
-      decay: [0.9, 0.99, 0.999]
+      decay: {low: 0.9, high: 0.9999}
 
 Interrupted, the same call goes on. Called again meanwhile, here or on another machine that sees the same
 storage, it joins in. The best is written as OUTPUT/best.yaml, which LightningCLI runs:

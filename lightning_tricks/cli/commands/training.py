@@ -24,6 +24,13 @@ examples:
 
 made of (help(lightning_tricks.NAME) in Python tells more):
 """
+_DEMO_EXAMPLES = """\
+examples:
+  lightning-tricks demo
+  lightning-tricks demo --quick
+  lightning-tricks demo --optimizer AdamW --lr 0.002 --seed 1
+  WANDB_MODE=disabled lightning-tricks demo --output elsewhere
+"""
 _RECIPE_EXAMPLES = """\
 examples:
   lightning-tricks recipe transformer
@@ -41,6 +48,7 @@ def _demo_parser(argv: list[str]) -> ArgumentParser:
         "compare. Weights & Biases gets both runs: online if an account is configured, else offline.\n"
         "WANDB_MODE, if set, decides instead: online, offline or disabled.",
         usage="lightning-tricks demo [options]",
+        epilog=_DEMO_EXAMPLES,
     )
     add_options(
         parser,
