@@ -25,6 +25,7 @@ from lightning_tricks.averaging.snapshot_mean import SnapshotMean
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
 from lightning_tricks.core.duration import as_duration
+from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.rates import check_rates
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class SWAWeights(SnapshotMean):
             ``"75%"`` of the run.
         lr: The rate of all parameter groups, above 0, or the share of each group's own base rate, such as
             ``"10%"``; ``None`` leaves rates alone.
-        anneal: How long the rate takes to get there, in the same forms as ``start``.
+        anneal: How long the rate takes to get there, in the same forms as ``start``. A warning says so if
+            the run ends before.
         every: When snapshots are taken: optimizer steps, ``"1 epoch"`` or ``"10%"``, above 0.
         update_batchnorm: Whether to estimate BatchNorm statistics for the mean, if there are any that move
             in training. Else it is evaluated with the live ones.
@@ -157,7 +159,20 @@ params='*', buffers='copy', device=None, dtype=None, evaluate=True, validate=Fal
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().begin(trainer, pl_module)
+        self._tell_of_end(trainer)
         self._lead(trainer)
+
+    def _tell_of_end(self, trainer: Trainer) -> None:
+        """Warn of a goal that no step of the run has, or that the annealing does not get to."""
+        (begin, end), total = self._way or self._moments(), self.clock.total
+        if self.lr is None or total is None or (begin < total and end <= total):
+            return
+        who, run = self.state_key, f"but the run has {total} steps"
+        if begin >= total:
+            warn(trainer, f"{who}: lr begins at step {begin}, {run}: it has no effect")
+            return
+        made = anneal_share(total - 1, begin=begin, end=end)
+        warn(trainer, f"{who}: anneal ends at step {end}, {run}: only {made:.0%} of the way to lr is made")
 
     def _lead(self, trainer: Trainer) -> None:
         """Set the rates of the next step, and keep from ``start`` on what its moments were."""

@@ -47,6 +47,11 @@ class Clock:
         self.horizon_used = True
         return self._horizon
 
+    @property
+    def total(self) -> int | None:
+        """Optimizer steps of the run, if known, for words alone: nothing then follows from its length."""
+        return self._horizon.total
+
     def lay(self, horizon: Horizon) -> None:
         """Take the length of the run that starts."""
         self._horizon = horizon

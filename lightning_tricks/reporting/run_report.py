@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle.evaluation import logged_by_validation
+from lightning_tricks.lifecycle.files import free_path
 from lightning_tricks.lifecycle.hook_times import HookTimes
 from lightning_tricks.lifecycle.notice import callbacks_of, is_trial, say
 from lightning_tricks.lifecycle.strategies import flat_shapes
@@ -72,16 +73,17 @@ class RunReport(Technique):
       ``techniques``, and what each owns and touches and in which order they act, as ``run_report``; at the
       end what each did, as ``run_report/<technique>/<number>``; to Weights & Biases all tables besides, as
       ``run_report/techniques``, ``/order`` and ``/outcome``, and the figure. Prints the tables, and draws
-      the figure into the folder of the first logger, as ``RunReport.png``.
-    * **Saves** nothing: after a resume, costs and figure are those of the rest of the run.
+      the figure into the folder of the first logger, as ``RunReport.png``; where another run left one there,
+      as ``RunReport-v1.png`` and so on.
+    * **Saves** nothing: after a resume, costs and figure are those of the rest of the run, as the title says.
     * **Cost** about 2 µs for each hook of each technique, which it measures.
     * **Use** in every run that somebody will look at again; last in the list, so that what others do at the
       end of a batch is counted; **not** to see what a technique adds to the passes of the module
       (SharpnessAware, GradientSurgery), or starts on a device without waiting: hooks alone are timed.
 
     Args:
-        figure: Whether to draw losses, rates and what techniques logged, where a logger has a folder and
-            matplotlib is installed.
+        figure: Whether to draw losses, rates and what techniques logged, where a logger has a folder. If
+            matplotlib is not installed, a line says so.
 
     Example:
         A classifier of handwritten digits, trained for a moment with two techniques:
@@ -122,6 +124,7 @@ class RunReport(Technique):
     _times: HookTimes | None = field(default=None, init=False, repr=False)
     _running: bool = field(default=False, init=False, repr=False)
     _batches: int = field(default=0, init=False, repr=False)
+    _since: int = field(default=0, init=False, repr=False)
     _began: float = field(default=0.0, init=False, repr=False)
     _seconds: float = field(default=0.0, init=False, repr=False)
 
@@ -158,9 +161,20 @@ class RunReport(Technique):
         self._log_table(trainer, "techniques", _START, rows)
         self._log_table(trainer, "order", _ORDER, moments)
         self._times, self._running = HookTimes(active), True
-        draws = self.figure and trainer.loggers and find_spec("matplotlib") is not None
-        self._folder = Path(trainer.log_dir) if draws and trainer.log_dir else None
-        self._batches, self._seconds = 0, 0.0
+        self._folder = self._figures_folder(trainer)
+        self._batches, self._seconds, self._since = 0, 0.0, self.clock.position
+
+    def _figures_folder(self, trainer: Trainer) -> Path | None:
+        folder = trainer.log_dir if self.figure and trainer.loggers else None
+        if folder is None:
+            return None
+        try:
+            with extra("plots"):
+                import matplotlib.figure  # noqa: F401  # found missing now, and not when all is measured
+        except ModuleNotFoundError as error:
+            say(trainer, f"{self.state_key}: no figure is drawn: {error}")
+            return None
+        return Path(folder)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._began = perf_counter()
@@ -206,7 +220,7 @@ class RunReport(Technique):
                 logger.log_metrics(numbers, step=trainer.global_step)
         self._log_table(trainer, "outcome", _END, rows)
         if self._folder is not None and trainer.is_global_zero and changes(self._record):
-            path = self._folder / f"{self.state_key}.png"
+            path = free_path(self._folder / f"{self.state_key}.png")
             draw_run(self._record, path, title=f"{trainer.global_step:,} steps of {type(pl_module).__name__}")
             log_image(trainer, f"{self.metric_prefix}/figure", path, step=trainer.global_step)
             say(trainer, f"{self.state_key}: a figure of it is {path}")
@@ -232,7 +246,11 @@ class RunReport(Technique):
             rows.append(
                 (technique.state_key, in_words(technique.outcome()), f"{spent:.3f}", share, f"{beside:.2f}")
             )
-        title = f"{self.state_key}: what was done {when}, {self._batches:,} batches of {each_batch:.2f} ms"
+        # Only what techniques did before is in their checkpoints; how long it took is not.
+        since = f"; since it was resumed at step {self._since:,}" if self._since else ""
+        title = (
+            f"{self.state_key}: what was done {when}{since}, {self._batches:,} batches of {each_batch:.2f} ms"
+        )
         say(trainer, text_table(title, _END, rows))
         return rows
 

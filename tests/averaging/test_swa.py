@@ -205,6 +205,23 @@ def test_a_run_that_ends_before_the_first_snapshot_is_told() -> None:
     assert_equal(weights(module), watch.steps[-1])
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"start": 4, "anneal": "2 epochs"}, "anneal ends at step 14, .* 5 steps: only 0% of the way to lr"),
+        ({"start": 1, "anneal": 6}, "anneal ends at step 7, but the run has 5 steps: only 50% of the way to"),
+        ({"start": "100%"}, "lr begins at step 5, but the run has 5 steps: it has no effect"),
+    ],
+)
+def test_a_goal_that_the_run_ends_before_is_told(settings: dict[str, Any], told: str) -> None:
+    with pytest.warns(UserWarning, match=f"SWAWeights: {told}"):
+        trainer(lt.SWAWeights(lr=0.01, every=1, **settings), max_epochs=1).fit(Toy(), Loader())
+
+
+def test_an_annealing_to_the_last_step_is_no_such_one() -> None:
+    trainer(lt.SWAWeights(start=2, lr=0.01, anneal=3, every=1), max_epochs=1).fit(Toy(), Loader())
+
+
 class Late(Callback):
     """Opens the head before the 7th step."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import matplotlib.figure
@@ -63,6 +64,30 @@ def test_no_folder_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     trainer(WarmupCosine(), RunReport(), max_epochs=1).fit(Toy(), Loader())
     logger = CSVLogger(tmp_path / "logs")
     trainer(WarmupCosine(), RunReport(figure=False), logger=logger, max_epochs=1).fit(Toy(), Loader())
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_runs_that_share_a_folder_keep_their_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "RunReport.png"
+    path.write_bytes(b"another run's")
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer(WarmupCosine(), RunReport(), logger=logger, max_epochs=1).fit(Toy(), Loader())
+    assert path.read_bytes() == b"another run's"
+    assert f"a figure of it is {tmp_path / 'RunReport-v1.png'}" in capsys.readouterr().out
+    assert (tmp_path / "RunReport-v1.png").read_bytes().startswith(PNG)
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for figure in (False, True):
+        report = RunReport(figure=figure)
+        trainer(WarmupCosine(), report, logger=CSVLogger(tmp_path), max_epochs=1).fit(Toy(), Loader())
+        told = 'no figure is drawn: matplotlib must be installed: pip install "lightning_tricks[plots]"\n'
+        assert (f"RunReport: {told}" in capsys.readouterr().out) == figure
     assert not list(tmp_path.rglob("*.png"))
 
 

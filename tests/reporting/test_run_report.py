@@ -201,6 +201,18 @@ def test_hooks_are_given_back_also_when_a_run_breaks_off(
     assert not own_hooks(clip)
 
 
+def test_a_resumed_run_says_since_when_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(StopError):
+        trainer(GradientClip(max_norm=0.1), StopAfter(3, path), max_epochs=1).fit(Toy(), Loader())
+    again = trainer(GradientClip(max_norm=0.1), RunReport(), max_epochs=1)
+    again.fit(Toy(), Loader(), ckpt_path=path)
+    title = "what was done in the whole run; since it was resumed at step 3, 2 batches of "
+    assert cells(capsys.readouterr().out, title)["GradientClip"][1] == "steps 5, clipped 5, skipped 0"
+
+
 def test_an_error_of_a_technique_still_names_it() -> None:
     class Fails(Sleeps):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
