@@ -76,7 +76,7 @@ def between(tensor: Tensor, base: Tensor, density: float, gamma: float) -> Keep:
 class Breadcrumbs(TaskVectors):
     """Fuse what models changed neither most nor least (:func:`breadcrumbs`).
 
-    Variances of BatchNorm can come out below 0: estimate them anew, or average them (``Layerwise``).
+    Variances of BatchNorm that come out below 0 are refused by ``fuse``: average them (``Layerwise``).
 
     Args:
         density: Share of each tensor's changes that is kept, in (0, 1].

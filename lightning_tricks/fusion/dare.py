@@ -83,7 +83,7 @@ def dropping(density: float, seed: int) -> Keep:
 class Dare(TaskVectors):
     """Fuse a random part of what models changed, added as in task arithmetic (:func:`dare`).
 
-    Variances of BatchNorm can come out below 0: estimate them anew, or average them (``Layerwise``).
+    Variances of BatchNorm that come out below 0 are refused by ``fuse``: average them (``Layerwise``).
 
     Args:
         density: Probability with which the change of an entry is kept, in (0, 1]; 1 minus the drop rate.
@@ -127,7 +127,7 @@ class Dare(TaskVectors):
 class DareTies(Dare):
     """Fuse a random part of what models changed, the mean of what agrees in sign as in :func:`ties`.
 
-    Variances of BatchNorm can come out below 0: estimate them anew, or average them (``Layerwise``).
+    Variances of BatchNorm that come out below 0 are refused by ``fuse``: average them (``Layerwise``).
 
     Args:
         density: Probability with which the change of an entry is kept, in (0, 1]; 1 minus the drop rate.

@@ -87,7 +87,7 @@ class TaskVectors(TensorwiseMethod):
 class TaskArithmetic(TaskVectors):
     """Fuse by adding what models changed to the one that they began with (:func:`task_arithmetic`).
 
-    Variances of BatchNorm can come out below 0: estimate them anew, or average them (``Layerwise``).
+    Variances of BatchNorm that come out below 0 are refused by ``fuse``: average them (``Layerwise``).
 
     Args:
         scale: What the sum is multiplied by.

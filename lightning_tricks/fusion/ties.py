@@ -130,7 +130,7 @@ def check_weights(weights: Sequence[float] | None) -> None:
 class Ties(TaskVectors):
     """Fuse what models changed most and agree on (:func:`ties`).
 
-    Variances of BatchNorm can come out below 0: estimate them anew, or average them (``Layerwise``).
+    Variances of BatchNorm that come out below 0 are refused by ``fuse``: average them (``Layerwise``).
 
     Args:
         density: Share of each tensor's changes that is kept, in (0, 1].
