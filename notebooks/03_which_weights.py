@@ -141,10 +141,11 @@ for label, values in scores.items():
     print(f"{label:>29}  {mean(values):.1%} ± {stdev(values):.1%}   ({each})")
 
 # %% [markdown]
-# Any of these averages is worth two to five points over the last weights of the same run, and none has to be
-# chosen. Longer ones are better here, with each seed. The best epoch looks best because it was chosen by the
-# numbers that are reported. A run whose rate has fallen leaves an average little to do, and the mean of the
-# second half of a run at a constant rate is as good.
+# Any of these averages is better than the last weights of the same run, with each seed: by two to five
+# points in the mean, and none has to be chosen. Longer ones are better in the mean, if not with each seed.
+# The best epoch looks best because it was chosen by the numbers that are reported. A run whose rate has
+# fallen leaves an average little to do, and the mean of the second half of a run at a constant rate is as
+# good.
 #
 # ## How long should it be? Asked after the run
 #

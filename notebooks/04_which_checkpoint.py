@@ -178,10 +178,10 @@ for name in sets[0]:
 # %% [markdown]
 # ## When can weights be fused?
 #
-# Only if the networks lie in one valley. `interpolation_curve` walks from one network to another and measures
-# all along. The barrier is how much the error rises above the straight line between both ends. A third
-# network, from other initial weights, is as good as the others, but its units stand in another order.
-# `Aligned` finds the order of the first in it.
+# Only if the networks lie in one valley. `interpolation_curve` walks from one network to another and
+# measures all along. The barrier is how much the error rises above the straight line between both ends. A
+# third network, from other initial weights, is a little worse than the others, and its units stand in
+# another order. `Aligned` finds the order of the first in it.
 
 # %%
 first, second = models[:2]

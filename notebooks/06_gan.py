@@ -194,6 +194,7 @@ plt.show()
 # - Do not read GAN losses; read `gan/variance`, gradient norms, the signs of failure, and pictures from fixed
 #   latent points (`SampleGrid`).
 # - First put both rates near each other, with no momentum (`betas=(0.0, 0.99)`). Only then try penalties.
-# - Sample from `EMAWeights(params="generator")`. It helped more than anything done to the critic.
+# - Sample from `EMAWeights(params="generator")`. It helped more than the penalty, and after the rates most
+#   of all.
 # - A score from a classifier of real data, even a rough one, tells which of two GANs is better. Look at
 #   several seeds.

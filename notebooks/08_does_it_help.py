@@ -102,10 +102,11 @@ draw_search(found, "search.png")
 Image("search.png")
 
 # %% [markdown]
-# Nearly all depends on the learning rate, which no list of techniques would have told. The best of ten was
-# chosen by the very numbers that are shown, on one seed: what it gained is flattered. Train with its settings
-# and without, on other seeds, before you believe it; that is an `Ablation` again. For a LightningCLI project
-# both are commands, `lightning-tricks ablate` and `search`, which several processes may share.
+# Most depends on the learning rate, which no list of techniques would have told; but the best trials all
+# have the average on, too, and shares of ten trials are rough. The best of ten was chosen by the very
+# numbers that are shown, on one seed: what it gained is flattered. Train with its settings and without, on
+# other seeds, before you believe it; that is an `Ablation` again. For a LightningCLI project both are
+# commands, `lightning-tricks ablate` and `search`, which several processes may share.
 #
 # ## And what does it cost?
 #
