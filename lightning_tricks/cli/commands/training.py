@@ -53,7 +53,7 @@ def _demo_parser(argv: list[str]) -> ArgumentParser:
     add_options(
         parser,
         ("--output", str, "demo_output", "folder for the figure and the runs"),
-        ("--seed", int, 0, "of data, weights and order; same seed, same table"),
+        ("--seed", int, 0, "of data, weights and order; same seed, same table on the same machine"),
         ("--epochs", int, SUPPRESS, "of each of the two phases (default: 10, or 3 if quick)"),
         ("--schedule", str, SUPPRESS, "of the rate in the run with techniques"),
         ("--optimizer", str, "SGD", "of both runs, by its name in torch.optim"),
