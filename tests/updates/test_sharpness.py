@@ -108,8 +108,7 @@ class Held(Smooth):
         self.first, self.left = list[weakref.ref[Tensor]](), list[int]()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if self.first:
-            self.left.append(sum(gradient() is not None for gradient in self.first))
+        self.left += [sum(gradient() is not None for gradient in self.first)] if self.first else []
         return super().training_step(batch, batch_idx)
 
     def on_after_backward(self) -> None:
