@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["RATE", "Record", "changes", "draw_run", "panels_of"]
 
 _MOST = 2000  # points of a line; of more every second one is left out
+_NARROW = 24  # letters of labels of which two stand side by side below a panel
 RATE = "learning rate"
 _KINDS = {
     "loss": ("loss",),
@@ -90,7 +91,9 @@ def draw_run(record: Record, path: str | PathLike[str], *, title: str) -> None:
     panels = panels_of([*changes(record), *(name for name in record.lines if "/threshold" in name)])
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    with new_figure(path, width=4.2 * columns, height=0.4 + 2.6 * rows) as figure:
+    legends = [_legend_size(names, title)[0] for title, names in panels.items()]
+    below = sum(max(legends[row * columns : (row + 1) * columns]) for row in range(rows))
+    with new_figure(path, width=4.2 * columns, height=0.4 + 2.6 * rows + 0.16 * below) as figure:
         figure.suptitle(title)
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for axis, (name, lines) in zip(axes, panels.items(), strict=False):
@@ -106,10 +109,24 @@ def _draw_panel(axis: Axes, title: str, names: Sequence[str], record: Record) ->
     for name, colour in zip(names, cycle(COLOURS), strict=False):
         steps, values = record.lines[name]
         style, marker = "--" if "/threshold" in name else "-", "o" if len(steps) <= 20 else None
-        label = name.removeprefix(f"{title}/")
+        label = _label(name, title)
         axis.plot(steps, values, style, color=colour, label=label, marker=marker, markersize=3, linewidth=1.2)
     axis.set(title=title, xlabel="optimizer step")
     if title in _LOGARITHMIC and min(min(record.lines[name][1]) for name in names) > 0:
         axis.set_yscale("log")
-    if 1 < len(names) <= len(COLOURS):
-        axis.legend()
+    rows, columns = _legend_size(names, title)
+    if rows:
+        # Below the panel, in heights of its letters: in it, it would lie on lines.
+        axis.legend(ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0.0), borderaxespad=4.5)
+
+
+def _label(name: str, title: str) -> str:
+    return name.removeprefix(f"{title}/")
+
+
+def _legend_size(names: Sequence[str], title: str) -> tuple[int, int]:
+    """Return the rows and columns of a panel's legend; no rows where colours do not tell lines apart."""
+    if not 1 < len(names) <= len(COLOURS):
+        return 0, 1
+    columns = 2 if max(len(_label(name, title)) for name in names) <= _NARROW else 1
+    return -(-len(names) // columns), columns

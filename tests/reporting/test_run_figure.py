@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_tricks import EMAWeights, GradientClip, RunReport, WarmupCosine
+from lightning_tricks.lifecycle.figures import COLOURS
 from lightning_tricks.reporting.run_figure import RATE, Record, _draw_panel, changes, draw_run, panels_of
 from tests.toys import Loader, Toy, trainer
 
@@ -97,6 +98,24 @@ def test_a_figure_of_one_line(tmp_path: Path) -> None:
         record.add(step, {"loss": float(step)})
     draw_run(record, tmp_path / "a.png", title="two steps")
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("layer", ["body", "a.layer.with.a.very.long.name"])
+def test_no_legend_lies_on_a_line(layer: str) -> None:
+    record = Record()
+    names = [f"gradient_health/zero/{layer}.{index}" for index in range(len(COLOURS))]
+    for step in (1, 2):
+        record.add(step, dict.fromkeys(names, float(step)))
+    figure = matplotlib.figure.Figure(layout="constrained", figsize=(4.2, 4.0))
+    panel = figure.subplots()
+    _draw_panel(panel, "gradient_health/zero", names, record)
+    figure.draw_without_rendering()
+    legend = panel.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()][-1] == f"{layer}.6"
+    ink, whole = legend.get_window_extent(), figure.bbox
+    assert ink.y1 < panel.xaxis.get_tightbbox().y0 < panel.bbox.y0
+    assert (ink.x0, ink.y0) >= (whole.x0, whole.y0) and ink.x1 <= whole.x1
 
 
 def test_layers_with_the_same_numbers_stay_lines_of_their_own() -> None:
