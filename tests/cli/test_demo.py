@@ -197,10 +197,10 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path, monk
     assert "File exists" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
-def test_a_missing_package_is_named_before_training(package, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("module", "package"), [("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")])
+def test_a_missing_package_is_named_before_training(module, package, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_module, "_train", None)
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, module, None)
     assert main([*ARGV, str(tmp_path / "out")]) == 2
     expected = f'{package} must be installed: pip install "lightning_tricks[demo]"'
     assert expected in capsys.readouterr().err

@@ -145,7 +145,7 @@ def test_it_learns():
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"sklearn.* must be installed: pip install .*\[demo\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn must be installed: pip install .*\[demo\]"):
         ready()
 
 
