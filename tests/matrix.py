@@ -1,8 +1,9 @@
 """Technique x regime: what the tests themselves have found, as the table of the README.
 
 A cell is what all tests of that technique in that regime came to: *right* if they passed, or the reason for
-which it is refused, which a test records as the property ``refused``. A run that holds every cell compares
-the table with the README and fails if they differ; with ``--matrix`` it writes it there.
+which it is refused, which a test records as the property ``refused``. Techniques that do the same everywhere
+share a row, and regimes in which all do the same a column. A run that holds every cell compares the table
+with the README and fails if they differ; with ``--matrix`` it writes it there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,22 @@ def cell_of(parameters: dict[str, Any], names: dict[int, str]) -> tuple[str, str
     regime = parameters.get("world") or names.get(id(parameters.get("regime")))
     technique = parameters.get("technique") or names.get(id(parameters.get("case")))
     return (regime, technique) if regime and technique else None
+
+
+def folded(regimes: list[str], cells: dict[str, list[str]]) -> list[str]:
+    """Return the lines of a table in which equal rows, and equal columns, are one."""
+    columns: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, column in enumerate(zip(*cells.values(), strict=True)):
+        columns[column].append(index)
+    heads = ["; ".join(regimes[index] for index in alike) for alike in columns.values()]
+    rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, row in cells.items():
+        rows[tuple(row[alike[0]] for alike in columns.values())].append(name)
+    return [
+        f"| | {' | '.join(heads)} |",
+        "|---|" + ":-:|" * len(heads),
+        *(f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in rows.items()),
+    ]
 
 
 class Matrix:
@@ -69,10 +86,11 @@ class Matrix:
         if any((regime, name) not in self.outcomes for regime in regimes for name in CASES):
             return None
         notes: list[str] = []
-        lines = [f"| | {' | '.join(regimes)} |", "|---|" + ":-:|" * len(regimes)]
-        for name in CASES:
-            cells = (self._cell(name, self.outcomes[regime, name], notes) for regime in regimes)
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = {
+            name: [self._cell(name, self.outcomes[regime, name], notes) for regime in regimes]
+            for name in CASES
+        }
+        lines = folded(list(regimes), cells)
         return "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]).rstrip()
 
     @staticmethod
@@ -80,6 +98,8 @@ class Matrix:
         if outcomes <= {"right"} or "WRONG" in outcomes:
             return min(outcomes)
         # One note for all techniques and, without the name of a class that only the tests have, all regimes.
-        reason = re.sub(r", got (False in )?[A-Z]\w+$", "", min(outcomes - {"right"}).replace(name, "it"))
+        reason = re.sub(
+            r", got (False in )?[A-Z]\w+(?=:|$)", "", min(outcomes - {"right"}).replace(name, "it")
+        )
         notes += [] if reason in notes else [reason]
         return f"refused ({notes.index(reason) + 1})"
