@@ -46,6 +46,7 @@ bench: .venv/.stamp .venv-mergekit/.stamp ## measure what the techniques cost, a
 	MERGEKIT_PYTHON=$(CURDIR)/.venv-mergekit/bin/python $(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.recipe_cost
+	$(BIN)/python -m benchmarks.memory --mergekit .venv-mergekit/bin/python
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.health
 	$(BIN)/python -m benchmarks.averaging

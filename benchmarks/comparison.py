@@ -1,4 +1,4 @@
-"""The README's short table of what ours take beside the best of their peers, from recorded figures."""
+"""The README's short tables of what ours take beside the best of their peers, from recorded figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = tuple[str, str, float, str, float]
 
 
 def comparison(results: Path) -> str:
-    """Return the table as Markdown.
+    """Return the tables of time and of memory as Markdown.
 
     Args:
         results: The folder of figures.
@@ -27,7 +27,22 @@ def comparison(results: Path) -> str:
         lines.append(
             f"| {what} | {ours}: {_time(seconds)} | {peer}: {_time(theirs)} | {seconds / theirs:.2g} of it |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_memory(_figures(results, "memory"))])
+
+
+def _memory(figures: dict[str, Any]) -> Iterator[str]:
+    yield "| memory at most, in sets of weights | ours | the peer that takes least |"
+    yield "|---|---:|---:|"
+    into = f"four models of {figures['megabytes'] / 1000:g} GB into one, "
+    for rows, before in ((figures["rows"], ""), (figures["fusions"], into)):
+        for what in dict.fromkeys(row["what"] for row in rows):
+            alike = [row for row in rows if row["what"] == what]
+            ours = next(row for row in alike if row["who"].startswith("`"))
+            peers = [row for row in alike if not row["who"].startswith("`")]
+            if peers:
+                least = min(peers, key=lambda row: row["sets"])
+                told = (f"{row['who']}: {row['sets']:z.2f}" for row in (ours, least))
+                yield f"| {before}{what} | {' | '.join(told)} |"
 
 
 def _rows(results: Path) -> Iterator[Row]:

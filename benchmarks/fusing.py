@@ -160,10 +160,10 @@ def measure(runs: dict[str, Run], folder: Path, rounds: int) -> list[dict[str, A
     return rows
 
 
-def anonymous() -> int:
-    """Return the anonymous memory of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+def anonymous(process: int | str = "self") -> int:
+    """Return the anonymous memory of ``process``, in bytes; 0 of one that has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0) * 1024
 
 
 def peak(paths: list[str], output: str) -> int:

@@ -77,23 +77,28 @@ def beside_mergekit(
         rounds: Turns of each.
         names: Of the methods.
     """
-    ours = [sys.executable, "-m", "lightning_tricks.cli", "fuse"]
-    theirs = [str(Path(python).with_name("mergekit-pytorch"))]
     runs: dict[str, Run] = {}
-    for name in names:
-        command = COMMANDS[name]
-        paths = [str(path) for path in models[: command.models]]
-        config = models[0].with_name(f"{name.replace(' ', '_')}.yml")
-        base = {"base_model": paths[0]} if command.based else {}
-        listed = [{"model": path} for path in paths[len(base) :]]
-        config.write_text(json.dumps({**command.theirs, **base, "models": listed}))
-        output = str(folder / "fused.safetensors")
-        runs[f"ours {name}"] = partial(_run, [*ours, *paths, *command.ours.split(), "-o", output])
-        runs[f"mergekit {name}"] = partial(_run, [*theirs, str(config), str(folder / "merged"), "--quiet"])
-    runs[f"ours {STARTING}"] = partial(_run, [*ours, "--help"])
-    runs[f"mergekit {STARTING}"] = partial(_run, [*theirs, "--help"])
+    for name in (*names, STARTING):
+        ours, theirs = pair(name, python, models, folder)
+        runs[f"ours {name}"], runs[f"mergekit {name}"] = partial(_run, ours), partial(_run, theirs)
     times = in_turns(runs, folder, rounds, warmup=False)
     return [_row(name, times[f"ours {name}"], times[f"mergekit {name}"]) for name in (*names, STARTING)]
+
+
+def pair(name: str, python: str, models: Sequence[Path], folder: Path) -> tuple[list[str], list[str]]:
+    """Return the command lines of a method, ours and mergekit's, whose settings are written down."""
+    ours = [sys.executable, "-m", "lightning_tricks.cli", "fuse"]
+    theirs = [str(Path(python).with_name("mergekit-pytorch"))]
+    if name == STARTING:
+        return [*ours, "--help"], [*theirs, "--help"]
+    command = COMMANDS[name]
+    paths = [str(path) for path in models[: command.models]]
+    config = models[0].with_name(f"{name.replace(' ', '_')}.yml")
+    base = {"base_model": paths[0]} if command.based else {}
+    listed = [{"model": path} for path in paths[len(base) :]]
+    config.write_text(json.dumps({**command.theirs, **base, "models": listed}))
+    ours += [*paths, *command.ours.split(), "-o", str(folder / "fused.safetensors")]
+    return ours, [*theirs, str(config), str(folder / "merged"), "--quiet"]
 
 
 def _run(command: list[str]) -> None:

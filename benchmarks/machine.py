@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-__all__ = ["machine"]
+__all__ = ["available_memory", "machine"]
 
 
 def machine() -> dict[str, str | int]:
@@ -23,3 +24,16 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "lightning", "lightning_tricks")},
     }
+
+
+def available_memory() -> int:
+    """Return how many bytes this process may still take: what the system has left, or its own group."""
+    told, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    left = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if told.exists():  # which also counts what only lies in caches
+        found = re.search(r"^MemAvailable: +(\d+) kB", told.read_text(), re.MULTILINE)
+        left = int(found[1]) * 1024 if found else left
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdigit():
+        left = min(left, int(most) - int(used.read_text()))
+    return left

@@ -44,7 +44,7 @@ SETS = {"ViT-B": vit_b, "ResNet-50": resnet_50}
 
 
 class Weights(nn.Module):
-    """Parameters of these shapes, with gradients of the size that training has."""
+    """Parameters of these shapes, with gradients of the size that training has: one for each shape."""
 
     def __init__(self, shapes: list[tuple[int, ...]]) -> None:
         """Draw weights and gradients from a fixed seed."""
@@ -55,7 +55,9 @@ class Weights(nn.Module):
             return torch.randn(shape, generator=generator).mul_(0.02)
 
         self.weights = nn.ParameterList(draw(shape) for shape in shapes)
-        self.gradients = [draw(shape) for shape in shapes]
+        # Else a third of the memory would hold what is only copied.
+        of_shape = {shape: draw(shape) for shape in dict.fromkeys(shapes)}
+        self.gradients = [of_shape[shape] for shape in shapes]
 
     def fill(self) -> None:
         """Give every weight its gradient anew, which clipping has changed."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 from lightning.pytorch import Callback
 
 import lightning_tricks
+from benchmarks import memory, recipe_cost
 from benchmarks.cards import README, table_of_techniques
 from benchmarks.comparison import comparison
 from benchmarks.peers.lines import rows
@@ -59,6 +62,21 @@ def test_what_the_readme_says_to_write_instead_can_be_written() -> None:
 
 def test_the_readme_compares_by_the_recorded_figures() -> None:
     assert table_of(ROOT / "README.md", "comparison") == comparison(ROOT / "benchmarks" / "results")
+
+
+@pytest.mark.parametrize("benchmark", [recipe_cost, memory])
+def test_the_measurements_are_the_recorded_figures(benchmark: ModuleType) -> None:
+    name = benchmark.__name__.rpartition(".")[2]
+    figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    assert table_of(ROOT / "docs" / "measurements.md", name) == benchmark.table(figures)
+
+
+def test_a_size_that_does_not_fit_into_memory_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_cost, "available_memory", lambda: 12 * 10**9)
+    monkeypatch.setattr(recipe_cost, "grown", lambda tensors, entries, rounds: {"added_us": 1.0})
+    rows, left_out = recipe_cost.by_entries([10**8, 10**9], rounds=1)
+    assert rows == {10**8: {"added_us": 1.0}}
+    assert left_out == {"1,000,000,000 entries": "13.2 GB are needed, 12.0 GB are available"}
 
 
 def test_links_within_the_documents_lead_somewhere() -> None:
