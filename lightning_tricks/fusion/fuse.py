@@ -28,12 +28,12 @@ __all__ = ["Fusion", "Opened", "fuse"]
 
 Progress = Callable[[int, int], None]
 """Is told of how many bytes have been read, and how many will be; by one thread at a time."""
-_AVERAGE, _READING, _MATCHING, _EFFORT = Average(), Reading(), Matching(), Effort()
+_READING, _MATCHING, _EFFORT = Reading(), Matching(), Effort()
 
 
 def fuse(  # noqa: PLR0913  # settings
     models: Sequence[Readable],
-    method: FusionMethod = _AVERAGE,
+    method: FusionMethod = Average(),  # noqa: B008  # it is frozen, and cards show it as it stands here
     output: str | PathLike[str] | None = None,
     *,
     which: Literal["state_dict", "live", "average"] = "state_dict",
@@ -138,7 +138,7 @@ class Fusion:
     """
 
     models: Sequence[Readable]
-    method: FusionMethod = _AVERAGE
+    method: FusionMethod = Average()  # noqa: RUF009  # it is frozen
     reading: Reading = _READING
     matching: Matching = _MATCHING
     effort: Effort = _EFFORT

@@ -34,6 +34,7 @@ _SNGAN = "Miyato et al. 2018, arXiv 1802.05957, appendix A"
 _TRICKS = "He et al. 2019, arXiv 1812.01187"
 _ULMFIT = "Howard and Ruder 2018, arXiv 1801.06146"
 _WGAN_GP = "Gulrajani et al. 2017, arXiv 1704.00028, appendix F"
+_NAMES = "as your module names its parts"
 
 
 def finetune(*, stages: Sequence[Patterns], weight_decay: bool = True) -> Recipe:
@@ -63,7 +64,14 @@ def finetune(*, stages: Sequence[Patterns], weight_decay: bool = True) -> Recipe
                 LearningRate(schedule=schedule),
                 {"schedule": f"{_ULMFIT}, section 3.2: cut_frac 0.1, ratio 32"},
             ),
-            (unfreeze, {"at": f"{_ULMFIT}, section 3.3", "lr_factor": f"{_ULMFIT}, section 3.2"}),
+            (
+                unfreeze,
+                {
+                    "stages": _NAMES,
+                    "at": f"{_ULMFIT}, section 3.3",
+                    "lr_factor": f"{_ULMFIT}, section 3.2",
+                },
+            ),
         ],
     )
 
@@ -137,9 +145,9 @@ def gan(*, generator: Patterns = "generator", critic: Patterns | None = "critic"
     return Recipe(
         "A generator and its critic",
         [
-            *([(spectral, {"n_power_iterations": _SNGAN})] if critic is not None else []),
+            *([(spectral, {"params": _NAMES, "n_power_iterations": _SNGAN})] if critic is not None else []),
             (LearningRate(schedule="linear(to=0.0)"), {"schedule": _WGAN_GP}),
-            (EMAWeights(decay=0.999, params=generator), {"decay": _PROGAN}),
+            (EMAWeights(decay=0.999, params=generator), {"decay": _PROGAN, "params": _NAMES}),
         ],
     )
 

@@ -147,8 +147,10 @@ def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
             [_at_least_0(estimate.high - estimate.mean) for _, estimate in found],
         ]
         panel.errorbar(means, heights, xerr=ends, fmt="none", ecolor="#222222", elinewidth=1.0, capsize=2.5)
-    panel.set_xlabel(f"gain in {effects.metric}, right of 0 is better (95 % interval)")
-    panel.set_title(f"What it brings ({_seeds(effects)} seeds)", fontsize=10)
+    seeds = _seeds(effects)
+    interval = " (95 % interval)" if seeds > 1 else ""
+    panel.set_xlabel(f"gain in {effects.metric}, right of 0 is better{interval}")
+    panel.set_title(f"What it brings ({seeds} seed{'s' * (seeds != 1)})", fontsize=10)
     panel.set_axisbelow(True)
     panel.use_sticky_edges = False  # else the line at 0 would be the frame where all bars end on one side
     panel.locator_params(axis="x", nbins=6)

@@ -132,6 +132,14 @@ def test_the_picture_has_a_place_for_each_technique(tmp_path):
     assert (two.reshape(-1, 4)[:, :3].std(0) > 0.1).all()  # is not blank
 
 
+def test_the_picture_of_one_seed_promises_no_interval():
+    figure = matplotlib.figure.Figure()
+    draw_panels(figure, replace(effects(), outcomes=(outcome((), 0), outcome(("EMA",), 0))))
+    panel = figure.axes[0]
+    assert panel.get_title() == "What it brings (1 seed)"
+    assert "interval" not in panel.get_xlabel()
+
+
 def test_in_the_picture_nothing_lies_on_something_else():
     one = replace(effects(), names=("EMA",))
     dead = replace(effects(), names=("EMA", "gone"), outcomes=(outcome((), 0), outcome(("EMA",), 0)))
