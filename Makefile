@@ -94,6 +94,7 @@ clean: ## remove what was built or written here, the environment included
 .venv/.stamp .venv-oldest/.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
 		"Python 3.11 or later is needed, but $(PYTHON) is %s.%s: make PYTHON=..." % sys.version_info[:2])'
+	@echo "Installing into $(@D), which takes some minutes the first time."
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,9 +198,21 @@ def made(entry: Any) -> Callback:
     try:
         config = parser.parse_object({"callback": deepcopy(entry)})
     except argparse.ArgumentError as error:
-        raise ValueError(f"trainer.callbacks must hold callbacks: {error}") from error
+        raise ValueError(f"trainer.callbacks must hold callbacks: {error}{_meant(entry)}") from error
     with warnings.catch_warnings():
         # Its newer name is not known to all versions that Lightning allows.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         found: Callback = parser.instantiate_classes(config)["callback"]
     return found
+
+
+def _meant(entry: Any) -> str:
+    """Return the settings that misspelt ones of ``entry`` look like, as the end of an error."""
+    try:
+        known = signature(pkgutil.resolve_name(entry["class_path"])).parameters
+        unknown = [setting for setting in entry["init_args"] if setting not in known]
+    except (AttributeError, ImportError, LookupError, TypeError, ValueError):
+        return ""
+    close = [checks.nearest(setting, known, count=1) for setting in unknown]
+    meant = " and ".join(repr(name) for names in close for name in names)
+    return f"; did you mean {meant}?" if meant else ""

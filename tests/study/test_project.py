@@ -84,7 +84,7 @@ def test_later_files_add_and_replace(config, tmp_path):
             "model must have a class_path in the configuration",
         ),
         ("lightning_tricks.", "lightning.pytorch.callbacks.No", "trainer.callbacks must hold callbacks"),
-        ("{max_norm: 0.5}", "{max_nrom: 0.5}", "trainer.callbacks must hold callbacks"),
+        ("{max_norm: 0.5}", "{max_nrom: 0.5}", "(?s)must hold callbacks: .*did you mean 'max_norm'"),
         ("seed_everything: 7", "seed_everything: [", "config.yaml must be a configuration in YAML"),
     ],
 )
