@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.overhead import OURS, THEIRS
 from benchmarks.shapes import SETS
 
 __all__ = ["comparison"]
@@ -46,6 +47,10 @@ def _memory(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def _rows(results: Path) -> Iterator[Row]:
+    variants = _figures(results, "overhead")["variants"]
+    ours, theirs = (variants[name]["extra_us"] / 1e6 for name in (OURS, THEIRS))
+    what = "clipping, a schedule and an average, added to a step of the demo's model"
+    yield what, "our three callbacks", ours, "Lightning's and torch's three", theirs
     for row in _figures(results, "steps")["rows"]:
         if "GradientClip" not in row["theirs"]:  # one of ours beside another
             what = "rates" if row["ours"] == "LearningRate" else "clipping the gradients"

@@ -21,6 +21,7 @@
 
 # %%
 import logging
+import os
 import tempfile
 import warnings
 from typing import Any
@@ -46,6 +47,7 @@ warnings.filterwarnings("ignore", "The .* does not have many workers")
 warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated")
 torch.set_num_threads(1)  # on a network as small as this, more only wait for one another
 plt.rcParams.update(STYLE)
+os.chdir(tempfile.mkdtemp())  # files go there
 EPOCHS = 12
 
 
@@ -95,7 +97,7 @@ def train(module: DigitsClassifier, *techniques: Callback) -> Notes:
         accelerator="cpu",
         max_epochs=EPOCHS,
         callbacks=[*techniques, notes],
-        default_root_dir=tempfile.mkdtemp(),
+        default_root_dir=".",
         log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
@@ -115,8 +117,8 @@ def train(module: DigitsClassifier, *techniques: Callback) -> Notes:
 # %%
 torch.manual_seed(0)
 data = DigitsData(classes=tuple(range(8)), training=800, batch_size=40, label_noise=0.3)
-network = ResidualNet(classes=8)
-clip, average = GradientClip(max_norm=3.0), EMAWeights()
+network = ResidualNet(widths=(8, 16, 32), classes=8)
+clip, average = GradientClip(max_norm=2.0), EMAWeights()
 pretrained = DigitsClassifier(network, classes=8)
 first = train(pretrained, clip, WarmupCosine(warmup="10%", final=0.1), average)
 
@@ -134,7 +136,7 @@ with average.live_weights():
 # %%
 torch.manual_seed(0)
 data = DigitsData(training=800, batch_size=40, label_noise=0.3)
-new = ResidualNet(classes=10)
+new = ResidualNet(widths=(8, 16, 32), classes=10)
 learned = {k: v for k, v in network.state_dict().items() if not k.startswith("head.")}
 new.load_state_dict(learned, strict=False)
 finetuned = DigitsClassifier(new)
@@ -144,7 +146,7 @@ average = EMAWeights()
 fusion = WeightFusion(collect=LastEpochs(4), monitor="val_loss", mode="min")
 second = train(
     finetuned,
-    GradientClip(max_norm=3.0),
+    GradientClip(max_norm=2.0),
     WarmupCosine(warmup="10%", final=0.1),
     average,
     ProgressiveUnfreeze(stages=stages, at="10%"),
@@ -174,7 +176,7 @@ rates.set(title="Learning rate of each group", xlabel="optimizer step", yscale="
 rates.legend(loc="lower left")
 
 norms.plot(first.norms + second.norms, color=BLUE, linewidth=0.8, label="before clipping")
-norms.axhline(3.0, color=ORANGE, label="threshold")
+norms.axhline(2.0, color=ORANGE, label="threshold")
 norms.set(title="Gradient norm", xlabel="optimizer step")
 norms.legend()
 

@@ -85,7 +85,7 @@ starts = {
 figure, panel = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for (name, make), marker in zip(starts.items(), "osD", strict=True):
     look = Sizes()
-    scores = [train(deep(seed), *make(), look, epochs=12, seed=seed) for seed in SEEDS]
+    scores = [train(deep(seed), *make(), look, epochs=8, seed=seed) for seed in SEEDS]
     print(f"{name:>12}: accuracy {mean(scores):.1%} ± {stdev(scores):.1%}")
     panel.plot(range(1, 17), look.sizes, marker=marker, markersize=4, label=name)
 panel.set(
