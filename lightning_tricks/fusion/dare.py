@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -63,20 +64,24 @@ def dare(
 
 
 def dropping(density: float, seed: int) -> Keep:
-    """Return what keeps entries by chance, and multiplies them by the reciprocal of the chance."""
-    steps = min(max(round(density * STEPS), 1), STEPS)
-    generator = torch.Generator().manual_seed(seed)
+    """Return what keeps entries by chance."""
+    steps = steps_of(density)
+    draws = numpy.random.SFC64(seed)  # twice as fast as torch's generator
 
     def keep(start: int, model: Tensor, base: Tensor) -> Tensor:
         if steps == STEPS:
             return torch.ones_like(model)
-        words = torch.empty(-(-len(model) // 4), dtype=torch.int64)
-        words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        drawn, border = words.view(torch.int16)[: len(model)], steps - STEPS // 2
+        words = draws.random_raw(-(-len(model) // 4))
+        drawn, border = torch.from_numpy(words.view("int16"))[: len(model)], steps - STEPS // 2
         # 1 where it is below the border, else 0: arithmetic, because comparisons take thrice as long.
-        return (border - drawn.clamp_(border - 1, border)).to(model).mul_(STEPS / steps)
+        return drawn.clamp_(border - 1, border).neg_().add_(border).to(model)
 
     return keep
+
+
+def steps_of(density: float) -> int:
+    """Return the probability ``density`` in :data:`STEPS`."""
+    return min(max(round(density * STEPS), 1), STEPS)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,11 @@ class Dare(TaskVectors):
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         keeps, weights = self.keeps(name, tensors), self.factors(tensors[1:])
-        return changed(tensors, keeps, weighted, weights=weights, scale=self.scale)
+        return changed(tensors, keeps, weighted, weights=weights, scale=self.gain())
+
+    def gain(self) -> float:
+        """Return what kept changes are multiplied by: the scale, over the chance to be kept."""
+        return self.scale * STEPS / steps_of(self.density)
 
     def keeps(self, name: str, tensors: list[Tensor]) -> list[Keep]:
         """Return which changes of each model are kept."""
@@ -147,4 +156,4 @@ class DareTies(Dare):
 
     def combine(self, name: str, tensors: list[Tensor]) -> Tensor:
         keeps, weights = self.keeps(name, tensors), self.factors(tensors[1:])
-        return changed(tensors, keeps, elected, weights=weights, scale=self.scale)
+        return changed(tensors, keeps, elected, weights=weights, scale=self.gain())

@@ -84,7 +84,7 @@ class WithFishers(Known):
                 return plain
             _, sure = next(parts_of)
             total = weighted([part.mul_(each) for part, each in zip(parts, sure, strict=True)], self.weights)
-            divisor = weighted(sure, self.weights)
+            divisor = weighted([*sure], self.weights)
             return torch.where(divisor > 0, total / divisor, plain)
 
         return piecewise(tensors, mean)

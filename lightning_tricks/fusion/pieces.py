@@ -1,7 +1,7 @@
 """Arithmetic on large tensors, piece by piece in double precision: little memory, and rounded once.
 
-Pieces stay in the processor's cache, and their sums are taken by one thread in one order, so that results do
-not depend on the number of threads.
+Pieces stay in the processor's cache, and lie in the same memory one after the other, because new memory costs
+page faults. Their sums are taken in one order, so that results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -47,17 +47,22 @@ def wide(tensor: Tensor) -> Tensor:
 
 def pieces(
     tensors: Sequence[Tensor], dtype: torch.dtype = torch.float64, size: int = PIECE
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Yield the entries (:func:`reals`) of ``tensors``, piece by piece, with where a piece starts.
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield where a piece starts, and the piece, of shape (len(tensors), entries); it lasts till the next.
 
     Args:
-        tensors: At least one; of one shape.
+        tensors: At least one; of one shape. Their entries are :func:`reals`.
         dtype: Of the pieces, which share no memory with the tensors.
         size: Entries of a piece.
     """
     rows = [reals(tensor) for tensor in tensors]
-    for start in range(0, rows[0].numel(), size):
-        yield start, [row[start : start + size].to(dtype, copy=True) for row in rows]
+    count = rows[0].numel()
+    memory = rows[0].new_empty((len(rows), min(size, count)), dtype=dtype)
+    for start in range(0, count, size):
+        piece = memory[:, : count - start]
+        for part, row in zip(piece, rows, strict=True):
+            part.copy_(row[start : start + size])
+        yield start, piece
 
 
 @torch.no_grad()
@@ -75,7 +80,7 @@ def piecewise(
     result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
     row = reals(result)
     for start, parts in pieces(tensors, size=size):
-        row[start : start + size] = combine(start, parts)
+        row[start : start + size] = combine(start, [*parts])
     return result
 
 
@@ -132,14 +137,8 @@ def inner_products(tensors: Sequence[Tensor], *, origin: Tensor | None = None) -
         tensor([[25.,  3.],
                 [ 3.,  1.]], dtype=torch.float64)
     """
-    count = len(tensors)
-    sums = [[0.0] * count for _ in range(count)]
-    for _, parts in pieces([*tensors, *([] if origin is None else [origin])]):
-        if origin is not None:
-            last = parts.pop()
-            parts = [part.sub_(last) for part in parts]
-        for i in range(count):
-            for j in range(i + 1):
-                sums[i][j] += float((parts[i] * parts[j]).sum())
-    lower = torch.tensor(sums, dtype=torch.float64)
-    return lower + lower.tril(-1).T
+    products = tensors[0].new_zeros((len(tensors), len(tensors)), dtype=torch.float64)
+    for _, piece in pieces([*tensors, *([] if origin is None else [origin])]):
+        changes = piece if origin is None else piece[:-1].sub_(piece[-1])
+        products.addmm_(changes, changes.T)
+    return products.cpu()
