@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.overhead import OURS, THEIRS
 from benchmarks.shapes import SETS
 
 __all__ = ["comparison"]
@@ -40,17 +39,13 @@ def _memory(figures: dict[str, Any]) -> Iterator[str]:
             alike = [row for row in rows if row["what"] == what]
             ours = next(row for row in alike if row["who"].startswith("`"))
             peers = [row for row in alike if not row["who"].startswith("`")]
-            if peers:
+            if peers and not what.startswith("help"):  # what the start of a command takes
                 least = min(peers, key=lambda row: row["sets"])
                 told = (f"{row['who']}: {row['sets']:z.2f}" for row in (ours, least))
                 yield f"| {before}{what} | {' | '.join(told)} |"
 
 
 def _rows(results: Path) -> Iterator[Row]:
-    variants = _figures(results, "overhead")["variants"]
-    ours, theirs = (variants[name]["extra_us"] / 1e6 for name in (OURS, THEIRS))
-    what = "clipping, a schedule and an average, added to a step of the demo's model"
-    yield what, "our three callbacks", ours, "Lightning's and torch's three", theirs
     for row in _figures(results, "steps")["rows"]:
         if "GradientClip" not in row["theirs"]:  # one of ours beside another
             what = "rates" if row["ours"] == "LearningRate" else "clipping the gradients"

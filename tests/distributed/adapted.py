@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from lightning_tricks import GradientClip, Percentile, ZScore
 from tests.contract.cases import Case
-from tests.distributed.cells import Watch, check, fit
+from tests.distributed.cells import check, plain_run
 from tests.distributed.worlds import WORLDS
 
 CASES = {
@@ -28,7 +28,7 @@ CASES = {
 def main(name: str, folder: Path) -> None:
     """Check both in the world of this name, and write their final weights to ``folder``."""
     world = WORLDS[name]
-    _, _, plain = fit(world, folder / "plain", Watch(world))
+    plain = plain_run(world, folder / "plain")
     for key, case in CASES.items():
         weights = check(case, world, plain, folder / key)
         if dist.get_rank() == 0:

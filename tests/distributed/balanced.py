@@ -21,7 +21,7 @@ from lightning_tricks import BalancedLosses
 from tests.contract.adapting import without_own_decay
 from tests.contract.cases import Case
 from tests.contract.mixing import Mixes, balanced, two_tasks
-from tests.distributed.cells import Watch, check, fit, run_or_refusal
+from tests.distributed.cells import check, plain_run, run_or_refusal
 from tests.distributed.worlds import WORLDS
 
 
@@ -53,7 +53,7 @@ def chosen(world: str) -> dict[str, Case]:
 def main(name: str, folder: Path) -> None:
     """Check all in the world of this name, and write their final weights, or why not, to ``folder``."""
     world = WORLDS[name]
-    plain = fit(world, folder / "plain", Watch(world), adapt=without_own_decay)[2]
+    plain = plain_run(world, folder / "plain", without_own_decay)
     for key, case in chosen(name).items():
         run = run_or_refusal(case, world, folder / key)
         found = run if isinstance(run, str) else check(case, world, plain, folder / key, run)

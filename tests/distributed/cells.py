@@ -28,7 +28,8 @@ from tests.contract.cases import CASES, Case
 from tests.distributed.worlds import WORLDS, Part, World
 from tests.toys import SaveAfter, Toy, assert_equal, trainer
 
-MIDDLE = 9  # batches: within an epoch, and not within an accumulation
+BATCHES = 3  # of each epoch, of which there are three, each with a validation
+MIDDLE = 5  # batches: within the second epoch, and not within an accumulation
 
 
 class Watch(Callback):
@@ -86,11 +87,12 @@ def fit(
     *callbacks: Callback,
     adapt: Callable[[Toy], Toy] = as_it_is,
     ckpt_path: Path | None = None,
+    batches: int = 5,
 ) -> tuple[Toy, Trainer, dict[str, Tensor]]:
     """Train three epochs with validation; return the module, its Trainer and the whole weights."""
     module = adapt(world.module())
     runner = trainer(*callbacks, **world.trainer_settings(root))
-    runner.fit(module, Part(), Part(2, seed=9, fixed=True), ckpt_path=ckpt_path)
+    runner.fit(module, Part(batches), Part(2, seed=9, fixed=True), ckpt_path=ckpt_path)
     return module, runner, whole_weights(runner)
 
 
@@ -126,10 +128,15 @@ class Leave(SaveAfter):
         trainer.strategy.barrier()
 
 
+def plain_run(world: World, folder: Path, adapt: Callable[[Toy], Toy] = as_it_is) -> dict[str, Tensor]:
+    """Return the final weights of a run without a technique, for :func:`check`."""
+    return fit(world, folder, Watch(world), adapt=adapt, batches=BATCHES)[2]
+
+
 def active_run(case: Case, world: World, folder: Path, watch: Watch) -> Run:
     """Return a run with the active setting in ``folder / "whole"``, of which ``folder / "parts"`` is left."""
     leave = Leave(MIDDLE, folder / "whole" / "middle.ckpt", folder / "parts")
-    return fit(world, folder / "whole", case.active(), watch, leave, adapt=case.adapt)
+    return fit(world, folder / "whole", case.active(), watch, leave, adapt=case.adapt, batches=BATCHES)
 
 
 def check(
@@ -140,19 +147,19 @@ def check(
     Args:
         case: The technique.
         world: The way to train.
-        plain: The final weights of a run without it.
+        plain: The final weights of the :func:`plain_run`.
         folder: Where to write.
         active: The :func:`active_run`, if there was one.
     """
     if "neutral" not in case.exempt:
-        _, _, neutral = fit(world, folder / "neutral", case.neutral(), Watch(world), adapt=case.adapt)
-        assert_equal(plain, neutral)
+        watch, same = Watch(world), {"adapt": case.adapt, "batches": BATCHES}
+        assert_equal(plain, fit(world, folder / "neutral", case.neutral(), watch, **same)[2])
     if active is None:
         active = active_run(case, world, folder, Watch(world))
     _, whole_runner, final = active
     changed = plain.keys() != final.keys() or any(not torch.equal(plain[k], final[k]) for k in plain)
     assert changed or "active" in case.exempt, "the active setting did nothing"
-    resumed = {"adapt": case.adapt, "ckpt_path": folder / "parts" / "middle.ckpt"}
+    resumed = {"adapt": case.adapt, "ckpt_path": folder / "parts" / "middle.ckpt", "batches": BATCHES}
     _, runner, parts = fit(world, folder / "parts", case.active(), Watch(world), **resumed)
     assert_equal(final, parts)
     assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
@@ -180,7 +187,7 @@ def main(name: str, folder: Path, cases: list[str]) -> None:
             active = run_or_refusal(case, world, folder / key)
             if not isinstance(active, str):
                 if case.adapt not in plain:
-                    plain[case.adapt] = fit(world, folder / "plain", Watch(world), adapt=case.adapt)[2]
+                    plain[case.adapt] = plain_run(world, folder / "plain", case.adapt)
                 weights = check(case, world, plain[case.adapt], folder / key, active)
         except Exception as error:
             error.add_note(f"in the case of {key}")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import lightning_tricks as lt
 from lightning_tricks.lifecycle.technique import Technique
 from tests.contract.cases import Case
-from tests.distributed.cells import Watch, check, fit, weights_of
+from tests.distributed.cells import check, plain_run, weights_of
 from tests.distributed.normed import world_of
 from tests.distributed.worlds import World
 from tests.toys import assert_equal
@@ -34,7 +34,7 @@ def unfreeze() -> Technique:
 
 def main(world: World, folder: Path) -> None:
     start = weights_of(world.module().state_dict())
-    plain = fit(world, folder / "plain", Watch(world))[2]
+    plain = plain_run(world, folder / "plain")
     case = Case(neutral=freeze, active=freeze, exempt={"neutral": "it freezes"})
     final = check(case, world, plain, folder / "frozen")
     kept = {name: value for name, value in final.items() if name.startswith("body.")}

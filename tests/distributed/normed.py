@@ -29,7 +29,7 @@ from lightning_tricks.lifecycle.evaluation import validate_again
 from lightning_tricks.lifecycle.strategies import reshard
 from lightning_tricks.network.precise_batchnorm import PreciseBatchNorm
 from tests.contract.cases import CASES
-from tests.distributed.cells import Watch, assert_same_on_all, check, fit, weights_of, whole_weights
+from tests.distributed.cells import assert_same_on_all, check, plain_run, weights_of, whole_weights
 from tests.distributed.worlds import WORLDS, OnCPU, Part, Shared, World
 from tests.toys import Loader, StopAfter, StopError, assert_equal, trainer
 
@@ -224,8 +224,7 @@ def outside(world: World, folder: Path) -> None:
 
 def cells(world: World, folder: Path) -> None:
     """The laws of the matrix hold too."""
-    _, _, plain = fit(world, folder / "plain", Watch(world))
-    check(CASES["WeightFusion"], world, plain, folder)
+    check(CASES["WeightFusion"], world, plain_run(world, folder / "plain"), folder)
 
 
 def main(name: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.distributed.balanced import chosen
+from tests.distributed.cells import BATCHES
 from tests.distributed.launch import launch
 from tests.distributed.worlds import WORLDS, Part
 from tests.toys import trainer, weights
@@ -23,6 +24,7 @@ def test_weights_are_those_of_one_process(world: str, tmp_path: Path) -> None:
             continue
         alone = case.adapt(WORLDS[world].module())
         settings = {k: v for k, v in WORLDS[world].settings().items() if k != "plugins"}
-        trainer(case.active(), default_root_dir=tmp_path / "alone", **settings).fit(alone, Part())
+        settings["default_root_dir"] = tmp_path / "alone"
+        trainer(case.active(), **settings).fit(alone, Part(BATCHES))
         for key, value in weights(alone).items():
             torch.testing.assert_close(together[key], value, rtol=0, atol=1e-10)

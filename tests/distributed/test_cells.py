@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.contract.cases import CASES
+from tests.distributed.cells import BATCHES
 from tests.distributed.launch import launch
 from tests.distributed.worlds import WORLDS, Part
 from tests.toys import trainer, weights
@@ -56,7 +57,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict
         if key not in known:
             folder = tmp_path_factory.mktemp("alone")
             runner = trainer(CASES[technique].active(), default_root_dir=folder, **settings)
-            runner.fit(module, Part(), Part(2, seed=9, fixed=True))
+            runner.fit(module, Part(BATCHES), Part(2, seed=9, fixed=True))
             known[key] = weights(module)
         return known[key]
 
