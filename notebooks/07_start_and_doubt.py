@@ -99,9 +99,10 @@ plt.show()
 
 # %% [markdown]
 # torch's own weights make each layer hand on less than half of what it got: after fifteen nothing of the
-# image is left, and no gradient comes back. With either of the others it learns, but not with each seed: a
-# deviation as large as LSUV's means that one of three hardly did. So these numbers do not tell which is
-# better; normalisation or residual blocks would still do more for so deep a network.
+# image is left, and no gradient comes back. With either of the others it learns, but far from equally well
+# with each seed: a deviation as large as LSUV's means that one of three was many points behind. So these
+# numbers do not tell which is better; normalisation or residual blocks would still do more for so deep a
+# network.
 #
 # ## How sure is it?
 #

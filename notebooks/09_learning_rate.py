@@ -123,7 +123,7 @@ panel.set_ylabel("loss of a batch")
 plt.show()
 
 # %% [markdown]
-# The loss begins to fall at 0.02, falls fastest before 0.1, is lowest up to 0.9, and jumps beyond. The
+# The loss begins to fall at 0.02, falls fastest before 0.1, is lowest near 0.4, and is lost beyond 1. The
 # end of the steep part, 0.1, is a good first guess, and three times as much still learns. But the run
 # tells of the first steps only. What is right at the start may be too high for the end.
 #
@@ -162,15 +162,14 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# At a constant rate 0.03 is best. At 0.1 one seed of three has lost five points on the others, and at
-# 0.3 all three have lost: where such a run ends is a matter of luck. A rate that falls to 0 is a point
-# better than the best constant one, and as good at 0.3 as at 0.1. It has to begin high, though: at 0.01
-# it is the worst of all, for on average the rate is half of that.
+# Constant rates of 0.03 and 0.1 are as good as one another, and 0.3 is three points worse. A rate that
+# falls to 0 is a point better than the best constant one, and as good from 0.3 as from 0.1. It has to
+# begin high, though: from 0.01 it is the worst of all, for on average the rate is half of that.
 #
 # ## In which shape?
 #
 # A schedule is a text, and `lightning-tricks schedule "warmup('5%') >> cosine()"` shows one before you
-# train with it. Here are five, all from the rate 0.1.
+# train with it. Here are six, all from the rate 0.1.
 
 # %%
 shapes = {
@@ -204,7 +203,7 @@ for name, scores in of_shapes.items():
     print(f"{name:>17}  {told(scores)}")
 
 # %% [markdown]
-# It does not matter: all that fall to 0 are as good as one another, and better than what does not fall.
+# It does not matter: all that fall are as good as one another, and a point better than what does not.
 # So choose by other reasons. `stable_decay` can wait until you know when training ends, `multistep`
 # wants moments to be chosen, and restarts bring nothing that one fall does not.
 #
@@ -232,10 +231,11 @@ for name, columns in table.items():
     print(f"{name:>19}  " + "    ".join(told(scores) for scores in columns))
 
 # %% [markdown]
-# Where nothing falls, each of them helps, above all the seed that was unlucky. Beside a rate that falls
-# none does: `SharpnessAware` is the same at twice the cost, Adam is the same, and `Lookahead` is a
-# little worse, since it holds back what is hardly moving any more. Schedule-Free comes within half a
-# point, and never asked how long the run is.
+# Where nothing falls, `Lookahead` and Schedule-Free are a point better, and so about as good as a rate
+# that falls; Schedule-Free never asked how long the run is. `SharpnessAware` and Adam hardly differ from
+# SGD. Beside a rate that falls none helps by more than seeds differ: `SharpnessAware` is the same at twice
+# the cost, Adam is the same, and `Lookahead` is a point worse, since it holds back what is hardly moving
+# any more.
 #
 # ## What to take away
 #
@@ -244,5 +244,5 @@ for name, columns in table.items():
 # - Let the rate fall to 0, in whatever shape, and try rates with the schedule on: the best one is
 #   higher then.
 # - Beware of a low rate that falls on top. With a short run that costs most of all that was tried here.
-# - What works around an optimizer makes up for a schedule that is missing. So do averages of the weights
-#   ([which weights do I keep?](03_which_weights.ipynb)); beside a schedule they brought nothing here.
+# - `Lookahead` and Schedule-Free make up for a schedule that is missing. So do averages of the weights
+#   ([which weights do I keep?](03_which_weights.ipynb)). Beside a schedule `Lookahead` brought nothing here.
