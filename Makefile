@@ -14,8 +14,8 @@ PARALLEL := -n auto --dist loadgroup
 
 # The tests' models are tiny and some tests run two processes: more threads only wait for one another.
 test test-oldest: export OMP_NUM_THREADS ?= 1
-test: lint types ## run every check: style, types, tests, doctests
-	$(BIN)/python -m pytest $(PARALLEL)
+test: lint types ## run every check: style, types, notebooks, tests, doctests
+	$(BIN)/python -m pytest $(PARALLEL) --nbmake notebooks/*.ipynb tests lightning_tricks
 
 test-oldest: .venv-oldest/.stamp ## run the tests with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pytest $(PARALLEL)

@@ -132,7 +132,7 @@ def on_corners(test: Callable[..., None]) -> Callable[..., None]:
 @pytest.mark.parametrize(("thing", "name"), SETTINGS)
 @on_corners
 @given(value=anything())
-@examples(12)
+@examples(8)
 def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name: str, value: Any) -> None:
     try:
         built = thing(**{**valid(thing), name: value})
@@ -153,7 +153,7 @@ def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name:
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.__name__) for kind in BUILT])
 @given(data=st.data())
-@examples(12)
+@examples(8)
 def test_settings_that_are_right_alone_are_refused_by_name_or_train_together(
     kind: type, data: st.DataObject
 ) -> None:
