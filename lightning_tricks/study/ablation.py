@@ -20,6 +20,7 @@ from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.study.arguments import Given, checked_seeds, made_from, named
 from lightning_tricks.study.arms import Names, arms
 from lightning_tricks.study.effects import Effects, Outcome
+from lightning_tricks.study.identity import identity
 from lightning_tricks.study.queue import Claim, Queue
 from lightning_tricks.study.quiet import no_words
 from lightning_tricks.study.storage import open_storage, quiet_optuna
@@ -164,7 +165,7 @@ class Ablation:
             }
             for name, each in made.items()
         }
-        found = {"techniques": techniques, "trainer": setup.trainer, "model": dict(setup.module.hparams)}
+        found = {"techniques": techniques, **identity(self.build, setup)}
         return {"metric": self.metric, "mode": self.mode, **flat(found), **flat(self.settings)}
 
     def run(self, watch: Callable[[Progress], None] | None = None) -> Effects:

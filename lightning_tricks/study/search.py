@@ -18,6 +18,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.study.arguments import Given, named
 from lightning_tricks.study.found import Found, Tried, importances, tried
+from lightning_tricks.study.identity import identity
 from lightning_tricks.study.project import Project
 from lightning_tricks.study.pruning import PRUNERS
 from lightning_tricks.study.queue import Queue
@@ -197,9 +198,10 @@ class Search:
 
     def _settings(self) -> dict[str, Any]:
         with no_words(), isolate_rng():
-            setup = seeded_setup(self.subject.build({}), self.seed)
+            build = self.subject.build({})
+            setup = seeded_setup(build, self.seed)
             of_subject = self.subject.plain()
-        found = {"space": self._space.plain(), "trainer": setup.trainer, "model": dict(setup.module.hparams)}
+        found = {"space": self._space.plain(), **identity(build, setup)}
         own = {key: getattr(self, key) for key in ("metric", "mode", "sampler", "pruner", "seed")}
         return {**own, "folds": self.folds or 0, **flat(found), **of_subject}
 
