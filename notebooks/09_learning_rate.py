@@ -162,9 +162,10 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# Constant rates of 0.03 and 0.1 are as good as one another, and 0.3 is three points worse. A rate that
-# falls to 0 is a point better than the best constant one, and as good from 0.3 as from 0.1. It has to
-# begin high, though: from 0.01 it is the worst of all, for on average the rate is half of that.
+# Constant rates of 0.03 and 0.1 are as good as one another, and 0.3 is three points worse. Of rates that
+# fall to 0, those from 0.1 and 0.3 are as good as one another, on average a point better than the best
+# constant one, which is no more than seeds differ. They have to begin high, though: from 0.01 such a rate is
+# the worst of all, for on average it is half of that.
 #
 # ## In which shape?
 #
@@ -203,7 +204,8 @@ for name, scores in of_shapes.items():
     print(f"{name:>17}  {told(scores)}")
 
 # %% [markdown]
-# It does not matter: all that fall are as good as one another, and a point better than what does not.
+# It does not matter: all that fall are as good as one another. What does not fall is a point worse on
+# average, above all for one seed of three.
 # So choose by other reasons. `stable_decay` can wait until you know when training ends, `multistep`
 # wants moments to be chosen, and restarts bring nothing that one fall does not.
 #
@@ -231,18 +233,17 @@ for name, columns in table.items():
     print(f"{name:>19}  " + "    ".join(told(scores) for scores in columns))
 
 # %% [markdown]
-# Where nothing falls, `Lookahead` and Schedule-Free are a point better, and so about as good as a rate
-# that falls; Schedule-Free never asked how long the run is. `SharpnessAware` and Adam hardly differ from
-# SGD. Beside a rate that falls none helps by more than seeds differ: `SharpnessAware` is the same at twice
-# the cost, Adam is the same, and `Lookahead` is a point worse, since it holds back what is hardly moving
-# any more.
+# Three seeds tell none of these from SGD: all means lie within two points, and a seed differs by more than
+# one. Where nothing falls, `Lookahead` and Schedule-Free come out a point higher, about as high as a rate
+# that falls, and Schedule-Free never asked how long the run is. Beside a rate that falls nothing brings
+# more, and `SharpnessAware` takes twice the time of a step.
 #
 # ## What to take away
 #
 # - One run through all rates first. Begin at the end of the steep part, then try a third of it and
 #   three times as much.
-# - Let the rate fall to 0, in whatever shape, and try rates with the schedule on: the best one is
-#   higher then.
+# - Let the rate fall to 0, in whatever shape, and try rates with the schedule on: it takes, and needs,
+#   higher ones.
 # - Beware of a low rate that falls on top. With a short run that costs most of all that was tried here.
-# - `Lookahead` and Schedule-Free make up for a schedule that is missing. So do averages of the weights
-#   ([which weights do I keep?](03_which_weights.ipynb)). Beside a schedule `Lookahead` brought nothing here.
+# - What averages may stand in for a schedule: `Lookahead`, Schedule-Free, and averages of the weights
+#   ([which weights do I keep?](03_which_weights.ipynb)). Whether it does on your data, ask more seeds.

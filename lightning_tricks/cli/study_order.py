@@ -33,7 +33,7 @@ class StudyOrder:
 
     config: list[str]
     metric: str = "val_loss"
-    mode: str = "min"
+    mode: str | None = None
     output: str
     workers: int = 1
     storage: str | None = None

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.study.arguments import Given, checked_seeds, made_from, named
+from lightning_tricks.study.arguments import Given, checked_mode, checked_seeds, made_from, named
 from lightning_tricks.study.arms import Names, arms
 from lightning_tricks.study.effects import Effects, Outcome
 from lightning_tricks.study.identity import identity
@@ -81,7 +81,8 @@ class Ablation:
             callbacks of different classes.
         seeds: How many, from 0; or which. Those that the study has of an earlier call are counted, too.
         metric: Of validation, measured with the weights that training leaves; or of training.
-        mode: Whether less of it is better, ``"min"``, or more, ``"max"``.
+        mode: Whether less of it is better, ``"min"``, or more, ``"max"``; ``None`` for ``"min"``, of a loss
+            only.
         name: Of the study, in its storage.
         storage: A file, or the URL of a database.
         settings: What else must be the same in all trials, such as hyperparameters, by name; plain values,
@@ -112,7 +113,7 @@ class Ablation:
     _: KW_ONLY
     seeds: int | Sequence[int] = 5
     metric: str = "val_loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None
     name: str = "ablation"
     storage: str | os.PathLike[str] = Path("ablation") / "study.journal"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +125,7 @@ class Ablation:
         if not callable(self.build):
             raise TypeError(f"build must be a function of a seed, got {self.build!r:.80}")
         checks.text("metric", self.metric)
-        checks.one_of("mode", self.mode, ("min", "max"))
+        self.mode = checked_mode(self.metric, self.mode)
         checks.text("name", self.name)
         self.seeds = checked_seeds(self.seeds)
         self._techniques = named(self.techniques)
@@ -248,7 +249,8 @@ class Ablation:
         ]
         outcomes.sort(key=lambda outcome: outcome.seed)  # of one seed the arms stay in their order
         wanted = len(self.plans.keys() | done.keys())
-        return Effects(self.metric, self.mode, tuple(self._techniques), tuple(outcomes), wanted)
+        mode = checked_mode(self.metric, self.mode)
+        return Effects(self.metric, mode, tuple(self._techniques), tuple(outcomes), wanted)
 
 
 def _found(trial: FrozenTrial) -> tuple[Mapping[str, Any] | None, str | None]:

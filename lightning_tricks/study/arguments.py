@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from typing import Literal, cast
 
 from lightning.pytorch import Callback
 
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
 
-__all__ = ["Given", "checked_seeds", "made_from", "name_of", "named"]
+__all__ = ["Given", "checked_mode", "checked_seeds", "made_from", "name_of", "named"]
 
 Given = Callback | Callable[[], Callback]
 """A technique: a callback, which is copied for each trial, or a function that makes one."""
+
+
+def checked_mode(metric: str, mode: str | None) -> Literal["min", "max"]:
+    """Return ``mode``, or ``"min"`` if it is not given for a loss.
+
+    Raises:
+        ValueError: If it is another, or none for what is not called a loss.
+    """
+    if mode is None:
+        if "loss" not in metric.lower():
+            raise ValueError(
+                f"mode must be given for {metric!r}, 'min' if less of it is better, or 'max', got None: only "
+                "of a loss is it known"
+            )
+        return "min"
+    return cast(Literal["min", "max"], checks.one_of("mode", mode, ("min", "max")))
 
 
 def checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -84,7 +84,9 @@ class Project:
         config = {key: value for key, value in config.items() if key not in _OF_COMMANDS}
         if "class_path" not in (config.get("model") or {}):
             raise ValueError(
-                f"model must have a class_path in the configuration, got {config.get('model')!r}"
+                "model must have a class_path in the configuration, as LightningCLI() writes that is given "
+                "no class itself (model: {class_path: package.Net, init_args: {...}}), got "
+                f"{config.get('model')!r}"
             )
         trainer = dict(config.get("trainer") or {})
         given = trainer.get("callbacks") or []

@@ -44,7 +44,8 @@ def table_rows(effects: Effects, mark: tuple[str, str] = ("", "")) -> list[tuple
 def _row(row: Effect, seeds: int, mark: tuple[str, str]) -> tuple[str, ...]:
     def cell(found: Estimate | None) -> str:
         text = _estimate(found, seeds)
-        return f"{mark[0]}{text}{mark[1]}" if found is not None and found.is_clear else text
+        clear = found is not None and found.is_clear and seeds >= _ENOUGH
+        return f"{mark[0]}{text}{mark[1]}" if clear else text
 
     return row.name, cell(row.alone), cell(row.among), *_cost(row.cost)
 
@@ -60,7 +61,8 @@ def notes(effects: Effects) -> list[str]:
     without = f"Without any: {sum(plain.values()) / len(plain):.4g} on average. " if plain else ""
     devices = sorted({outcome.result["device"] for outcome in effects.outcomes if outcome.result})
     mean = (
-        f"the mean over {seeds} seeds with its 95 % interval, each by itself, bold where it leaves out 0"
+        f"the mean over {seeds} seeds with its 95 % interval, each by itself"
+        + (", bold where it leaves out 0" if seeds >= _ENOUGH else "")
         if (seeds := _seeds(effects)) > 1
         else "of 1 seed, which tells nothing of how far another would differ: take more for an interval"
     )

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
-from lightning_tricks.study.arguments import Given, named
+from lightning_tricks.study.arguments import Given, checked_mode, named
 from lightning_tricks.study.found import Found, Tried, importances, tried
 from lightning_tricks.study.identity import identity
 from lightning_tricks.study.project import Project
@@ -67,7 +67,8 @@ class Search:
         techniques: Of a function, as for :class:`~lightning_tricks.Ablation`; those of a space that are not
             among them are this package's, and off in the first trial.
         metric: Of validation, measured with the weights that training leaves.
-        mode: Whether less of it is better, ``"min"``, or more, ``"max"``.
+        mode: Whether less of it is better, ``"min"``, or more, ``"max"``; ``None`` for ``"min"``, of a loss
+            only.
         sampler: ``"tpe"``, ``"random"``, ``"gp"`` (Gaussian process), ``"evolutionary"`` (NSGA-II) or
             ``"grid"`` (all points, shuffled).
         trials: How many, over all processes; at most as many as the space has points.
@@ -103,7 +104,7 @@ class Search:
     _: KW_ONLY
     techniques: Mapping[str, Given] | list[Any] = field(default_factory=dict)
     metric: str = "val_loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None
     sampler: str = "tpe"
     trials: int = 20
     timeout: float | None = None
@@ -117,7 +118,7 @@ class Search:
     def __post_init__(self) -> None:
         """Check the arguments, and each value that a technique may get."""
         checks.text("metric", self.metric)
-        checks.one_of("mode", self.mode, ("min", "max"))
+        self.mode = checked_mode(self.metric, self.mode)
         checks.one_of("sampler", self.sampler, list(SAMPLERS))
         checks.one_of("pruner", self.pruner, list(PRUNERS))
         checks.whole("trials", self.trials, 1)
@@ -254,8 +255,9 @@ class Search:
         """Return what came of the trials that have ended so far."""
         pieces = queue.pieces().values()
         trials = tuple(sorted((tried(each) for each in pieces if ended(each)), key=lambda each: each.number))
-        importance = importances(trials, self._space, self.mode)
-        return Found(self.metric, self.mode, trials, max(self.wanted, len(pieces)), importance)
+        mode = checked_mode(self.metric, self.mode)
+        importance = importances(trials, self._space, mode)
+        return Found(self.metric, mode, trials, max(self.wanted, len(pieces)), importance)
 
     def config(self, trial: Tried) -> dict[str, Any]:
         """Return the configuration of a project with which LightningCLI trains as a trial did.

@@ -7,19 +7,14 @@ import math
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import (
-    Callback,
-    LightningDataModule,
-    LightningModule,
-    Trainer,
-    seed_everything,
-)
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -154,7 +149,10 @@ def rehearse(build: Build, techniques: Sequence[Callback], *, seed: int, metric:
     Raises:
         StudyError: If nothing logs the metric, or the Trainer's processes are several.
     """
-    _train(build, techniques, _SHORT, seed=seed, metric=metric, cost=Cost())
+    with warnings.catch_warnings():
+        # What techniques say of moments that so short a run does not reach.
+        warnings.filterwarnings("ignore", ".*: it has no effect")
+        _train(build, techniques, _SHORT, seed=seed, metric=metric, cost=Cost())
 
 
 _SHORT = {

@@ -141,7 +141,7 @@ def test_workers_share_the_trials(folder, monkeypatch, capsys):
         (["config.yaml", "--mode", "less"], "mode must be one of 'min', 'max', got 'less'"),
         (["config.yaml", "--workers", "0"], "workers must be at least 1, got 0"),
         (["config.yaml", "--techniques", "[GradientClp]"], "did you mean 'GradientClip'?"),
-        (["config.yaml", "--metric", "val_los"], "did you mean 'val_loss'?"),
+        (["config.yaml", "--metric", "vall_loss"], "did you mean 'val_loss'?"),
         (["config.yaml", "--sedes", "3"], "did you mean --seeds?"),
     ],
 )

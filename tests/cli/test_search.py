@@ -166,7 +166,7 @@ def test_two_workers_never_run_the_same_trial(folder, monkeypatch, capsys):
         (["config.yaml", "--mode", "less"], "mode must be one of 'min', 'max', got 'less'"),
         (["config.yaml", "--workers", "0"], "workers must be at least 1, got 0"),
         (["config.yaml", "--sampler", "tep"], "did you mean 'tpe'?"),
-        (["config.yaml", "--metric", "val_los"], "did you mean 'val_loss'?"),
+        (["config.yaml", "--metric", "vall_loss"], "did you mean 'val_loss'?"),
         (["config.yaml", "--sampler", "grid"], "GradientClip.max_norm must be a list of choices"),
         (["config.yaml", "--trails", "3"], "did you mean --trials?"),
     ],

@@ -91,6 +91,13 @@ def test_interrupted_it_gives_its_trial_back(tmp_path, monkeypatch):
     assert [len(chain) for chain in attempts(found.queue().trials()).values()] == [5] + [1] * 7
 
 
+def test_whether_more_is_better_is_known_of_a_loss_only(tmp_path):
+    assert ablation(tmp_path).mode == "min"
+    with pytest.raises(ValueError, match="mode must be given for 'val_acc', 'min' if less of it is better"):
+        ablation(tmp_path, metric="val_acc")
+    assert ablation(tmp_path, metric="val_acc", mode="max").mode == "max"
+
+
 @pytest.mark.parametrize(
     ("techniques", "options", "message"),
     [
@@ -136,7 +143,10 @@ def test_what_cannot_be_trained_leaves_no_study(tmp_path):
             Ablation(broken, NAMES, storage=tmp_path / "a.journal"),
             "must run to be measured: OSError: no such",
         ),
-        (Ablation(build, NAMES, metric="val_los", storage=tmp_path / "a.journal"), "did you mean 'val_loss'"),
+        (
+            Ablation(build, NAMES, metric="va_loss", storage=tmp_path / "a.journal"),
+            "did you mean 'val_loss'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             wrong.run()

@@ -13,7 +13,10 @@ from tests.study.bowl import SPACE, bowl, search
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "other"}, "metric must be 'val_loss', as the study 'search' was begun, got 'other'"),
+        (
+            {"metric": "other", "mode": "min"},
+            "metric must be 'val_loss', as the study 'search' was begun, got 'other'",
+        ),
         ({"mode": "max"}, "mode must be 'min'"),
         ({"space": {**SPACE, "y": [0, 1]}}, "space.y must be '\\[0, 1, 2\\]', .* got '\\[0, 1\\]'"),
         ({"space": {"y": [0, 1, 2]}}, "space.x.high must be 10.0, .* got 'not given'"),
@@ -77,7 +80,7 @@ def test_a_default_that_cannot_be_trained_leaves_no_study(tmp_path):
         search(tmp_path, {"x": [0.0, 1.0]}, broken)._settings()
     for options, message in (
         ({"build": broken, "space": {"x": [0.0, 1.0]}}, "must run as configured to be searched: ZeroDiv"),
-        ({"metric": "val_los"}, "did you mean 'val_loss'"),
+        ({"metric": "vall_loss"}, "did you mean 'val_loss'"),
     ):
         with pytest.raises(ValueError, match=message):
             search(tmp_path, **options).run()

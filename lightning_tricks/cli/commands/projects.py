@@ -67,7 +67,7 @@ def _add_study(parser: ArgumentParser, *, metric: str, output: str, folder: str,
     add_options(
         parser,
         ("--metric", str, "val_loss", f"{metric}, logged in validation"),
-        ("--mode", str, "min", "min if less of it is better, or max"),
+        ("--mode", str, SUPPRESS, "min if less of it is better, or max (default: min, of a loss only)"),
         ("--output", str, output, f"folder for {folder}, and for the trials' file"),
         ("--workers", int, 1, "trials that run at once, each in a process of its own"),
         ("--storage", str, SUPPRESS, "file or URL of a database (default: OUTPUT/study.journal)"),
