@@ -31,7 +31,10 @@ def comparison(results: Path) -> str:
 
 
 def _memory(figures: dict[str, Any]) -> Iterator[str]:
-    yield "| memory at most, in sets of weights | ours | the peer that takes least |"
+    yield (
+        "| memory at most, in sets of weights (of fusions: of a whole command, in sizes of one model) "
+        "| ours | the peer that takes least |"
+    )
     yield "|---|---:|---:|"
     into = f"four models of {figures['megabytes'] / 1000:g} GB into one, "
     for rows, before in ((figures["rows"], ""), (figures["fusions"], into)):

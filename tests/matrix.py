@@ -28,7 +28,7 @@ def cell_of(parameters: dict[str, Any], names: dict[int, str]) -> tuple[str, str
 
 
 def folded(regimes: list[str], cells: dict[str, list[str]]) -> list[str]:
-    """Return the lines of a table in which equal rows, and equal columns, are one."""
+    """Return the lines of a table in which equal rows, and equal columns, are one; of most names the last."""
     columns: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, column in enumerate(zip(*cells.values(), strict=True)):
         columns[column].append(index)
@@ -36,10 +36,15 @@ def folded(regimes: list[str], cells: dict[str, list[str]]) -> list[str]:
     rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name, row in cells.items():
         rows[tuple(row[alike[0]] for alike in columns.values())].append(name)
+    most = max(rows, key=lambda row: len(rows[row]))
+    last = {most: ["all others"]} if len(rows[most]) > 1 else {}
     return [
         f"| | {' | '.join(heads)} |",
         "|---|" + ":-:|" * len(heads),
-        *(f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in rows.items()),
+        *(
+            f"| {', '.join(names)} | {' | '.join(row)} |"
+            for row, names in [*((row, rows[row]) for row in rows if row not in last), *last.items()]
+        ),
     ]
 
 

@@ -10,6 +10,6 @@ def test_equal_rows_and_columns_become_one() -> None:
     assert folded(["one", "two", "three"], cells) == [
         "| | one; two | three |",
         "|---|:-:|:-:|",
-        "| A, C | x | y |",
         "| B | x | z |",
+        "| all others | x | y |",
     ]
