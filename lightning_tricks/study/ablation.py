@@ -249,8 +249,8 @@ class Ablation:
         ]
         outcomes.sort(key=lambda outcome: outcome.seed)  # of one seed the arms stay in their order
         wanted = len(self.plans.keys() | done.keys())
-        mode = checked_mode(self.metric, self.mode)
-        return Effects(self.metric, mode, tuple(self._techniques), tuple(outcomes), wanted)
+        assert self.mode is not None
+        return Effects(self.metric, self.mode, tuple(self._techniques), tuple(outcomes), wanted)
 
 
 def _found(trial: FrozenTrial) -> tuple[Mapping[str, Any] | None, str | None]:

@@ -255,9 +255,9 @@ class Search:
         """Return what came of the trials that have ended so far."""
         pieces = queue.pieces().values()
         trials = tuple(sorted((tried(each) for each in pieces if ended(each)), key=lambda each: each.number))
-        mode = checked_mode(self.metric, self.mode)
-        importance = importances(trials, self._space, mode)
-        return Found(self.metric, mode, trials, max(self.wanted, len(pieces)), importance)
+        assert self.mode is not None
+        importance = importances(trials, self._space, self.mode)
+        return Found(self.metric, self.mode, trials, max(self.wanted, len(pieces)), importance)
 
     def config(self, trial: Tried) -> dict[str, Any]:
         """Return the configuration of a project with which LightningCLI trains as a trial did.
