@@ -72,8 +72,9 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 def holders(tensor: Tensor) -> int:
     """Return how many tensors, views included, hold the memory of ``tensor``; it is one of them."""
-    # One use of the memory is that of the object that is asked for it here.
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1
+    # One use of the memory is that of this object, whose life older versions of torch end with its name.
+    storage = tensor.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) - 1
 
 
 def alone(tensor: Tensor) -> bool:
@@ -84,8 +85,7 @@ def alone(tensor: Tensor) -> bool:
     """
     if not (tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided):
         return False
-    storage = tensor.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata) == 2 and not storage.is_shared()
+    return holders(tensor) == 1 and not tensor.untyped_storage().is_shared()
 
 
 def pieces(first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:

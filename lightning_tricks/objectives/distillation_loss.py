@@ -109,7 +109,8 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
         >>> feature_loss(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
         tensor(2.)
     """
-    return mse_loss(_wide(student), _wide(teacher.detach()))
+    own = _wide(student)
+    return mse_loss(own, teacher.detach().to(own.dtype))  # torch 2.7 has no gradient for two types
 
 
 def agreement(student: Tensor, teachers: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:

@@ -71,7 +71,7 @@ def test_the_fit_is_the_best_on_a_fine_grid(sigma_rel):
     columns = np.stack([profile(times, e, g) for e, g in zip(ends.numpy(), gammas.numpy(), strict=True)], 1)
     wanted = profile(times, 1.0, gamma_of(sigma_rel))
     # Least squares in which the sum has been put in for the last coefficient.
-    free, *_ = np.linalg.lstsq(columns[:, :-1] - columns[:, -1:], wanted - columns[:, -1])
+    free, *_ = np.linalg.lstsq(columns[:, :-1] - columns[:, -1:], wanted - columns[:, -1], rcond=None)
     best = np.append(free, 1 - free.sum())
     np.testing.assert_allclose(found.numpy(), best, atol=2e-3 * abs(best).max())
     residual = np.linalg.norm(wanted - columns @ found.numpy()) / np.linalg.norm(wanted)

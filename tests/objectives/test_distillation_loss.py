@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lightning_tricks.objectives.distillation_loss import distillation_loss
+from lightning_tricks.objectives.distillation_loss import distillation_loss, feature_loss
 
 
 def test_a_case_by_hand() -> None:
@@ -48,3 +48,14 @@ def test_gradients_keep_their_size_at_high_temperatures() -> None:
 def test_teachers_of_other_classes_are_refused(teachers: list[Tensor]) -> None:
     with pytest.raises(ValueError, match="got"):
         distillation_loss(torch.zeros(2, 3), teachers, temperature=4.0)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_a_students_features_learn_from_a_teachers_of_another_type(kind: torch.dtype) -> None:
+    student = torch.tensor([1.0, 2.0], dtype=kind, requires_grad=True)
+    loss = feature_loss(student, torch.tensor([1.0, 4.0], dtype=torch.float32))
+    loss.backward()
+    assert (loss.item(), student.grad.tolist()) == (2.0, [0.0, -2.0])
+    student = torch.tensor([1.0, 2.0], dtype=torch.float32, requires_grad=True)
+    feature_loss(student, torch.tensor([1.0, 4.0], dtype=kind)).backward()
+    assert student.grad.tolist() == [0.0, -2.0]
