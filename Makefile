@@ -14,10 +14,8 @@ PARALLEL := -n auto --dist loadgroup
 
 # The tests' models are tiny and some tests run two processes: more threads only wait for one another.
 test test-oldest: export OMP_NUM_THREADS ?= 1
-# The other five notebooks take four minutes on two cores: see notebooks.
-SHORT := $(foreach number,00 04 05 07 09,$(wildcard notebooks/$(number)_*.ipynb))
-test: lint types ## run every check: style, types, short notebooks, tests, doctests
-	$(BIN)/python -m pytest $(PARALLEL) --nbmake $(SHORT) tests lightning_tricks
+test: lint types ## run every check: style, types, notebooks, tests, doctests
+	$(BIN)/python -m pytest $(PARALLEL) --nbmake notebooks/*.ipynb tests lightning_tricks
 
 test-oldest: .venv-oldest/.stamp ## run the tests with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pytest $(PARALLEL)

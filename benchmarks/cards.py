@@ -13,11 +13,11 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def table_of_techniques() -> str:
-    """Return a row for each technique and mixin, under its family: a sentence or two of its card."""
+    """Return a row for each technique and mixin, under its family: the first sentence of its card."""
     lines = ["| technique | in a sentence |", "|---|---|"]
     found = [card for card in cards() if card.kind in {"technique", "mixin"}]
     for family, about in families().items():
-        rows = [f"| `{card.name}` | {card.parts.sentence} |" for card in found if card.family == family]
+        rows = [f"| `{card.name}` | {card.parts.summary} |" for card in found if card.family == family]
         lines += [f"| **{family}** | *{about}* |", *rows] if rows else []
     return "\n".join(lines)
 

@@ -113,7 +113,8 @@ panels[0].legend()
 for panel, run, title in ((panels[1], plain, "plain"), (panels[2], calm, "clipped, warmed up")):
     for layer in ("embedding", "recurrent", "head"):
         panel.plot(run[f"gradient_health/gradient_norm/network.{layer}"], label=layer, linewidth=1)
-    panel.set(title=f"Gradient norm, {title}", xlabel="step", yscale="log", ylim=(1e-2, 1e4), xlim=(-5, STEPS + 5))
+    panel.set(title=f"Gradient norm, {title}", xlabel="step", xlim=(-5, STEPS + 5))
+    panel.set(yscale="log", ylim=(1e-2, 1e4))
 panels[1].legend()
 plt.show()
 
@@ -149,7 +150,8 @@ figure, panel = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for (name, rows), marker in zip(losses.items(), "osD^", strict=True):
     means = torch.tensor(rows).mean(dim=1).nan_to_num(nan=2.5).clamp(max=2.5)
     panel.plot(rates, means, marker=marker, label=name)
-panel.set(title=f"Validation loss after {STEPS} steps, mean of two seeds", xlabel="learning rate", xscale="log")
+panel.set(xlabel="learning rate", xscale="log")
+panel.set_title(f"Validation loss after {STEPS} steps, mean of two seeds")
 panel.set_xticks(rates, [str(rate) for rate in rates])
 panel.set_yticks([2.0, 2.1, 2.2, 2.3, 2.4, 2.5], ["2.0", "2.1", "2.2", "2.3", "2.4", "lost"])
 panel.minorticks_off()

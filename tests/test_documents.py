@@ -20,20 +20,11 @@ from benchmarks.peers.lines import rows
 from benchmarks.peers.moving_over import COMPARED
 from benchmarks.readme import table_of
 from lightning_tricks.recipes import transformer
-from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
-from lightning_tricks.recipes.residual import ResidualNet
 from tests.contract.cases import CASES
 from tests.yaml_trainer import yaml_trainer
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = lightning_tricks.__name__
-
-
-class Classifier(DigitsClassifier):
-    """Without arguments, as LightningCLI needs it here."""
-
-    def __init__(self) -> None:
-        super().__init__(ResidualNet(widths=(4,)))
 
 
 def blocks(language: str, document: str = "README.md") -> list[str]:
@@ -94,7 +85,7 @@ def test_links_within_the_documents_lead_somewhere() -> None:
 def test_yaml_block_builds_the_techniques(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (config,) = blocks("yaml")
-    trainer = yaml_trainer(yaml.safe_load(config), Classifier, DigitsData)
+    trainer = yaml_trainer(yaml.safe_load(config))
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
     assert kinds[:3] == ["GradientClip", "WarmupCosine", "EMAWeights"]
 
