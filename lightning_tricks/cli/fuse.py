@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -89,13 +91,17 @@ def _write(found: Opened, output: Path, task: Asked) -> None:
         }
         print(json.dumps({**about, "bytes_read": count, "seconds": seconds}))
         return
-    rate = f"{count / 1e6:.1f} MB read in {seconds:.1f} s"
-    print(f"written: {output}, {size / 1e6:.1f} MB, from {_count(found)} by {method!r}; {rate}")
+    rate = f"{decimal(count)} read in {seconds:.1f} s"
+    print(f"written: {output}, {decimal(size)}, from {_count(found)} by {method!r}; {rate}")
 
 
 def _count(found: Opened) -> str:
     count = len(found.models)
-    return f"{count} models" if count > 1 else "1 model alone, with which nothing is fused,"
+    if count == 1:
+        return "1 model alone, with which nothing is fused,"
+    # A base comes first, whether the method names its file or not.
+    based = "base" in signature(type(found.fusion.method)).parameters
+    return f"{count} models" + (f" ({found.models[0].label} is the base)" if based else "")
 
 
 @contextmanager
@@ -122,7 +128,7 @@ def _show_plan(found: Opened, *, as_json: bool) -> None:
         print(json.dumps({"tensors": rows, **sums}))
         return
     table = text_table(
-        f"{len(found.models)} models by {found.fusion.method!r}:",
+        f"{_count(found)} by {found.fusion.method!r}:",
         {"tensor": "left", "shape": "left", "type": "left", "MB": "right", "what is done": "left"},
         [
             (
@@ -135,9 +141,7 @@ def _show_plan(found: Opened, *, as_json: bool) -> None:
             for row in rows
         ],
     )
-    amounts = ", ".join(
-        f"{value / 1e6:.1f} MB {name}" for name, value in zip(_SUMS, sums.values(), strict=True)
-    )
+    amounts = ", ".join(f"{decimal(value)} {name}" for name, value in zip(_SUMS, sums.values(), strict=True))
     print(f"{table}\n{amounts}; nothing has been written")
 
 
@@ -147,13 +151,13 @@ _SUMS = ("to read", "to write", "of memory for the tensors that are worked on")
 def _row(found: Opened, step: Step) -> dict[str, Any]:
     stored = step.stored
     action = {
-        "fuse": "fused, unless equal",
+        "fuse": "fused if they differ",
         "last": "taken from the last model",
         "lone": "taken from the last model that has it",
     }[step.action]
     if step.action == "fuse":
         entries = found.slicing.entries(step)
-        action += ", whole" if entries >= stored.numel else f", {-(-stored.numel // entries)} slices"
+        action += "" if entries >= stored.numel else f", in {-(-stored.numel // entries)} slices"
     kind = str(stored.dtype).removeprefix("torch.")
     return {
         "names": list(step.names),

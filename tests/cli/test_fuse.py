@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.filesize import decimal
 
 import lightning_tricks
 from lightning_tricks import Average, Interpolate
@@ -60,7 +61,9 @@ def test_the_methods_are_those_that_the_package_offers() -> None:
 def test_settings_of_a_method_are_options(paths: list[str], tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "fused.ckpt"
     shown = printed(capsys, *paths, "--method", "interpolate", "--alpha", "0.3", "-o", str(output))
-    assert shown.startswith(f"written: {output}, 0.1 MB, from 2 models by Interpolate(alpha=0.3); ")
+    assert shown.startswith(
+        f"written: {output}, {decimal(output.stat().st_size)}, from 2 models by Interpolate(alpha=0.3); "
+    )
     assert_equal(loaded(output), Interpolate(0.3).fuse([state(0), state(1)]))
     text = printed(
         capsys,
@@ -143,10 +146,13 @@ def test_dry_run_shows_what_would_be_done_and_writes_nothing(
         in shown
     )
     assert shown.endswith("of memory for the tensors that are worked on; nothing has been written\n")
+    assert f" models ({paths[0]} is the base) by Ties(" in printed(
+        capsys, *paths, "--method", "ties", "--dry-run"
+    )
     plan = json.loads(printed(capsys, *paths, "--dry-run", "--json", "--max-memory", "100kB"))
     rows = {row["names"][0]: row for row in plan["tensors"]}
-    assert rows["embedding.weight"]["action"] == "fused, unless equal, 21 slices"
-    assert rows["columns"]["action"] == "fused, unless equal, whole"
+    assert rows["embedding.weight"]["action"] == "fused if they differ, in 21 slices"
+    assert rows["columns"]["action"] == "fused if they differ"
     assert plan["memory"] <= 100_000
     assert plan["bytes_written"] == sum(row["bytes"] for row in plan["tensors"])
     assert sorted(tmp_path.iterdir()) == before
