@@ -39,19 +39,20 @@ types-complete: .venv/.stamp ## check that users see types: at least 95 % of wha
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright --verifytypes lightning_tricks --ignoreexternal --outputjson \
 		| $(BIN)/python -c '$(SHARE)'
 
+bench: export MERGEKIT_PYTHON := $(CURDIR)/.venv-mergekit/bin/python
 bench: .venv/.stamp .venv-mergekit/.stamp ## measure what the techniques cost, and put questions to others
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	# Without torchvision and older versions of torch, which they ask for.
 	$(BIN)/pip install --quiet --no-deps timm==1.0.31 mosaicml==0.32.1 avalanche-lib==0.6.0
-	MERGEKIT_PYTHON=$(CURDIR)/.venv-mergekit/bin/python $(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.recipe_cost
-	$(BIN)/python -m benchmarks.memory --mergekit .venv-mergekit/bin/python
+	$(BIN)/python -m benchmarks.memory --mergekit $(MERGEKIT_PYTHON)
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.health
 	$(BIN)/python -m benchmarks.averaging
 	$(BIN)/python -m benchmarks.fusing
-	$(BIN)/python -m benchmarks.fusing_commands --mergekit .venv-mergekit/bin/python
+	$(BIN)/python -m benchmarks.fusing_commands --mergekit $(MERGEKIT_PYTHON)
 
 cards: .venv/.stamp ## write the table of techniques into the README, from their cards
 	$(BIN)/python -m benchmarks.cards

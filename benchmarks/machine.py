@@ -10,11 +10,27 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.peers.cases import version_of
+
 __all__ = ["available_memory", "machine"]
 
 
+_PEERS = (
+    *(
+        "avalanche-lib",
+        "diffusers",
+        "ema-pytorch",
+        "finetuning-scheduler",
+        "mergekit",
+        "mosaicml",
+        "schedulefree",
+    ),
+    *("timm", "torch-ema", "torchjd"),
+)
+
+
 def machine() -> dict[str, str | int]:
-    """Return processor, cores, threads and the versions that matter."""
+    """Return processor, cores, threads and versions, also of the peers that are here."""
     cpu = Path("/proc/cpuinfo")
     models = [line for line in cpu.read_text().splitlines() if "model name" in line] if cpu.exists() else []
     return {
@@ -23,6 +39,7 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "lightning", "lightning_tricks")},
+        **{name: found for name in _PEERS if (found := version_of(name))},
     }
 
 

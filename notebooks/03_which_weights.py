@@ -165,9 +165,7 @@ def accuracy(weights):
     return (model.eval()(images).argmax(dim=1) == labels).float().mean().item()
 
 
-found = evaluate_lengths(
-    root / "0" / "checkpoints", accuracy, sigma_rels=(0.03, 0.05, 0.08, 0.12, 0.18)
-)
+found = evaluate_lengths(root / "0" / "checkpoints", accuracy, sigma_rels=(0.03, 0.05, 0.08, 0.12, 0.18))
 for length in found:
     print(f"{length.sigma_rel:.0%} of the run: {length.metrics['accuracy']:.1%}")
 
