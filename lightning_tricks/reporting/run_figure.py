@@ -121,6 +121,8 @@ def _draw_panel(axis: Axes, title: str, names: Sequence[str], record: Record) ->
 
 
 def _label(name: str, title: str) -> str:
+    if title == RATE:
+        return f"group {name.removeprefix(RATE).removeprefix('/') or 0}"
     return name.removeprefix(f"{title}/")
 
 
