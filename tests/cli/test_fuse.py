@@ -141,10 +141,7 @@ def test_dry_run_shows_what_would_be_done_and_writes_nothing(
     before = sorted(tmp_path.iterdir())
     shown = printed(capsys, *paths, "--dry-run", "-o", str(tmp_path / "fused.ckpt"))
     assert "| embedding.weight = head.weight | 7001 x 3" in shown
-    assert (
-        "| norm.num_batches_tracked       | -             | int64   | 0.000 | taken from the last model"
-        in shown
-    )
+    assert "| norm.num_batches_tracked       | -             | int64   | 0.000 | taken from the last" in shown
     assert shown.endswith("of memory for the tensors that are worked on; nothing has been written\n")
     assert f" models ({paths[0]} is the base) by Ties(" in printed(
         capsys, *paths, "--method", "ties", "--dry-run"
