@@ -11,13 +11,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-FOR_USERS = (
-    "plots",
-    "demo",
-    "schedulefree",
-    "surgery",
-    "safetensors",
-)  # the others are for work on the package itself
+FOR_USERS = ("plots", "demo", "schedulefree", "surgery")  # the others are for work on the package itself
 
 
 def lower_bounds(requirements: Iterable[str]) -> Iterator[tuple[str, Version]]:

@@ -24,7 +24,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle import files
 from lightning_tricks.lifecycle.checkpoints import without_training
-from lightning_tricks.lifecycle.export import check_format, write_state
+from lightning_tricks.lifecycle.export import write_state
 from lightning_tricks.lifecycle.table import text_table
 
 __all__ = ["Order", "carry_out"]
@@ -66,7 +66,6 @@ class Order:
         paths = [None if output is None else Path(output) / f"ema-{w:g}.{self.format}" for w in widths]
         set_("paths", paths)
         for path in filter(None, paths):
-            check_format(path)
             if path.exists() and not self.force:
                 raise FileExistsError(f"{path} must not be there, or --force be given to replace it")
         if self.png is not None:

@@ -113,10 +113,10 @@ class Ending:
         for logger in trainer.loggers:
             logger.log_metrics({f"{prefix}/{key}": float(value) for key, value in outcome.items()}, step=step)
         told = [f"{k} {v:.4g}" if type(v) is float else f"{k} {v}" for k, v in outcome.items()]
-        paths = [path]
+        told += [str(path)] if path is not None else []
         if self.curve is not None and self.objective is not None:
-            paths.append(RunCurve(self.tried, self.objective).show(self.curve, step=step))
-        say(trainer, f"{name}: {', '.join([*told, *(str(each) for each in paths if each is not None)])}")
+            told.append(RunCurve(self.tried, self.objective).show(self.curve, step=step))
+        say(trainer, f"{name}: {', '.join(told)}")
 
     def write(self, about: dict[str, Any]) -> Path:
         """Write what the module holds as a checkpoint of weights, with how it came about; return its path.

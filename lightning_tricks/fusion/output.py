@@ -24,7 +24,7 @@ from lightning_tricks.fusion.provenance import KEY
 from lightning_tricks.lifecycle import safetensors_files, torch_files
 from lightning_tricks.lifecycle.checkpoints import without_training
 from lightning_tricks.lifecycle.files import written_whole
-from lightning_tricks.lifecycle.stored import StoredModel, as_bytes
+from lightning_tricks.lifecycle.stored import StoredModel, write_at
 
 __all__ = ["check_output", "checkpoint", "in_memory", "in_order", "safetensors"]
 
@@ -148,11 +148,8 @@ def _filling(path: Path, offsets: Mapping[str, int]) -> Iterator[Write]:
     descriptor = os.open(path, os.O_WRONLY)
 
     def write(names: tuple[str, ...], start: int, flat: Tensor) -> None:
-        view = as_bytes(flat.contiguous())
         for offset in {offsets[name] for name in names if name in offsets}:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(descriptor, view[done:], offset + start * flat.dtype.itemsize + done)
+            write_at(descriptor, offset + start * flat.dtype.itemsize, flat)
 
     try:
         yield write

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from lightning_tricks.fusion.curve import Curve, along, draw_curve
@@ -13,8 +12,6 @@ from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.wandb_media import log_line
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lightning_tricks.fusion.candidates import Candidates
     from lightning_tricks.lifecycle.evaluation import Objective
 
@@ -43,7 +40,7 @@ class RunCurve:
 
         return along(len(models), points, measure, mode="max" if self.objective.sign > 0 else "min")
 
-    def show(self, curve: Curve, *, step: int) -> Path | None:
+    def show(self, curve: Curve, *, step: int) -> str:
         """Log ``curve`` as a plot, and draw it in the folder of checkpoints if matplotlib is installed.
 
         Args:
@@ -51,7 +48,7 @@ class RunCurve:
             step: For which it is logged.
 
         Returns:
-            The path of the picture; ``None`` if there is none.
+            The path of the picture, or why there is none.
 
         Raises:
             OSError: If the picture cannot be written.
@@ -60,12 +57,13 @@ class RunCurve:
         name = f"{self.tried.name}/curve"
         log_line(trainer, name, curve.positions, curve.values, axes=axes, step=step)
 
-        def draw() -> Path | None:
-            if find_spec("matplotlib") is None:
-                return None
+        def draw() -> str:
             path = files.free_path(files.checkpoint_folder(trainer) / "curve.png")
-            with files.written_whole(path) as part:
-                draw_curve(curve, part, axes=axes)
-            return path
+            try:
+                with files.written_whole(path) as part:
+                    draw_curve(curve, part, axes=axes)
+            except ModuleNotFoundError as error:
+                return f"no {path.name}, since {error}"
+            return str(path)
 
         return in_first(trainer, draw)

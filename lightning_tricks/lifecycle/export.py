@@ -7,14 +7,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks.core.extras import extra
 from lightning_tricks.lifecycle.checkpoints import average_of, read, without_training
-from lightning_tricks.lifecycle.files import save, written_whole
+from lightning_tricks.lifecycle.files import save
+from lightning_tricks.lifecycle.safetensors_files import save_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_format", "export_average", "write_state"]
+__all__ = ["export_average", "write_state"]
 
 
 def export_average(
@@ -27,9 +27,9 @@ def export_average(
     Args:
         checkpoint_path: A file, or the folder of a distributed checkpoint, as
             :func:`~lightning_tricks.average_state` takes it.
-        output: Where to. If it ends in ``.safetensors``, a file of tensors alone, for which the extra
-            ``safetensors`` must be installed; else a checkpoint of one set of weights with hyperparameters
-            and what the module itself has saved, which ``load_from_checkpoint`` reads without the technique.
+        output: Where to. If it ends in ``.safetensors``, a file of tensors alone; else a checkpoint of one
+            set of weights with hyperparameters and what the module itself has saved, which
+            ``load_from_checkpoint`` reads without the technique.
         label: Which of several averages; ``None`` for the one that evaluations see.
 
     Returns:
@@ -37,26 +37,14 @@ def export_average(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ModuleNotFoundError: If safetensors is asked for, but not installed.
-        ValueError: If it is no checkpoint of Lightning, or holds no such average.
+        ValueError: If it is no checkpoint of Lightning, holds no such average, or one of which a file of
+            tensors cannot hold an entry.
         OSError: If the file cannot be written.
     """
     path = Path(output)
-    check_format(path)
     checkpoint = read(checkpoint_path)
     write_state(average_of(checkpoint, checkpoint_path, label), path, without_training(checkpoint))
     return path
-
-
-def check_format(path: Path) -> None:
-    """Check that :func:`write_state` can write what the suffix of ``path`` stands for.
-
-    Raises:
-        ModuleNotFoundError: If it cannot; names the extra to install.
-    """
-    if path.suffix == ".safetensors":
-        with extra("safetensors"):
-            import safetensors.torch  # noqa: F401  # found missing before anything is read
 
 
 def write_state(state: dict[str, Tensor], path: Path, beside: Mapping[str, Any]) -> None:
@@ -69,22 +57,9 @@ def write_state(state: dict[str, Tensor], path: Path, beside: Mapping[str, Any])
 
     Raises:
         OSError: If the file cannot be written.
+        ValueError: If a file of tensors cannot hold an entry.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix == ".safetensors":
+        save_safetensors(state, path)
+    else:
         save({**beside, "state_dict": state}, path)
-        return
-    from safetensors.torch import save_file
-
-    with written_whole(path) as part:
-        save_file(_apart(state), part, metadata={"format": "pt"})
-
-
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``state`` with memory of its own for each tensor, as the format wants it."""
-    seen: set[int] = set()
-    own: dict[str, Tensor] = {}
-    for name, value in state.items():
-        storage = value.untyped_storage().data_ptr()
-        own[name] = value.clone().contiguous() if storage in seen else value.contiguous()
-        seen.add(storage)
-    return own

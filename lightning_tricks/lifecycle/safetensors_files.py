@@ -1,4 +1,4 @@
-"""The safetensors format, read and laid out to be filled tensor by tensor.
+"""The safetensors format, read, written, and laid out to be filled tensor by tensor.
 
     8 bytes: the length of the header    the header: JSON    the tensors' bytes, one after the other
 
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lightning_tricks.lifecycle.stored import OpenFile, Stored, in_file
+from lightning_tricks.lifecycle.files import written_whole
+from lightning_tricks.lifecycle.stored import OpenFile, Stored, in_file, in_memory, write_at
 
-__all__ = ["lay_out", "open_index", "open_safetensors"]
+__all__ = ["lay_out", "open_index", "open_safetensors", "save_safetensors"]
 
 _TYPES = {
     "F64": torch.float64,
@@ -127,3 +129,21 @@ def lay_out(
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + end)
     return {name: 8 + len(text) + start for name, start in ends.items()}
+
+
+def save_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write ``state``, which is at ``path`` once all is written; tied tensors once for each name.
+
+    Raises:
+        OSError: If it cannot be written; then ``path`` is as it was.
+        ValueError: If the format cannot hold an entry.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor for safetensors, got {value!r}")
+    shapes = {name: (value.shape, value.dtype) for name, value in state.items()}
+    with written_whole(path) as part:
+        offsets = lay_out(part, shapes, {"format": "pt"})
+        with part.open("r+b") as stream:
+            for name, value in state.items():
+                write_at(stream.fileno(), offsets[name], in_memory(value).read())

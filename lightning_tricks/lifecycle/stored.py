@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Memory", "OpenFile", "Stored", "StoredModel", "as_bytes", "in_file", "in_memory"]
+__all__ = ["Memory", "OpenFile", "Stored", "StoredModel", "as_bytes", "in_file", "in_memory", "write_at"]
 
 
 class Memory:
@@ -145,6 +145,17 @@ class OpenFile:
 def as_bytes(flat: Tensor) -> memoryview:
     """Return the memory of a flat tensor on the CPU."""
     return flat.view(torch.uint8).numpy().data
+
+
+def write_at(descriptor: int, offset: int, flat: Tensor) -> None:
+    """Write the entries of a flat tensor on the CPU into an open file, from byte ``offset`` on.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    view, done = as_bytes(flat.contiguous()), 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
 
 
 def in_file(file: OpenFile, offset: int, like: Tensor) -> Stored:

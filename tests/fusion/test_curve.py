@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,15 @@ def test_the_curve_of_a_run_goes_through_its_snapshots(kept: bool, tmp_path: Pat
         assert about["positions"] == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
         assert about["values"] == pytest.approx(norms)
         assert about["barriers"] == pytest.approx(rises, abs=1e-6)
+
+
+def test_without_matplotlib_it_says_why_there_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fit(tmp_path, always(collect=lt.LastEpochs(2), monitor="val_loss", mode="min", curve=3))
+    assert "no curve.png, since matplotlib must be installed: pip install" in capsys.readouterr().out
+    assert not list((tmp_path / "checkpoints").glob("*curve*"))
 
 
 def test_its_statistics_are_estimated_anew_and_the_fused_weights_are_not_touched(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks import EMAWeights, average_state, export_average
-from lightning_tricks.lifecycle.export import _apart
+from lightning_tricks.lifecycle.safetensors_files import save_safetensors
 from tests.toys import Loader, Toy, assert_equal, scaler_plugin, trainer, weights
 
 
@@ -95,22 +94,23 @@ def test_safetensors_hold_the_same_tied_ones_too(run: Any, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [written]
 
 
-def test_tensors_get_memory_of_their_own() -> None:
+def test_a_file_of_tensors_holds_any_kind_of_them(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
     whole = torch.arange(6.0).view(2, 3)
-    own = _apart({"a": whole, "b": whole, "c": whole.T})
-    assert_equal(own, {"a": whole, "b": whole, "c": whole.T})
-    assert len({value.data_ptr() for value in own.values()}) == 3
-    assert all(value.is_contiguous() for value in own.values())
+    state = {"a": whole, "b": whole, "c": whole.T, "d": torch.tensor(3), "e": torch.zeros(0, 2).bfloat16()}
+    save_safetensors(state, path := tmp_path / "all.safetensors")
+    assert_equal(dict(safetensors.load_file(path)), state)
 
 
-def test_without_safetensors_the_extra_is_named(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    monkeypatch.delitem(sys.modules, "safetensors.torch", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install \"lightning_tricks\[safetensors\]\""):
-        export_average(run[0], tmp_path / "average.safetensors")
-    assert not list(tmp_path.iterdir())
+def test_a_file_of_tensors_refuses_what_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "all.safetensors"
+    path.write_text("before")
+    with pytest.raises(ValueError, match="note must be a tensor for safetensors, got 'mine'"):
+        save_safetensors({"a": torch.zeros(1), "note": "mine"}, path)  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"a must have a type that safetensors knows, got torch\.complex128"):
+        save_safetensors({"a": torch.zeros(1, dtype=torch.complex128)}, path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_checkpoint_without_average_is_named(tmp_path: Path) -> None:
