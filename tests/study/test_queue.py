@@ -55,7 +55,7 @@ def test_pieces_are_taken_in_order_and_once(path):
 
 @pytest.mark.timeout(60)
 def test_two_processes_that_start_together_never_take_the_same(tmp_path):
-    workers = [started(str(tmp_path / "shared.journal"), tmp_path, pieces=16) for _ in range(2)]
+    workers = [started(str(tmp_path / "shared.journal"), tmp_path, pieces=16, seconds=0.02) for _ in range(2)]
     go(tmp_path, 2)
     assert [worker.communicate()[1] for worker in workers] == ["", ""]
     one, other = taken(tmp_path)

@@ -37,11 +37,12 @@ def taken(folder: Path) -> list[list[str]]:
 
 def main() -> None:
     where, folder, pieces, seconds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-    (folder / f"ready-{os.getpid()}").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.0005)
     keys = [f"piece {number}" for number in range(pieces)]
-    with quiet_optuna():
+    with quiet_optuna():  # which imports it, so that none is ready long before the others are
+        open_storage(folder / "another.journal")
+        (folder / f"ready-{os.getpid()}").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.0005)
         queue = Queue(open_storage(where), "shared")
         queue.enter({"pieces": pieces}, {key: {} for key in keys})
         while (claim := queue.claim(keys)) is not None:
