@@ -45,7 +45,7 @@ bench: .venv/.stamp .venv-mergekit/.stamp ## measure what the techniques cost, a
 	# Without torchvision and older versions of torch, which they ask for.
 	$(BIN)/pip install --quiet --no-deps timm==1.0.31 mosaicml==0.32.1 avalanche-lib==0.6.0
 	$(BIN)/python -m benchmarks.peers
-	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.overhead --rounds 400
 	$(BIN)/python -m benchmarks.recipe_cost
 	$(BIN)/python -m benchmarks.memory --mergekit $(MERGEKIT_PYTHON)
 	$(BIN)/python -m benchmarks.steps

@@ -1,18 +1,20 @@
 """What each technique costs per training step, against the plain run.
 
-All variants are trained in one process, in turns and in a new random order every round: a few steps of the
-demo's model on digits each. A step is timed from one batch's start to the next one's, so everything that
-Lightning and the callbacks do in between counts; the first steps of every turn are left out. The ratio is
-taken within a round, and its median over rounds is reported with the middle half of the rounds. The last two
-rows are three techniques of ours, and the three of Lightning and torch that do the same.
+All variants train the demo's model on digits in one process, side by side: each makes two steps and hands
+over to the next, in a new random order every round. So a machine whose speed changes from second to second
+meets all of them alike. A step is timed from one batch's start to the next one's, so everything that
+Lightning and the callbacks do in between counts. The ratio is taken within a round, and its median over
+rounds is reported with the interval that holds it in 95 of 100 cases. The last three rows are three of our
+techniques, the same by hand with torch's functions, and those of Lightning and torch that do the same.
 
-    python -m benchmarks.overhead --rounds 30
+    python -m benchmarks.overhead --rounds 400
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 import random
 import statistics
 import tempfile
@@ -20,11 +22,14 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from greenlet import getcurrent, greenlet
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from rich.console import Console
 from rich.progress import track
 
 import lightning_tricks as lt
@@ -33,9 +38,10 @@ from lightning_tricks.cli.demo_settings import Demo
 from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
 from tests.host_reads import HostReads
 
-STEPS, SKIPPED, FEW = 24, 6, 8  # twice FEW stays within an epoch
+STEPS, SKIPPED, FEW, TURN = 24, 6, 8, 2  # twice FEW stays within an epoch
 DEMO, SCRATCH = Demo(), tempfile.TemporaryDirectory()
 OURS = "GradientClip, WarmupCosine, EMAWeights"
+BY_HAND = "the same three by hand"
 THEIRS = "gradient_clip_val, CosineAnnealingLR, EMAWeightAveraging"
 VARIANTS: dict[str, Callable[[], list[Callback]]] = {
     "plain": list,
@@ -46,8 +52,30 @@ VARIANTS: dict[str, Callable[[], list[Callback]]] = {
     "WeightFusion": lambda: [lt.WeightFusion(keep="always", update_batchnorm=False)],
     "all five": lambda: [callback for name in list(VARIANTS)[1:6] for callback in VARIANTS[name]()],
     OURS: lambda: [callback for name in OURS.split(", ") for callback in VARIANTS[name]()],
+    BY_HAND: lambda: [ByHand()],
     THEIRS: lambda: [EMAWeightAveraging()],
 }
+
+
+class ByHand(Callback):
+    """What clipping, a schedule and an average of the weights take, with nothing else around them."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.weights = list(pl_module.parameters())
+        self.average = [weight.detach().clone() for weight in self.weights]
+        self.rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        share = (1.0 + math.cos(math.pi * trainer.global_step / trainer.max_steps)) / 2.0
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = share * rate
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch._foreach_lerp_(self.average, self.weights, 0.001)
 
 
 class Clock(Callback):
@@ -66,6 +94,24 @@ class Clock(Callback):
         return statistics.median(gaps[SKIPPED:]) / 1000
 
 
+class Turns(Callback):
+    """Notes when each batch starts, and lets the others train after so many."""
+
+    def __init__(self) -> None:
+        """Begin with the turn of others."""
+        self.starts = [0] * TURN
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.starts.append(time.perf_counter_ns())
+        if len(self.starts) > TURN:
+            getcurrent().parent.switch()
+            self.starts = [time.perf_counter_ns()]
+
+    def step_us(self) -> float:
+        """Return the mean time of a step in the last turn, in microseconds."""
+        return (self.starts[-1] - self.starts[0]) / TURN / 1000
+
+
 class Scheduled(DigitsClassifier):
     """Has a schedule of torch's, counted in steps as Lightning does it."""
 
@@ -76,32 +122,41 @@ class Scheduled(DigitsClassifier):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def run(name: str, data: DigitsData, steps: int = STEPS) -> float:
-    """Train ``steps`` steps of a variant and return the median time of one, in microseconds."""
+def run(name: str, clock: Callback, steps: int) -> None:
+    """Train ``steps`` steps of a variant."""
+    data, callbacks = DEMO.data(1), [clock, *VARIANTS[name]()]
     if name == THEIRS:
-        return train(data, VARIANTS[name](), steps, kind=Scheduled, gradient_clip_val=1.0)
-    return train(data, VARIANTS[name](), steps)
+        fit(data, callbacks, steps, kind=Scheduled, gradient_clip_val=1.0)
+    else:
+        fit(data, callbacks, steps)
 
 
-def train(
-    data: DigitsData,
-    callbacks: list[Callback],
-    steps: int = STEPS,
-    *,
-    kind: type[DigitsClassifier] = DigitsClassifier,
-    gradient_clip_val: float | None = None,
-    **options: float,
-) -> float:
+def train(data: DigitsData, callbacks: list[Callback], steps: int = STEPS, **options: float) -> float:
     """Train ``steps`` steps and return the median time of one, in microseconds.
 
     ``options`` are those of SGD.
     """
-    torch.manual_seed(0)
     clock = Clock()
+    with redirect_stdout(io.StringIO()):  # what techniques print of themselves
+        fit(data, [clock, *callbacks], steps, **options)
+    return clock.step_us()
+
+
+def fit(
+    data: DigitsData,
+    callbacks: list[Callback],
+    steps: int,
+    *,
+    kind: type[DigitsClassifier] = DigitsClassifier,
+    gradient_clip_val: float | None = None,
+    **options: float,
+) -> None:
+    """Train ``steps`` steps."""
+    torch.manual_seed(0)
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
-        callbacks=[clock, *callbacks],
+        callbacks=callbacks,
         default_root_dir=SCRATCH.name,
         logger=False,
         enable_checkpointing=False,
@@ -110,53 +165,59 @@ def train(
         limit_val_batches=0,
         gradient_clip_val=gradient_clip_val,
     )
-    with redirect_stdout(io.StringIO()):  # what techniques print of themselves
-        trainer.fit(kind(DEMO.network(10), **options), data)
-    return clock.step_us()
+    trainer.fit(kind(DEMO.network(10), **options), data)
 
 
-def host_reads(name: str, data: DigitsData) -> float:
+def host_reads(name: str) -> float:
     """Return how many values a step of a variant reads back to the host, on steps that do not log."""
     counts = []
     for steps in (FEW, 2 * FEW):  # the difference leaves out what happens once
-        with HostReads() as reads:
-            run(name, data, steps)
+        with HostReads() as reads, redirect_stdout(io.StringIO()):
+            run(name, Clock(), steps)
         counts.append(reads.count)
     return (counts[1] - counts[0]) / FEW
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
     """Return, for each variant, its step in µs, ratio to plain and extra host reads."""
-    data = DEMO.data(1)
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for name in list(VARIANTS):  # the first fit of a process pays for everyone
-        run(name, data)
-    for _ in track(range(rounds), "rounds"):
-        for name in random.sample(list(VARIANTS), len(VARIANTS)):
-            times[name].append(run(name, data))
-    plain_reads = host_reads("plain", data)
+    clocks = {name: Turns() for name in VARIANTS}
+    # One process and one thread, since each thread would have a pool of torch's own.
+    tasks = {name: greenlet(partial(run, name, clocks[name], TURN * (rounds + 1) + 1)) for name in VARIANTS}
+    with redirect_stdout(io.StringIO()):  # what techniques print of themselves
+        for task in tasks.values():
+            task.switch()
+        for turn in track(range(-1, rounds), "rounds", console=Console(stderr=True)):
+            for name in random.sample(list(VARIANTS), len(VARIANTS)):
+                tasks[name].switch()
+                if turn >= 0:  # the first pays for everyone
+                    times[name].append(clocks[name].step_us())
+        for task in tasks.values():
+            task.switch()
+    plain_reads = host_reads("plain")
     return {name: _summary(times[name], times["plain"]) for name in VARIANTS} | {
-        "host reads": {name: host_reads(name, data) - plain_reads for name in VARIANTS}
+        "host reads": {name: host_reads(name) - plain_reads for name in VARIANTS}
     }
 
 
 def _summary(ours: list[float], plain: list[float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(ours, plain, strict=True)]
+    ratios = sorted(a / b for a, b in zip(ours, plain, strict=True))
     extra = [a - b for a, b in zip(ours, plain, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    # So many ranks from the middle is where a median of independent values stays, by the binomial law.
+    middle, away = len(ratios) // 2, math.ceil(0.98 * math.sqrt(len(ratios)))
     return {
         "step_us": statistics.median(ours),
         "extra_us": statistics.median(extra),
-        "ratio": middle,
-        "ratio_low": low,
-        "ratio_high": high,
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[max(middle - away, 0)],
+        "ratio_high": ratios[min(middle + away, len(ratios) - 1)],
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the figures as a Markdown table."""
     lines = [
-        "| | step, ms | extra per step, µs | ratio to plain (middle half of rounds) | host reads |",
+        "| | step, ms | extra per step, µs | ratio to plain (95 % interval) | host reads |",
         "|---|---:|---:|---:|---:|",
     ]
     for name in VARIANTS:

@@ -197,7 +197,7 @@ left.set(title="Learning rate", xlabel="step")
 left.legend()
 right.set(title="Accuracy, three seeds and their mean", xlabel="accuracy on right labels")
 right.set_yticks(range(len(shapes)), shapes)
-right.invert_yaxis()
+right.set_ylim(len(shapes) - 0.5, -0.5)
 plt.show()
 
 for name, scores in of_shapes.items():

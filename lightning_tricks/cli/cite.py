@@ -68,8 +68,8 @@ def _of_library(citation: Citation) -> str:
         return json.dumps([{"title": title, "version": version}], indent=1)
     if citation.text:
         return f'"{title}", version {version}.'
-    fields = {"author": f"{{{escaped(_AUTHORS)}}}", "title": f"{{{escaped(title)}}}", "version": version}
-    return entry("lightning_tricks", "software", fields)
+    names = {"author": f"{{{escaped(_AUTHORS)}}}", "title": f"{{{escaped(title)}}}"}
+    return entry("lightning_tricks", "software", {**names, "version": version, "year": _YEAR})
 
 
-_AUTHORS = "The lightning_tricks contributors"
+_AUTHORS, _YEAR = "The lightning_tricks contributors", "2026"

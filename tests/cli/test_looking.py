@@ -83,6 +83,7 @@ def test_cite_without_a_name_is_the_library(capsys: pytest.CaptureFixture[str]) 
     shown = printed(capsys, "cite")
     assert shown.startswith("@software{lightning_tricks,")
     assert f"version = {{{lt.__version__}}}" in shown
+    assert "year = {20" in shown
     assert lt.__version__ in printed(capsys, "cite", "--text")
     assert read(capsys, "cite")[0]["version"] == lt.__version__
 
