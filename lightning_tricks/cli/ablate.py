@@ -86,6 +86,7 @@ def _show_plan(order: Order) -> None:
         print(f"{arm}: {', '.join(names) or 'no technique'}")
     storage = shown(order.ablation.storage)
     print(f"{len(arms)} arms, {len(plans)} trials in {storage}; nothing has been run")
+    print(f"two steps before the first trial will show whether it trains and logs {order.ablation.metric}")
 
 
 _HELP = "from lightning_tricks.cli.ablate import help_out; help_out()"

@@ -74,6 +74,7 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(folder, capsys):
     shown = capsys.readouterr().out
     assert "without WarmupCosine: GradientClip" in shown
     assert "4 arms, 20 trials in postgresql://me:***@host/db; nothing has been run" in shown
+    assert "whether it trains and logs val_loss" in shown
     assert main(["ablate", "config.yaml", "--dry-run", "--json", "--techniques", "[WarmupCosine]"]) == 0
     found = json.loads(capsys.readouterr().out)["trials"]
     assert [each["names"] for each in found] == [[], ["WarmupCosine"]] * 5
