@@ -17,7 +17,6 @@ import logging
 import math
 import random
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -33,13 +32,12 @@ from rich.console import Console
 from rich.progress import track
 
 import lightning_tricks as lt
+from benchmarks.demo_steps import DEMO, STEPS, Clock, fit
 from benchmarks.record import record, rounds_asked
-from lightning_tricks.cli.demo_settings import Demo
-from lightning_tricks.recipes.digits import DigitsClassifier, DigitsData
+from lightning_tricks.recipes.digits import DigitsClassifier
 from tests.host_reads import HostReads
 
-STEPS, SKIPPED, FEW, TURN = 24, 6, 8, 2  # twice FEW stays within an epoch
-DEMO, SCRATCH = Demo(), tempfile.TemporaryDirectory()
+FEW, TURN = 8, 2  # twice FEW stays within an epoch
 OURS = "GradientClip, WarmupCosine, EMAWeights"
 BY_HAND = "the same three by hand"
 THEIRS = "gradient_clip_val, CosineAnnealingLR, EMAWeightAveraging"
@@ -78,22 +76,6 @@ class ByHand(Callback):
         torch._foreach_lerp_(self.average, self.weights, 0.001)
 
 
-class Clock(Callback):
-    """Notes when each batch starts."""
-
-    def __init__(self) -> None:
-        """Start with none."""
-        self.starts: list[int] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self.starts.append(time.perf_counter_ns())
-
-    def step_us(self) -> float:
-        """Return the median time of a step, in microseconds."""
-        gaps = [b - a for a, b in zip(self.starts, self.starts[1:], strict=False)]
-        return statistics.median(gaps[SKIPPED:]) / 1000
-
-
 class Turns(Callback):
     """Notes when each batch starts, and lets the others train after so many."""
 
@@ -129,43 +111,6 @@ def run(name: str, clock: Callback, steps: int) -> None:
         fit(data, callbacks, steps, kind=Scheduled, gradient_clip_val=1.0)
     else:
         fit(data, callbacks, steps)
-
-
-def train(data: DigitsData, callbacks: list[Callback], steps: int = STEPS, **options: float) -> float:
-    """Train ``steps`` steps and return the median time of one, in microseconds.
-
-    ``options`` are those of SGD.
-    """
-    clock = Clock()
-    with redirect_stdout(io.StringIO()):  # what techniques print of themselves
-        fit(data, [clock, *callbacks], steps, **options)
-    return clock.step_us()
-
-
-def fit(
-    data: DigitsData,
-    callbacks: list[Callback],
-    steps: int,
-    *,
-    kind: type[DigitsClassifier] = DigitsClassifier,
-    gradient_clip_val: float | None = None,
-    **options: float,
-) -> None:
-    """Train ``steps`` steps."""
-    torch.manual_seed(0)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        callbacks=callbacks,
-        default_root_dir=SCRATCH.name,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        gradient_clip_val=gradient_clip_val,
-    )
-    trainer.fit(kind(DEMO.network(10), **options), data)
 
 
 def host_reads(name: str) -> float:

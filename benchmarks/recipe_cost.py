@@ -33,8 +33,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_tricks as lt
+from benchmarks.demo_steps import DEMO, Clock, train
 from benchmarks.machine import available_memory
-from benchmarks.overhead import DEMO, Clock, train
 from benchmarks.record import record
 from benchmarks.shapes import Weights
 from benchmarks.steps import quiet
