@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-oldest test-postgres lint types types-complete bench cards matrix soak fuzz notebooks clean
+# Tests start hundreds of processes, which without it would each compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help demo test test-all test-oldest test-postgres lint types types-complete bench cards matrix soak fuzz notebooks clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -13,8 +16,11 @@ demo: .venv/.stamp ## train a small model with and without techniques, and compa
 PARALLEL := -n auto --dist loadgroup
 
 # The tests' models are tiny and some tests run two processes: more threads only wait for one another.
-test test-oldest: export OMP_NUM_THREADS ?= 1
-test: lint types ## run every check: style, types, notebooks, tests, doctests
+test test-all test-oldest: export OMP_NUM_THREADS ?= 1
+test: lint types ## run every check: style, types, tests, doctests, notebooks in short
+	$(BIN)/python -m pytest $(PARALLEL) --short --nbmake notebooks/*.ipynb tests lightning_tricks
+
+test-all: lint types ## run every check with what takes long, too
 	$(BIN)/python -m pytest $(PARALLEL) --nbmake notebooks/*.ipynb tests lightning_tricks
 
 test-oldest: .venv-oldest/.stamp ## run the tests with the oldest versions that pyproject.toml allows
@@ -29,7 +35,7 @@ lint: .venv/.stamp ## check the style
 	$(BIN)/ruff format --check
 
 types: .venv/.stamp ## check the types of the package
-	$(BIN)/mypy --strict
+	$(BIN)/mypy --strict --num-workers 2
 
 # Pyright sees what any type checker of a user sees; it runs in a Node that a package brings.
 SHARE := import json, sys; share = json.load(sys.stdin)["typeCompleteness"]["completenessScore"]; \
@@ -71,7 +77,7 @@ fuzz: .venv/.stamp ## try settings, modules and damaged checkpoints of all kinds
 	$(BIN)/python -m pytest tests/fuzz --timeout 0
 
 notebooks: .venv/.stamp ## run the notebooks from the start and keep their outputs
-	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
+	$(BIN)/jupytext --quiet --to ipynb notebooks/[0-9]*.py
 	$(BIN)/python -m pytest $(PARALLEL) --nbmake --overwrite notebooks/*.ipynb
 
 clean: ## remove what was built or written here, the environment included

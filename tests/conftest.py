@@ -17,6 +17,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--short", action="store_true", help="leave out slow tests and parts of others")
     parser.addoption("--matrix", action="store_true", help="write technique x regime into the README")
     parser.addoption("--points", type=int, default=5, help="how many runs to break off (default: 5)")
     parser.addoption("--seed", type=int, default=0, help="which runs to break off (default: 0)")
@@ -24,6 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--short"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip("slow: `make test-all` runs it"))
 
 
 def pytest_collection_finish() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+NAMES = sorted(path.stem for path in FOLDER.glob("[0-9]*.py"))
 PLACE = re.compile(r"/tmp/|/home/|/root/|/usr/|site-packages")
 
 

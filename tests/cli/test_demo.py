@@ -80,6 +80,7 @@ def test_the_same_seed_gives_the_same_table(done, tmp_path, capsys):
     assert table(capsys.readouterr().out) == table(done[0].stdout) != ""
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_table(done, tmp_path, capsys):
     main([*ARGV, str(tmp_path / "again"), "--seed", "1"])
     assert table(capsys.readouterr().out) != table(done[0].stdout)
@@ -206,6 +207,7 @@ def test_a_missing_package_is_named_before_training(module, package, tmp_path, m
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_optimizer_and_schedule_are_what_both_runs_have(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     options = ["--optimizer", "AdamW", "--schedule", "warmup('20%') >> linear(to=0.5)"]

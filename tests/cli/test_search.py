@@ -104,6 +104,7 @@ def test_when_time_is_up_it_says_so_and_the_same_command_goes_on(folder, capfd):
     assert capfd.readouterr().err == "1 of 1 trials had ended before\n"
 
 
+@pytest.mark.slow  # as that of an ablation, which is not
 @pytest.mark.timeout(120)
 def test_killed_it_goes_on_and_runs_again_what_was_running(folder, capsys):
     options = ["config.yaml", "--space", "space.yaml", "--trials", "6", "--json"]
@@ -132,6 +133,7 @@ def test_killed_it_goes_on_and_runs_again_what_was_running(folder, capsys):
     assert found["best"]["value"] == whole["best"]["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_workers_never_run_the_same_trial(folder, monkeypatch, capsys):
     journal, run = folder / "search" / "study.journal", Search.run

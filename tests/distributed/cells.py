@@ -2,7 +2,8 @@
 
     python -m tests.distributed.cells "DDP" FOLDER GradientClip EMAWeights
 
-runs these cases in turn and writes ``results.json`` and each case's final weights to FOLDER.
+runs these cases in turn and writes ``results.json`` and each case's final weights to FOLDER. With an option
+``--short`` a combination of regimes is left without its neutral and its resumed runs.
 """
 
 from __future__ import annotations
@@ -177,15 +178,18 @@ def run_or_refusal(case: Case, world: World, folder: Path) -> Run | str:
         return str(error)
 
 
-def main(name: str, folder: Path, cases: list[str]) -> None:
+def main(name: str, folder: Path, cases: list[str], *, short: bool) -> None:
     """Run ``cases`` in the world of this name."""
     world, results = WORLDS[name], {}
+    once = short and world.combined
     plain: dict[object, dict[str, Tensor]] = {}  # most cases train the same module
     for key in cases:
         case = CASES[key]
         try:
             active = run_or_refusal(case, world, folder / key)
-            if not isinstance(active, str):
+            if once and not isinstance(active, str):
+                weights = active[2]
+            elif not isinstance(active, str):
                 if case.adapt not in plain:
                     plain[case.adapt] = plain_run(world, folder / "plain", case.adapt)
                 weights = check(case, world, plain[case.adapt], folder / key, active)
@@ -201,4 +205,5 @@ def main(name: str, folder: Path, cases: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    names = [name for name in sys.argv[3:] if name != "--short"]
+    main(sys.argv[1], Path(sys.argv[2]), names, short="--short" in sys.argv)

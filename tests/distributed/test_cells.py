@@ -28,13 +28,14 @@ def results(
         if isinstance(item, pytest.Function) and item.originalname == test_cell.__name__
     }
     cases = [name for name in CASES if name in asked]
+    short = ["--short"] if request.config.getoption("--short") else []
     folders: dict[str, Path] = {}
 
     def run(world: str) -> Path:
         if world not in folders:
             folders[world] = tmp_path_factory.mktemp("world")
             try:
-                launch("tests.distributed.cells", world, str(folders[world]), *cases)
+                launch("tests.distributed.cells", world, str(folders[world]), *cases, *short)
             except RuntimeError as error:
                 (folders[world] / "error.txt").write_text(str(error))
         return folders[world]

@@ -12,15 +12,15 @@ from tests.distributed.launch import launch
 from tests.distributed.worlds import Part, Shared
 from tests.toys import StopAfter, StopError, trainer
 
-SHARDED = ["FSDP1", "FSDP2", "FSDP2, distributed checkpoints"]
-
 
 @pytest.mark.parametrize("world", ["FSDP1", "FSDP2"])
 def test_a_part_and_the_whole_are_one_anothers(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.layouts", world, str(tmp_path))
 
 
-@pytest.mark.parametrize("world", SHARDED)
+@pytest.mark.parametrize(
+    "world", ["FSDP1", pytest.param("FSDP2", marks=pytest.mark.slow), "FSDP2, distributed checkpoints"]
+)
 def test_an_average_over_parts_is_that_over_wholes(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.averages", world, str(tmp_path))
 

@@ -73,6 +73,7 @@ class World:
         settings: Builds what else the Trainer is given.
         sharded: Whether each process holds a part of the weights only.
         same_numbers: Whether the run must end at the weights of one process with the same global batches.
+        combined: Whether each of its parts is a world or a regime of its own.
     """
 
     strategy: Callable[[], Any]
@@ -80,6 +81,7 @@ class World:
     settings: Callable[[], Mapping[str, Any]] = field(default=dict)
     sharded: bool = False
     same_numbers: bool = True
+    combined: bool = False
 
     def trainer_settings(self, root: Path) -> dict[str, Any]:
         """Return all that a Trainer of two processes is given, which writes below ``root``."""
@@ -133,18 +135,29 @@ def double() -> dict[str, Any]:
 
 WORLDS: dict[str, World] = {
     "DDP": World(ddp),
-    "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}),
-    "DDP, manual": World(ddp, Manual),
-    "DDP, bf16-mixed": World(ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False),
-    "DDP, 16-mixed": World(ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False),
+    "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}, combined=True),
+    "DDP, manual": World(ddp, Manual, combined=True),
+    "DDP, bf16-mixed": World(
+        ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False, combined=True
+    ),
+    "DDP, 16-mixed": World(
+        ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False, combined=True
+    ),
     "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True),
     "FSDP1, accumulation": World(
-        OnCPU, settings=lambda: {"plugins": [Double()], "accumulate_grad_batches": 2}, sharded=True
+        OnCPU,
+        settings=lambda: {"plugins": [Double()], "accumulate_grad_batches": 2},
+        sharded=True,
+        combined=True,
     ),
     "FSDP2": World(fsdp2(distributed=False), Sharded, double, sharded=True),
     "FSDP2, distributed checkpoints": World(fsdp2(distributed=True), Sharded, double, sharded=True),
     "FSDP2, accumulation": World(
-        fsdp2(distributed=False), Sharded, lambda: {"accumulate_grad_batches": 2, **double()}, sharded=True
+        fsdp2(distributed=False),
+        Sharded,
+        lambda: {"accumulate_grad_batches": 2, **double()},
+        sharded=True,
+        combined=True,
     ),
     "FSDP2, bf16-true": World(
         fsdp2(distributed=False),
@@ -152,5 +165,6 @@ WORLDS: dict[str, World] = {
         lambda: {"precision": "bf16-true"},
         sharded=True,
         same_numbers=False,
+        combined=True,
     ),
 }

@@ -20,7 +20,10 @@ from tests.fusion.runs import always
 from tests.toys import assert_equal, trainer, weights
 
 
-@pytest.mark.parametrize("world", ["DDP", "FSDP1", "FSDP2", "FSDP2, distributed checkpoints"])
+@pytest.mark.parametrize(
+    "world",
+    ["DDP", "FSDP1", pytest.param("FSDP2", marks=pytest.mark.slow), "FSDP2, distributed checkpoints"],
+)
 def test_fusion_over_processes_is_that_of_one(world: str, tmp_path: Path) -> None:
     launch("tests.fusion.over_processes", world, str(tmp_path))
     fused = tmp_path / "average" / "checkpoints" / "fused.ckpt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def _broken_off_loaders_do_not_wait_long_for_their_workers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
         yield
+        gc.collect()  # else later tests wait for the last of them, five seconds for each worker
 
 
 def shuffled(count: int = SAMPLES, **options: Any) -> Any:

@@ -48,6 +48,7 @@ def test_the_first_trial_is_the_default_and_the_best_is_better(by_chance):
     assert sum(by_chance.importance.values()) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "trials"), [("tpe", 16), ("gp", 9), ("evolutionary", 12)])
 def test_samplers_begin_by_chance_and_then_learn(sampler, trials, by_chance, tmp_path):
     found = search(tmp_path, sampler=sampler, pruner="none", trials=trials).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import nn
 
 from lightning_tricks import EMAWeights, LabelSmoothing, Search
@@ -23,6 +24,7 @@ def build(seed, lr=0.05):
     return DigitsClassifier(network, lr=lr), data, {"max_epochs": 3, **QUIET}
 
 
+@pytest.mark.slow
 def test_twenty_trials_find_better_settings_than_the_default(tmp_path):
     search = Search(
         build,
