@@ -18,7 +18,7 @@ from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import ConflictError
 from lightning_tricks.lifecycle.technique import Technique
 from lightning_tricks.study.arguments import Given, checked_mode, checked_seeds, made_from, named
-from lightning_tricks.study.arms import Names, arms
+from lightning_tricks.study.arms import Names, arms, rotated
 from lightning_tricks.study.effects import Effects, Outcome
 from lightning_tricks.study.identity import identity
 from lightning_tricks.study.queue import Claim, Queue
@@ -67,8 +67,8 @@ class Ablation:
     Trains with none, with all, with all but one and with each alone, with every seed. Trials of one seed
     begin with the same weights and see the same data in the same order; effects are means of differences
     within seeds, with a 95 % interval (:mod:`~lightning_tricks.study.bootstrap`). Each seed's trials run one
-    after another, so that whatever else the machine does meets all arms. Only training and validation data
-    are used.
+    after another, and each seed begins with another arm, so that whatever else the machine does meets all
+    arms. Only training and validation data are used.
 
     Trials are kept in a file, or a database, that several processes and machines may share: each trial runs
     in one of them, one that was killed is run again by another, and calling :meth:`run` again goes on. A
@@ -134,11 +134,11 @@ class Ablation:
     def plans(self) -> dict[str, Plan]:
         """The trials by their keys, in the order in which they are run."""
         assert not isinstance(self.seeds, int)
-        found = arms(list(self._techniques))
+        found = list(arms(list(self._techniques)).items())
         return {
             f"{arm}, seed {seed}": Plan(names, arm, seed)
-            for seed in self.seeds
-            for names, arm in found.items()
+            for turn, seed in enumerate(self.seeds)
+            for names, arm in rotated(found, turn)
         }
 
     def queue(self) -> Queue:

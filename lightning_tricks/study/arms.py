@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-__all__ = ["Names", "arms", "arms_of"]
+__all__ = ["Names", "arms", "arms_of", "rotated"]
 
 
 Names = tuple[str, ...]
+T = TypeVar("T")
 
 
 def arms_of(names: Sequence[str], name: str) -> tuple[Names, Names]:
@@ -37,3 +39,14 @@ def arms(names: Sequence[str]) -> dict[Names, str]:
     for name in names:
         found.setdefault(arms_of(names, name)[0], f"only {name}")
     return found
+
+
+def rotated(values: Sequence[T], turns: int) -> list[T]:
+    """Return ``values`` from another one on, after which the first ones come.
+
+    Example:
+        >>> rotated("abc", 4)
+        ['b', 'c', 'a']
+    """
+    first = turns % len(values)
+    return [*values[first:], *values[:first]]

@@ -77,7 +77,8 @@ def test_a_dry_run_lists_the_trials_and_writes_nothing(folder, capsys):
     assert "whether it trains and logs val_loss" in shown
     assert main(["ablate", "config.yaml", "--dry-run", "--json", "--techniques", "[WarmupCosine]"]) == 0
     found = json.loads(capsys.readouterr().out)["trials"]
-    assert [each["names"] for each in found] == [[], ["WarmupCosine"]] * 5
+    assert [each["seed"] for each in found] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [len(each["names"]) for each in found] == [0, 1, 1, 0, 0, 1, 1, 0, 0, 1]
     assert not (folder / "ablation").exists()
 
 
