@@ -104,5 +104,6 @@ clean: ## remove what was built or written here, the environment included
 	@echo "Installing into $(@D), which takes some minutes the first time."
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
+	# Python compiles what is imported; pip would compile all, which takes as long as the rest.
+	$(@D)/bin/pip install --quiet --no-compile -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
 	touch $@

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -133,7 +134,9 @@ def on_corners(test: Callable[..., None]) -> Callable[..., None]:
 @on_corners
 @given(value=anything())
 @examples(8)
-def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name: str, value: Any) -> None:
+def test_any_value_is_refused_by_name_or_trains(
+    thing: Callable[..., Any], name: str, value: Any, pytestconfig: pytest.Config
+) -> None:
     try:
         built = thing(**{**valid(thing), name: value})
     except Exception as error:
@@ -148,6 +151,8 @@ def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name:
         ):
             assert repr(again) == repr(built)
             assert isinstance(built, Technique) or again == built
+        if pytestconfig.getoption("--short") and crc32(repr(built).encode()) % 3:
+            return  # the same third of them trains each time
     works(built, [name])
 
 
