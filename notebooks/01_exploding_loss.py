@@ -21,6 +21,7 @@
 
 # %%
 import logging
+import os
 import warnings
 
 import matplotlib.pyplot as plt
@@ -38,6 +39,7 @@ warnings.filterwarnings("ignore")  # what the techniques warn of is printed belo
 torch.set_num_threads(1)  # on networks as small as these, more only wait for one another
 plt.rcParams.update(STYLE)
 STEPS = 100
+os.environ.setdefault("PL_TRAINER_LIMIT_TRAIN_BATCHES", str(STEPS))  # what each Trainer takes here
 
 
 class Recurrent(nn.Module):
@@ -75,13 +77,7 @@ class Curves(Callback):
 def train(lr, *techniques, seed=0):
     torch.manual_seed(seed)
     curves = Curves()
-    trainer = Trainer(
-        max_epochs=1,
-        limit_train_batches=STEPS,
-        callbacks=[*techniques, curves],
-        log_every_n_steps=1,
-        **QUIET,
-    )
+    trainer = Trainer(max_epochs=1, callbacks=[*techniques, curves], log_every_n_steps=1, **QUIET)
     trainer.fit(Reader(Recurrent(), lr=lr), CharacterData(length=32, seed=seed))
     return float(trainer.callback_metrics["val_loss"]), curves.steps
 

@@ -1,4 +1,4 @@
-"""With ``--short``, notebooks train on a few batches of an epoch: that they run is tested, and no more."""
+"""With ``--short``, notebooks train on two batches of an epoch: that they run is tested, and no more."""
 
 from collections.abc import Iterator
 
@@ -9,5 +9,6 @@ import pytest
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if item.config.getoption("--short"):
-            patch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "3")  # Lightning's own default, if it is set
+            for part, batches in {"TRAIN": "2", "VAL": "1"}.items():  # for Trainers that are told no other
+                patch.setenv(f"PL_TRAINER_LIMIT_{part}_BATCHES", batches)
         return (yield)

@@ -73,7 +73,7 @@ class World:
         settings: Builds what else the Trainer is given.
         sharded: Whether each process holds a part of the weights only.
         same_numbers: Whether the run must end at the weights of one process with the same global batches.
-        combined: Whether each of its parts is a world or a regime of its own.
+        short: The runs beside the active one that a short test has, of "neutral" and "resumed".
     """
 
     strategy: Callable[[], Any]
@@ -81,7 +81,7 @@ class World:
     settings: Callable[[], Mapping[str, Any]] = field(default=dict)
     sharded: bool = False
     same_numbers: bool = True
-    combined: bool = False
+    short: tuple[str, ...] = ("neutral", "resumed")
 
     def trainer_settings(self, root: Path) -> dict[str, Any]:
         """Return all that a Trainer of two processes is given, which writes below ``root``."""
@@ -135,29 +135,27 @@ def double() -> dict[str, Any]:
 
 WORLDS: dict[str, World] = {
     "DDP": World(ddp),
-    "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}, combined=True),
-    "DDP, manual": World(ddp, Manual, combined=True),
-    "DDP, bf16-mixed": World(
-        ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False, combined=True
-    ),
-    "DDP, 16-mixed": World(
-        ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False, combined=True
-    ),
-    "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True),
+    "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}, short=()),
+    "DDP, manual": World(ddp, Manual, short=()),
+    "DDP, bf16-mixed": World(ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False, short=()),
+    "DDP, 16-mixed": World(ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False, short=()),
+    "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True, short=("resumed",)),
     "FSDP1, accumulation": World(
         OnCPU,
         settings=lambda: {"plugins": [Double()], "accumulate_grad_batches": 2},
         sharded=True,
-        combined=True,
+        short=(),
     ),
     "FSDP2": World(fsdp2(distributed=False), Sharded, double, sharded=True),
-    "FSDP2, distributed checkpoints": World(fsdp2(distributed=True), Sharded, double, sharded=True),
+    "FSDP2, distributed checkpoints": World(
+        fsdp2(distributed=True), Sharded, double, sharded=True, short=("resumed",)
+    ),
     "FSDP2, accumulation": World(
         fsdp2(distributed=False),
         Sharded,
         lambda: {"accumulate_grad_batches": 2, **double()},
         sharded=True,
-        combined=True,
+        short=(),
     ),
     "FSDP2, bf16-true": World(
         fsdp2(distributed=False),
@@ -165,6 +163,6 @@ WORLDS: dict[str, World] = {
         lambda: {"precision": "bf16-true"},
         sharded=True,
         same_numbers=False,
-        combined=True,
+        short=(),
     ),
 }
