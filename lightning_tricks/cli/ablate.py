@@ -39,7 +39,7 @@ class Order(StudyOrder):
     def __post_init__(self) -> None:
         """Check the settings and read the configuration."""
         super().__post_init__()
-        project = Project.read(self.config, self.techniques)
+        project = Project.read(self.config, self.techniques, **self.classes)
         techniques = {
             name: made
             for name, made in project.techniques.items()

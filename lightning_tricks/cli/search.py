@@ -53,7 +53,7 @@ class SearchOrder(StudyOrder):
         super().__post_init__()
         same = ("metric", "mode", "sampler", "trials", "timeout", "folds", "pruner", "seed")
         search = Search(
-            Project.read(self.config, needed=False),
+            Project.read(self.config, needed=False, **self.classes),
             None if self.space is None else Space.read(self.space),
             **{key: getattr(self, key) for key in same},
             wandb=self.group(),

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from lightning_tricks.cli.named_function import classes_named
 from lightning_tricks.cli.refusal import RefusedError
 from lightning_tricks.cli.terminal import terminal
 from lightning_tricks.cli.workers import workers
@@ -32,6 +33,8 @@ class StudyOrder:
     """
 
     config: list[str]
+    model: str | None = None
+    data: str | None = None
     metric: str = "val_loss"
     mode: str | None = None
     output: str
@@ -51,6 +54,11 @@ class StudyOrder:
             if not self.dry_run:
                 import matplotlib.figure  # noqa: F401  # and this
         checks.whole("workers", self.workers, 1)
+
+    @property
+    def classes(self) -> dict[str, Any]:
+        """Those of the model and the data, where the configuration has none."""
+        return classes_named(self.model, self.data)
 
     @property
     def place(self) -> dict[str, Any]:

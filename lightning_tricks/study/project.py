@@ -15,7 +15,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_tricks.core import checks
 from lightning_tricks.lifecycle.technique import Technique
@@ -39,10 +39,14 @@ class Project:
     Attributes:
         config: Without those callbacks.
         entries: What it says of each of them, by name.
+        model: The class that the program gives to LightningCLI, if it does.
+        data: Likewise.
     """
 
     config: dict[str, Any]
     entries: dict[str, Any]
+    model: type[LightningModule] | None = None
+    data: type[LightningDataModule] | None = None
 
     @property
     def techniques(self) -> dict[str, Callable[[], Callback]]:
@@ -56,21 +60,28 @@ class Project:
         chosen: Sequence[str] | None = None,
         *,
         needed: bool = True,
+        model: type[LightningModule] | None = None,
+        data: type[LightningDataModule] | None = None,
     ) -> Project:
         """Read configurations, of which later ones add to the earlier ones and replace lists.
 
         Classes are imported from the working folder, too.
 
         Args:
-            paths: YAML files, with ``class_path`` for the model and the data.
+            paths: YAML files, with ``class_path`` for the model and the data that are not given below.
             chosen: Names of the callbacks that are techniques: their classes', with the label in brackets
                 where there is one, as in ``EMAWeights[slow]``. By default all of this package.
             needed: Whether there must be techniques.
+            model: What ``LightningCLI(Net, Data)`` is given: then the YAML holds the settings alone.
+            data: Likewise.
 
         Raises:
             OSError: If a file cannot be read.
+            TypeError: If one of these is no such class.
             ValueError: If it holds no such configuration, or no such callback.
         """
+        _check_class("model", model, LightningModule)
+        _check_class("data", data, LightningDataModule)
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # as ``python -m`` does, since the classes are the user's own
         config: dict[str, Any] = {}
@@ -82,11 +93,11 @@ class Project:
                 f"ckpt_path must be left out, for trials begin anew, got {config['ckpt_path']!r}"
             )
         config = {key: value for key, value in config.items() if key not in _OF_COMMANDS}
-        if "class_path" not in (config.get("model") or {}):
+        if model is None and "class_path" not in (config.get("model") or {}):
             raise ValueError(
-                "model must have a class_path in the configuration, as LightningCLI() writes that is given "
-                "no class itself (model: {class_path: package.Net, init_args: {...}}), got "
-                f"{config.get('model')!r}"
+                "model must have a class_path in the configuration (model: {class_path: package.Net, "
+                "init_args: {...}}), or be named where the program gives it (--model program:Net for "
+                f"LightningCLI(Net, ...), and --data), got {config.get('model')!r}"
             )
         trainer = dict(config.get("trainer") or {})
         given = trainer.get("callbacks") or []
@@ -106,12 +117,14 @@ class Project:
             )
         trainer["callbacks"] = [each for index, each in enumerate(entries) if index not in picked.values()]
         config["trainer"] = trainer
-        return cls(config, {name: entries[index] for name, index in picked.items()})
+        return cls(config, {name: entries[index] for name, index in picked.items()}, model, data)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What it says, by dotted names."""
-        return flat({key: value for key, value in self.config.items() if key != "seed_everything"})
+        classes = {"model class": self.model, "data class": self.data}
+        named = {key: f"{kind.__module__}.{kind.__qualname__}" for key, kind in classes.items() if kind}
+        return named | flat({key: value for key, value in self.config.items() if key != "seed_everything"})
 
     def build(self, seed: int) -> Setup:
         """Return the module, the data and the Trainer's settings of a trial; random states are left alone.
@@ -146,6 +159,8 @@ class Project:
             warnings.simplefilter("ignore")
             try:
                 return Parts(
+                    self.model,
+                    self.data,
                     save_config_callback=None,
                     parser_kwargs={"exit_on_error": False},
                     args={**deepcopy(self.config), "seed_everything": False},  # whoever runs the trial has
@@ -153,6 +168,11 @@ class Project:
                 )
             except argparse.ArgumentError as error:
                 raise ValueError(f"the configuration must be one that LightningCLI reads: {error}") from error
+
+
+def _check_class(name: str, given: object, kind: type) -> None:
+    if given is not None and not (isinstance(given, type) and issubclass(given, kind)):
+        raise TypeError(f"{name} must be a class of {kind.__name__}, got {given!r}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class OfProject(Subject):
             return self.project.known()
 
     def build(self, changes: Mapping[str, Any]) -> Build:
-        return Project(_changed(self.project.config, changes), self.project.entries).build
+        return replace(self.project, config=_changed(self.project.config, changes)).build
 
     def technique(self, name: str, changes: Mapping[str, Any]) -> Callback:
         return made(self._entry(name, changes))

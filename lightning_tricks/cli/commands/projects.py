@@ -18,6 +18,7 @@ _GROUPS_EXAMPLES = """\
 examples:
   lightning-tricks groups config.yaml
   lightning-tricks groups config.yaml more.yaml --json
+  lightning-tricks groups config.yaml --model train:Net --data train:Data
 """
 _ABLATE_EXAMPLES = """\
 examples:
@@ -25,6 +26,7 @@ examples:
   lightning-tricks ablate config.yaml
   lightning-tricks ablate config.yaml techniques.yaml --metric val_accuracy --mode max --seeds 10
   lightning-tricks ablate config.yaml --techniques "[EMAWeights, GradientClip]" --workers 2
+  lightning-tricks ablate config.yaml --model train:Net --data train:Data
   lightning-tricks ablate config.yaml --storage postgresql://me@host/trials --name resnet
 
 Interrupted, the same call goes on. Called again meanwhile, here or on another machine that sees the same
@@ -57,8 +59,12 @@ def _add_config(parser: ArgumentParser) -> None:
         "config",
         type=str,
         nargs="+",
-        help="YAML of LightningCLI, with class_path for model and data; of several files, later ones add to "
-        "earlier ones",
+        help="YAML of LightningCLI; of several files, later ones add to earlier ones",
+    )
+    add_options(
+        parser,
+        ("--model", str, SUPPRESS, "MODULE:CLASS, where the program names it: LightningCLI(Net, Data)"),
+        ("--data", str, SUPPRESS, "MODULE:CLASS, likewise"),
     )
 
 
@@ -95,10 +101,12 @@ def _groups_parser(argv: list[str]) -> ArgumentParser:
 
 def _groups(settings: dict[str, Any]) -> Callable[[], None]:
     from lightning_tricks.cli.groups import show_groups
+    from lightning_tricks.cli.named_function import classes_named
     from lightning_tricks.study.project import Project
 
     as_json = settings.pop("json")
-    project = Project.read(settings["config"], [], needed=False)  # no callback taken apart
+    classes = classes_named(settings.get("model"), settings.get("data"))
+    project = Project.read(settings["config"], [], needed=False, **classes)  # no callback taken apart
     return partial(show_groups, project, as_json=as_json)
 
 
