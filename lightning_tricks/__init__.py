@@ -31,7 +31,10 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return list(_offered())
     if name not in _offered():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from lightning_tricks.core.checks import nearest
+
+        meant = f"; did you mean {close[0]!r}?" if (close := nearest(name, _offered(), count=1)) else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{meant}")
     value = globals()[name] = getattr(import_module(_offered()[name]), name)
     return value
 

@@ -122,6 +122,9 @@ panel.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
+# Until step 80, in the sixth epoch, both EMAs are the same line: their decay grows with the steps, and only
+# then has it reached 0.9.
+#
 # ## Three seeds, and a rate that falls
 #
 # The same at the end of the run, for three seeds; beside them the best epoch of the live weights, which is a
@@ -143,8 +146,8 @@ for label, values in scores.items():
 # %% [markdown]
 # Any of these averages is better than the last weights of the same run, with each seed: by about three points
 # in the mean, and none has to be chosen. Longer ones are better in the mean. The best epoch is no better than
-# they are, although it was chosen by the very numbers that are reported. A run whose rate has fallen leaves
-# an average little to do, and the mean of the second half of a run at a constant rate is as good.
+# the longer ones, although it was chosen by the very numbers that are reported. A run whose rate has fallen
+# leaves an average little to do, and the mean of the second half of a run at a constant rate is as good.
 #
 # ## How long should it be? Asked after the run
 #
@@ -204,8 +207,8 @@ print("resumed, average equal to the bit:     ", same(average_state(whole), aver
 # %% [markdown]
 # ## What to take away
 #
-# - At a constant rate keep an average. `EMAWeights` with a long memory or `SWAWeights` over the second half
-#   do as much as a schedule, and leave the end of the run open.
+# - At a constant rate keep an average. `SWAWeights` over the second half does as much as a schedule,
+#   `EMAWeights` with a long memory nearly, and both leave the end of the run open.
 # - With a rate that falls to 0 there is little left for an average to do. It does no harm.
 # - The best length differs from task to task: `PostHocEMA` answers it after the run. Here it is the longest
 #   that was asked, 18 % of the run.

@@ -56,8 +56,8 @@ class EMAWeights(AveragedWeights):
       ``fit`` of the Trainer takes the live weights back; if other weights have been put in since, it leaves
       them and averages anew, and says so. Callbacks listed before it see the live weights in
       ``on_validation_start``, and those after it in ``on_validation_end``. The training itself stays as
-      it is, but with ``switch_every``: then frozen weights alone do, and other techniques' averages and
-      snapshots see the weights after the jump.
+      it is without ``switch_every``; with it all weights but frozen ones jump, and other techniques'
+      averages and snapshots see them after the jump.
     * **Logs** ``ema_weights/decay``, the product of the decays since the average last moved, and
       ``ema_weights/distance``, that of the average and the live weights as a share of the norm of these.
     * **Saves** both sets of weights in every checkpoint, weights-only ones included (``live_state`` and

@@ -86,7 +86,10 @@ def _main(argv: list[str], loading: AbstractContextManager[None]) -> int:
 
 
 def _refuse(error: Exception) -> int:
-    print(f"lightning-tricks: error: {' '.join(str(error).split())}", file=sys.stderr)
+    told = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without the number that str() shows
+        told = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+    print(f"lightning-tricks: error: {' '.join(told.split())}", file=sys.stderr)
     return 2
 
 
@@ -112,7 +115,7 @@ def _command(argv: list[str]) -> Callable[[], None]:
         options = known[called]._option_string_actions if called else ()
         raise ValueError(f"{_explained(str(error), options)} {see}") from None
     if config.command is None:
-        raise ValueError(f"a command must be given, such as demo; {see}")
+        raise ValueError(f"a command must be given, one of {', '.join(COMMANDS)}; {see}")
     return COMMANDS[config.command].build(config[config.command].as_dict())
 
 

@@ -69,6 +69,8 @@ class Asked:
         """Check types, which a recipe may not keep, and what belongs together."""
         self._check_types()
         self._check_shown()
+        if not self.models:
+            raise ValueError("models must hold at least one model, got none: a.ckpt b.ckpt, or a recipe")
         if self.output is None and not (self.compare or self.curve or self.dry_run):
             raise ValueError("--output must be given, such as -o fused.ckpt")
 

@@ -48,7 +48,9 @@ def check_output(
     if output.is_dir():
         raise IsADirectoryError(f"output must be a file, got {output}, a folder")
     if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} must not be there, or overwrite must be True (--force)")
+        raise FileExistsError(
+            f"{output} must not be there, or be to be overwritten (--force, overwrite=True)"
+        )
     folder = next(each for each in output.absolute().parents if each.exists())
     needed, free = sum(step.stored.nbytes for step in steps), shutil.disk_usage(folder).free
     if needed > free:

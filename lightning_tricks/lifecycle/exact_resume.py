@@ -25,6 +25,7 @@ from lightning_tricks.lifecycle.position import (
     reads_ahead,
     stateless,
     train_loaders,
+    writes_within_epochs,
 )
 from lightning_tricks.lifecycle.randomness import lost_devices
 from lightning_tricks.lifecycle.technique import Technique
@@ -110,7 +111,7 @@ class ExactResume(Technique):
         if reads_ahead(trainer):
             self._read_ahead = ReadAhead(trainer)
         without = stateless(trainer)
-        if not self._go_on(trainer) and without:
+        if not self._go_on(trainer) and without and writes_within_epochs(trainer):
             warn(
                 trainer,
                 f"{self.state_key}: the train loader ({without}) has no state_dict, so a run that is resumed "

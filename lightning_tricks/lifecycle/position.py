@@ -6,8 +6,10 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_tricks.lifecycle.randomness import generators_of, random_states
@@ -24,6 +26,7 @@ __all__ = [
     "stateless",
     "train_loaders",
     "validation_loaders",
+    "writes_within_epochs",
 ]
 
 Moment = Literal["epoch over", "epoch end", "batch end", "validation end", "between"]
@@ -61,6 +64,18 @@ def stateless(trainer: Trainer) -> str:
     """Return the names of those that cannot go on within an epoch; "" if there is none."""
     loaders = train_loaders(trainer)
     return ", ".join(type(part).__name__ for part in loaders if not isinstance(part, _Stateful))
+
+
+def writes_within_epochs(trainer: Trainer) -> bool:
+    """Return whether a callback or a cluster may have a checkpoint written before an epoch is over."""
+    validates = trainer.val_check_batch < trainer.num_training_batches
+    return isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment) or any(
+        not isinstance(each, ModelCheckpoint)
+        or each._every_n_train_steps > 0
+        or each._train_time_interval is not None
+        or (validates and not each._save_on_train_epoch_end)
+        for each in trainer.checkpoint_callbacks
+    )
 
 
 def reads_ahead(trainer: Trainer) -> bool:

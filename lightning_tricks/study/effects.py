@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -121,7 +122,10 @@ class Effects:
         if not pairs:
             return None
         sign = 1.0 if self.mode == "max" else -1.0
-        return paired_effect([sign * a["value"] for a, _ in pairs], [sign * b["value"] for _, b in pairs])
+        values = [(sign * a["value"], sign * b["value"]) for a, b in pairs]
+        # Metrics are rounded to single precision: what differs by that is the same.
+        near = [(a, a if math.isclose(a, b, rel_tol=1e-6) else b) for a, b in values]
+        return paired_effect([a for a, _ in near], [b for _, b in near])
 
     def _cost(self, names: Names) -> Cost | None:
         # Of trials on unlike machines a difference would be that of the machines.

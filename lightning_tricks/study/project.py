@@ -224,7 +224,11 @@ def made(entry: Any) -> Callback:
     with warnings.catch_warnings():
         # Its newer name is not known to all versions that Lightning allows.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        found: Callback = parser.instantiate_classes(config)["callback"]
+        try:
+            found: Callback = parser.instantiate_classes(config)["callback"]
+        except (TypeError, ValueError) as error:
+            path: str = config["callback"]["class_path"]
+            raise type(error)(f"{path.rpartition('.')[-1]}: {error}") from error
     return found
 
 

@@ -54,6 +54,11 @@ def _seeds(effects: Effects) -> int:
     return len({outcome.seed for outcome in effects.outcomes})
 
 
+def _held(seeds: int) -> int:
+    """Return in how many of 100 cases an interval of so many seeds holds the mean, as far as it can."""
+    return 95 if seeds >= _ENOUGH else round(100 * (1 - 2.0 ** (1 - seeds)))
+
+
 def notes(effects: Effects) -> list[str]:
     """Return what stands under the table: what the numbers mean, and what died."""
     plain = effects.values(())
@@ -61,7 +66,7 @@ def notes(effects: Effects) -> list[str]:
     without = f"Without any: {sum(plain.values()) / len(plain):.4g} on average. " if plain else ""
     devices = sorted({outcome.result["device"] for outcome in effects.outcomes if outcome.result})
     mean = (
-        f"the mean over {seeds} seeds with its 95 % interval, each by itself"
+        f"the mean over {seeds} seeds with its {_held(seeds)} % interval, each by itself"
         + (", bold where it leaves out 0" if seeds >= _ENOUGH else "")
         if (seeds := _seeds(effects)) > 1
         else "of 1 seed, which tells nothing of how far another would differ: take more for an interval"
@@ -76,8 +81,7 @@ def notes(effects: Effects) -> list[str]:
     if 1 < seeds < _ENOUGH:
         found.append(
             f"Of {seeds} seeds an interval reaches at most from the least difference to the greatest, which "
-            f"holds the true mean in about {100 * (1 - 2.0 ** (1 - seeds)):.0f} of 100 cases, not 95: take "
-            f"{_ENOUGH} or more."
+            f"holds the true mean in about {_held(seeds)} of 100 cases: take {_ENOUGH} or more."
         )
     if len(effects.outcomes) < effects.wanted:
         found.append(f"{len(effects.outcomes)} of {effects.wanted} trials have ended.")
@@ -150,7 +154,7 @@ def _draw_gains(panel: Axes, effects: Effects, rows: Sequence[Effect]) -> None:
         ]
         panel.errorbar(means, heights, xerr=ends, fmt="none", ecolor="#222222", elinewidth=1.0, capsize=2.5)
     seeds = _seeds(effects)
-    interval = " (95 % interval)" if seeds > 1 else ""
+    interval = f" ({_held(seeds)} % interval)" if seeds > 1 else ""
     panel.set_xlabel(f"gain in {effects.metric}, right of 0 is better{interval}")
     panel.set_title(f"What it brings ({seeds} seed{'s' * (seeds != 1)})", fontsize=10)
     panel.set_axisbelow(True)

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+import lightning_tricks
 from tests.architecture.sources import PACKAGE, STAGES, Source, sources, techniques
 
 LONGEST = 300
@@ -178,3 +179,8 @@ def test_functions_that_know_the_run_are_seen():
     assert functions_that_know_the_run(sample("updates", method)) == []
     advice = "def f():\n    raise ValueError('set Trainer(max_steps=...)')"
     assert functions_that_know_the_run(sample("updates", advice)) == []
+
+
+def test_a_misspelt_name_is_told_with_the_nearest() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'EMAWeigths'; did you mean 'EMAWeights'"):
+        lightning_tricks.EMAWeigths  # noqa: B018

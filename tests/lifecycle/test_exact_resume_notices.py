@@ -6,12 +6,15 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 import lightning_tricks as lt
 from lightning_tricks.lifecycle.seal import sealed, unsealed
@@ -79,10 +82,31 @@ def plain() -> Any:
     return shuffled(20)
 
 
-def test_it_says_once_and_at_once_that_a_loader_cannot_go_on_within_an_epoch(tmp_path: Path) -> None:
-    (told,) = fit(lt.ExactResume(), data=plain)
+@pytest.mark.parametrize(
+    ("writes", "settings"),
+    [
+        (lambda: ModelCheckpoint(every_n_train_steps=2), {}),
+        (lambda: ModelCheckpoint(train_time_interval=timedelta(hours=1)), {}),
+        (ModelCheckpoint, {"val_check_interval": 0.5}),
+        (lambda: OnExceptionCheckpoint("."), {}),
+        (Callback, {"plugins": [SLURMEnvironment(auto_requeue=False)]}),
+    ],
+)
+def test_it_says_once_and_at_once_that_a_loader_cannot_go_on_within_an_epoch(
+    writes: Callable[[], Callback], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings |= {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    (told,) = fit(lt.ExactResume(), writes(), data=plain, **settings)
     assert re.match(BEFORE, told)
-    assert fit(lt.ExactResume()) == []
+    assert fit(lt.ExactResume(), writes(), **settings) == []
+
+
+@pytest.mark.parametrize("writes", [[], [ModelCheckpoint], [lambda: ModelCheckpoint(save_last=True)]])
+def test_nothing_is_said_where_checkpoints_are_written_at_the_ends_of_epochs(
+    writes: list[Callable[[], Callback]], tmp_path: Path
+) -> None:
+    settings = {"enable_checkpointing": bool(writes), "default_root_dir": tmp_path}
+    assert fit(lt.ExactResume(), *[each() for each in writes], data=plain, **settings) == []
 
 
 @pytest.mark.parametrize("trial", [{"fast_dev_run": 2}, {"barebones": True}], ids=str)

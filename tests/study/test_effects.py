@@ -55,6 +55,14 @@ def test_where_more_is_better_the_sign_is_the_other():
     assert effects("max").rows[1].alone == Estimate(-0.375, -0.5, -0.25, 2)
 
 
+def test_what_single_precision_cannot_tell_apart_is_the_same():
+    near = [Outcome("", names, 0, {"value": value, "host": "", "device": ""}) for names, value in NEAR]
+    assert [row.alone.mean for row in effects("max", *near).rows[1:]] == [0.0, pytest.approx(1e-5)]
+
+
+NEAR = [((), 0.9333333), (("EMA",), 0.93333334), (("clip",), 0.9333433)]
+
+
 def test_only_pairs_of_one_seed_are_compared():
     dead = Outcome("only EMA", ("EMA",), 0, None, "RuntimeError: no more")
     found = effects("min", outcome((), 0), outcome((), 1), dead, outcome(("EMA",), 1))
@@ -96,7 +104,11 @@ def test_the_tables_say_it():
 
 
 def test_with_few_seeds_the_interval_is_said_to_be_narrow():
-    assert "in about 50 of 100 cases" in " ".join(notes(effects()))
+    assert "in about 50 of 100 cases" in (told := " ".join(notes(effects())))
+    assert "its 50 % interval" in told
+    figure = matplotlib.figure.Figure()
+    draw_panels(figure, effects())
+    assert figure.axes[0].get_xlabel().endswith("better (50 % interval)")
     draws = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).tolist()
     held = [found.low <= 0.0 <= found.high for found in (paired_effect(each, [0.0, 0.0]) for each in draws)]
     assert fmean(held) == pytest.approx(0.5, abs=0.05)

@@ -85,6 +85,7 @@ def test_later_files_add_and_replace(config, tmp_path):
         ),
         ("lightning_tricks.", "lightning.pytorch.callbacks.No", "trainer.callbacks must hold callbacks"),
         ("{max_norm: 0.5}", "{max_nrom: 0.5}", "(?s)must hold callbacks: .*did you mean 'max_norm'"),
+        ("{max_norm: 0.5}", "{max_norm: -1}", "^GradientClip: max_norm must"),
         ("seed_everything: 7", "seed_everything: [", "config.yaml must be a configuration in YAML"),
     ],
 )
