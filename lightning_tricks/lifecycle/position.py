@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -68,7 +68,8 @@ def stateless(trainer: Trainer) -> str:
 
 def writes_within_epochs(trainer: Trainer) -> bool:
     """Return whether a callback or a cluster may have a checkpoint written before an epoch is over."""
-    validates = trainer.val_check_batch < trainer.num_training_batches
+    every = None if trainer.check_val_every_n_epoch is None else trainer.val_check_batch
+    validates = every is None or every < trainer.num_training_batches  # by time, or batches of all epochs
     return isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment) or any(
         not isinstance(each, ModelCheckpoint)
         or each._every_n_train_steps > 0

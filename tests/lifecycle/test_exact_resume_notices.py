@@ -88,6 +88,7 @@ def plain() -> Any:
         (lambda: ModelCheckpoint(every_n_train_steps=2), {}),
         (lambda: ModelCheckpoint(train_time_interval=timedelta(hours=1)), {}),
         (ModelCheckpoint, {"val_check_interval": 0.5}),
+        (ModelCheckpoint, {"val_check_interval": 7, "check_val_every_n_epoch": None}),
         (lambda: OnExceptionCheckpoint("."), {}),
         (Callback, {"plugins": [SLURMEnvironment(auto_requeue=False)]}),
     ],
