@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +65,11 @@ def test_notebook_asks_its_question_first_and_shows_nothing_of_the_machine(name:
         for text in (output.get("text", ""), output.get("data", {}).get("text/plain", ""))
     ]
     assert not [text for text in texts if PLACE.search(text)]
+
+
+def test_they_run_without_the_options_of_the_tests(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "conftest.py", tmp_path)  # in its own folder, as `make notebooks` has it
+    (tmp_path / "test_any.py").write_text("def test(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", tmp_path, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "1 passed" in done.stdout, done.stdout
