@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_tricks.averaging.lengths import Evaluate, Length, draw_lengths, metrics_of
 from lightning_tricks.averaging.synthesis import Synthesis
 from lightning_tricks.averaging.trajectory import Trajectory
-from lightning_tricks.cli.named_function import function_named
+from lightning_tricks.cli.named_objects import function_named
 from lightning_tricks.cli.refusal import RefusedError
 from lightning_tricks.core import checks
 from lightning_tricks.core.extras import extra

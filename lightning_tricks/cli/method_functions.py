@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_tricks.averaging.lengths import measured
-from lightning_tricks.cli.named_function import function_named
+from lightning_tricks.cli.named_objects import function_named
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod

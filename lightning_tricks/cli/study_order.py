@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from lightning_tricks.cli.named_function import classes_named
+from lightning_tricks.cli.named_objects import classes_named
 from lightning_tricks.cli.refusal import RefusedError
 from lightning_tricks.cli.terminal import terminal
 from lightning_tricks.cli.workers import workers

@@ -227,8 +227,9 @@ def made(entry: Any) -> Callback:
         try:
             found: Callback = parser.instantiate_classes(config)["callback"]
         except (TypeError, ValueError) as error:
-            path: str = config["callback"]["class_path"]
-            raise type(error)(f"{path.rpartition('.')[-1]}: {error}") from error
+            name = config["callback"]["class_path"].rpartition(".")[-1]
+            kind = TypeError if isinstance(error, TypeError) else ValueError  # others may ask for more
+            raise kind(f"{name}: {error}") from error
     return found
 
 

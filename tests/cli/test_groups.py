@@ -93,7 +93,7 @@ def test_several_optimizers_and_what_none_of_them_has(
     ("argv", "message"),
     [
         ([], "config must be given; see lightning-tricks groups --help"),
-        (["none.yaml"], "No such file or directory: 'none.yaml'"),
+        (["none.yaml"], "none.yaml: No such file or directory"),
         (["Wrong.yaml"], "no way"),
         (["Two.yaml", "--jsn"], "did you mean --json?"),
     ],

@@ -167,7 +167,7 @@ def _fuse(settings: dict[str, Any]) -> Callable[[], None]:
     task = asked(settings)
     if task.curve and task.evaluate is not None:
         from lightning_tricks.cli.curve import run_curve
-        from lightning_tricks.cli.named_function import function_named
+        from lightning_tricks.cli.named_objects import function_named
 
         return partial(run_curve, task, function_named("--evaluate", task.evaluate))
     return partial(run_fuse, task, fusion_of(task))

@@ -101,7 +101,7 @@ def _groups_parser(argv: list[str]) -> ArgumentParser:
 
 def _groups(settings: dict[str, Any]) -> Callable[[], None]:
     from lightning_tricks.cli.groups import show_groups
-    from lightning_tricks.cli.named_function import classes_named
+    from lightning_tricks.cli.named_objects import classes_named
     from lightning_tricks.study.project import Project
 
     as_json = settings.pop("json")
