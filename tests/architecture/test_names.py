@@ -182,5 +182,6 @@ def test_functions_that_know_the_run_are_seen():
 
 
 def test_a_misspelt_name_is_told_with_the_nearest() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'EMAWeigths'; did you mean 'EMAWeights'"):
-        lightning_tricks.EMAWeigths  # noqa: B018
+    misspelt = "EMAWeigths"
+    with pytest.raises(AttributeError, match=f"no attribute '{misspelt}'; did you mean 'EMAWeights'"):
+        getattr(lightning_tricks, misspelt)
