@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from lightning_tricks.core.select import clean_name
 from tests.contract.adapting import as_it_is
 from tests.contract.cases import CASES, Case
-from tests.distributed.worlds import WORLDS, Part, World
+from tests.distributed.worlds import RUNS, WORLDS, Part, World
 from tests.toys import SaveAfter, Toy, assert_equal, trainer
 
 BATCHES = 3  # of each epoch, of which there are three, each with a validation
@@ -146,7 +146,7 @@ def check(
     plain: dict[str, Tensor],
     folder: Path,
     active: Run | None = None,
-    runs: Collection[str] = ("neutral", "resumed"),
+    runs: Collection[str] = RUNS,
 ) -> dict[str, Tensor]:
     """Assert what must hold in a cell; return the final weights of the active setting.
 
@@ -188,7 +188,7 @@ def run_or_refusal(case: Case, world: World, folder: Path) -> Run | str:
 def main(name: str, folder: Path, cases: list[str], *, short: bool) -> None:
     """Run ``cases`` in the world of this name."""
     world, results = WORLDS[name], {}
-    runs = world.short if short else ("neutral", "resumed")
+    runs = world.short if short else RUNS
     plain: dict[object, dict[str, Tensor]] = {}  # most cases train the same module
     for key in cases:
         case = CASES[key]

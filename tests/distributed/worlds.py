@@ -16,6 +16,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPr
 
 from tests.toys import Loader, Toy, TwoOptimizers, scaler_plugin
 
+RUNS = ("neutral", "resumed")  # that a world may have beside the active one
+
 
 class Shared(Toy):
     """The toy in double precision, without what differs between one process and two: BatchNorm, dropout."""
@@ -73,7 +75,7 @@ class World:
         settings: Builds what else the Trainer is given.
         sharded: Whether each process holds a part of the weights only.
         same_numbers: Whether the run must end at the weights of one process with the same global batches.
-        short: The runs beside the active one that a short test has, of "neutral" and "resumed".
+        short: The runs beside the active one that a short test has, of :data:`RUNS`.
     """
 
     strategy: Callable[[], Any]
@@ -81,7 +83,7 @@ class World:
     settings: Callable[[], Mapping[str, Any]] = field(default=dict)
     sharded: bool = False
     same_numbers: bool = True
-    short: tuple[str, ...] = ("neutral", "resumed")
+    short: tuple[str, ...] = RUNS
 
     def trainer_settings(self, root: Path) -> dict[str, Any]:
         """Return all that a Trainer of two processes is given, which writes below ``root``."""
