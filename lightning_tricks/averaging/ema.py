@@ -30,7 +30,7 @@ from lightning_tricks.core.duration import as_duration, as_unit
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Schedule
 from lightning_tricks.lifecycle.batches import samples_of
-from lightning_tricks.lifecycle.notice import callbacks_of
+from lightning_tricks.lifecycle.notice import callbacks_of, warn
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -137,6 +137,8 @@ params='generator.*', buffers='copy', device=None, dtype=None, evaluate=True, va
         following = callbacks_of(trainer)[callbacks_of(trainer).index(self) + 1 :]
         self._followed = bool(following) and isinstance(following[0], EMAWeights)
         self._second.tell(trainer, self.state_key)
+        if late := self.clock.too_late(as_duration("start", self.start)):
+            warn(trainer, f"{self.state_key}: {late}")
         self._begin_if_due(trainer)
 
     def _begin_if_due(self, trainer: Trainer) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_tricks.averaging.averaged import AveragedWeights
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
-from lightning_tricks.core.duration import as_unit
+from lightning_tricks.core.duration import Duration, as_unit
 from lightning_tricks.lifecycle.batchnorm import reestimate_batchnorm, reestimate_for_validation
 from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.second_set import SecondSet
@@ -48,6 +48,10 @@ class SnapshotMean(AveragedWeights):
     def take(self, trainer: "Trainer") -> None:
         """Take the weights of now into the mean, which may be of themselves alone."""
 
+    def moments(self) -> list[Duration]:
+        """Return what must come within the run for a snapshot to be taken."""
+        return [as_unit("every", self.every)]
+
     def reached(self) -> bool:
         """Return whether the first snapshot may be taken by now."""
         return True
@@ -78,6 +82,8 @@ class SnapshotMean(AveragedWeights):
     def begin(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         self._passed = self.clock.passed(as_unit("every", self.every))
         self._second.tell(trainer, self.state_key)
+        for late in filter(None, map(self.clock.too_late, self.moments())):
+            warn(trainer, f"{self.state_key}: {late}")
         if self._second.shadows is None and self._second.values is not None:
             self.begin_average(trainer)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, final
 from lightning_tricks.averaging.snapshot_mean import SnapshotMean
 from lightning_tricks.core import checks
 from lightning_tricks.core.conflicts import Claim
-from lightning_tricks.core.duration import as_duration
+from lightning_tricks.core.duration import Duration, as_duration
 from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.rates import check_rates
 
@@ -187,6 +187,9 @@ params='*', buffers='copy', device=None, dtype=None, evaluate=True, validate=Fal
         begin = self.clock.step_after(0, as_duration("start", self.start))
         end = begin if self.lr is None else self.clock.step_after(begin, as_duration("anneal", self.anneal))
         return [begin, end]
+
+    def moments(self) -> list[Duration]:
+        return [as_duration("start", self.start), *super().moments()]
 
     def reached(self) -> bool:
         return self._way is not None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_tricks.core.duration import Duration
+from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.watching import check_validation, validated
 from lightning_tricks.network.openings import Trigger, opening_moments
 
@@ -47,17 +48,19 @@ class Agenda:
         later = [f"{self._trigger.monitor} stalls"] * (self._stages - 1) if self._trigger else self._moments
         return ["start", *map(str, later)]
 
-    def begin(self, trainer: Trainer, clock: Clock) -> None:
-        """Look at the start of a run what is due.
+    def begin(self, technique: Technique, trainer: Trainer) -> None:
+        """Look at the start of a run what is due, and warn of what never will be.
 
         Raises:
             ValueError: If a moment cannot be reckoned, or there is no validation to watch a metric of.
         """
         if self._trigger:
             check_validation(trainer, "at", self._trigger.monitor)
-        for moment in self._moments:
-            clock.reached(moment)  # says now, and not in some later epoch, what cannot be reckoned
-        self.look(clock)
+        for stage, moment in enumerate(self._moments, 2):
+            technique.clock.reached(moment)  # says now, and not in some later epoch, what cannot be reckoned
+            if late := technique.clock.too_late(moment):
+                warn(trainer, f"{technique.state_key}, stage {stage}: {late}")
+        self.look(technique.clock)
 
     def look(self, clock: Clock) -> None:
         """Look what is due by now."""

@@ -230,7 +230,7 @@ class ProgressiveUnfreeze(Technique):
         self._agenda.restore(state["watch"])
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._agenda.begin(trainer, self.clock)
+        self._agenda.begin(self, trainer)
         policies = {"norm_stats": self.norm_stats, "dropout": self.dropout}
         self._trainable.look_after(frozen_layers(pl_module, self._mine, **policies))
         self._between_steps = True

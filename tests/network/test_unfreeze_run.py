@@ -110,9 +110,11 @@ def test_a_share_of_an_endless_run_is_refused_before_the_first_batch():
 
 
 def test_stages_that_never_open_are_named(capsys):
-    with pytest.warns(
-        UserWarning, match="each stage should open in the run, but 2 never did: mid; body, Batch"
-    ):
+    late, told = (
+        "stage 3: at comes at",
+        "each stage should open in the run, but 2 never did: mid; body, Batch",
+    )
+    with pytest.warns(UserWarning, match=late), pytest.warns(UserWarning, match=told):
         fit(Deep(), ProgressiveUnfreeze(stages=["head", "mid", ("body", nn.BatchNorm1d)], at="3 epochs"))
     capsys.readouterr()
     fit(Deep(), ProgressiveUnfreeze(stages=STAGES), fast_dev_run=True)
@@ -200,7 +202,8 @@ def test_a_second_fit_goes_on_and_another_trainer_begins_anew():
     module, watch = Deep(), Watch()
     unfreeze = ProgressiveUnfreeze(stages=STAGES, at=["1 epoch", "3 epochs"])
     runner = trainer(unfreeze, watch, max_epochs=2)
-    with pytest.warns(UserWarning, match="1 never did: body"):
+    late = r"stage 3: at\[1\] comes at step 15, but"
+    with pytest.warns(UserWarning, match=late), pytest.warns(UserWarning, match="1 never did: body"):
         runner.fit(module, Loader(), Loader(2))
     runner.fit_loop.max_epochs = 4
     runner.fit(module, Loader(), Loader(2))

@@ -1,0 +1,65 @@
+"""What would begin only after the end of the run is told before its first batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+import lightning_tricks as lt
+from lightning_tricks.core.duration import Horizon, as_duration
+from lightning_tricks.lifecycle.clock import Clock
+from lightning_tricks.lifecycle.technique import Technique
+from tests.toys import Loader, Toy, trainer
+
+RUN = "but the run has 15 steps: it has no effect"
+LATE: list[tuple[Callable[[], Technique], str]] = [
+    (lambda: lt.EMAWeights(start=16), f"EMAWeights: start comes at step 16, {RUN}"),
+    (lambda: lt.SWAWeights(start="4 epochs"), f"SWAWeights: start comes at step 20, {RUN}"),
+    (lambda: lt.SWAWeights(every="3.5 epochs"), f"SWAWeights: every comes at step 18, {RUN}"),
+    (lambda: lt.LAWA(k=2, every=100), f"LAWA: every comes at step 100, {RUN}"),
+    (lambda: lt.Freeze(params="body", at=400), f"Freeze: at comes at step 400, {RUN}"),
+    (
+        lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at=10),
+        f"ProgressiveUnfreeze, stage 3: at comes at step 20, {RUN}",
+    ),
+]
+
+
+class First(Callback):
+    """Notes what was warned of before the first batch."""
+
+    def __init__(self, heard: list[warnings.WarningMessage]) -> None:
+        self.heard = heard
+        self.before: list[str] | None = None
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.before is None:
+            said = [str(each.message) for each in self.heard]
+            self.before = [text for text in said if " comes at step " in text]
+
+
+@pytest.mark.parametrize(("build", "told"), LATE, ids=[told.partition(",")[0] for _, told in LATE])
+def test_it_is_told_before_the_first_batch(build: Callable[[], Technique], told: str) -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        first = First(heard)
+        trainer(build(), first).fit(Toy(), Loader())
+    assert first.before == [told]
+
+
+def test_what_comes_within_the_run_or_may_is_not() -> None:
+    clock = Clock()
+    clock.lay(Horizon(100, (20, 40)))
+    late = {
+        at: clock.too_late(as_duration("at", at)) is not None for at in (100, 101, "5 epochs", "6 epochs")
+    }
+    assert late == {100: False, 101: True, "5 epochs": False, "6 epochs": True}
+    for horizon in (Horizon(None, (20, 40)), Horizon(None)):
+        clock.lay(horizon)
+        assert clock.too_late(as_duration("at", 10**9)) is None
+    clock.lay(Horizon(100))
+    assert clock.too_late(as_duration("at", "9 epochs")) is None  # nobody knows how long one is
