@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import lightning.pytorch  # noqa: F401  # sets its own level when it is imported
 import pytest
@@ -17,7 +19,9 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--short", action="store_true", help="leave out slow tests and parts of others")
+    parser.addoption(
+        "--short", action="store_true", help="leave out slow tests, and most cases of sampled ones"
+    )
     parser.addoption("--matrix", action="store_true", help="write technique x regime into the README")
     parser.addoption("--points", type=int, default=5, help="how many runs to break off (default: 5)")
     parser.addoption("--seed", type=int, default=0, help="which runs to break off (default: 0)")
@@ -25,13 +29,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
+    if config.getoption("--short"):
+        os.environ.setdefault("HYPOTHESIS_PROFILE", "short")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--short"):
         for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip("slow: `make test-all` runs it"))
+            if item.get_closest_marker("slow") or not drawn(item):
+                item.add_marker(pytest.mark.skip("left to `make test-all`"))
+
+
+def drawn(item: pytest.Item) -> bool:
+    """Return whether a test is one of those that are left of a sampled one, the same in each run."""
+    mark = item.get_closest_marker("sampled")
+    return mark is None or crc32(item.name.encode()) % mark.args[0] == 0
 
 
 def pytest_collection_finish() -> None:

@@ -34,10 +34,14 @@ def law(name: str) -> pytest.MarkDecorator:
 
 ALL_REGIMES = {**REGIMES, **ON_GPU}
 
+# Of regimes that combine two things ``make test`` tries each with some of the techniques.
 every_regime = pytest.mark.parametrize(
     "regime",
     [
-        *(pytest.param(regime, id=name) for name, regime in REGIMES.items()),
+        *(
+            pytest.param(regime, id=name, marks=[pytest.mark.sampled(4)] * (", " in name))
+            for name, regime in REGIMES.items()
+        ),
         *(pytest.param(regime, id=name, marks=needs_gpu) for name, regime in ON_GPU.items()),
     ],
 )

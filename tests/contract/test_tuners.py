@@ -43,6 +43,7 @@ def search(runner: Trainer, module: Tuned) -> None:
     ],
     ids=["LearningRateFinder", "BatchSizeFinder", "Tuner"],
 )
+@pytest.mark.sampled(3)
 @law("quiet")
 def test_a_search_before_the_run_leaves_no_trace_in_it(
     case: Case,

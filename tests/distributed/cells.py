@@ -2,8 +2,7 @@
 
     python -m tests.distributed.cells "DDP" FOLDER GradientClip EMAWeights
 
-runs these cases in turn and writes ``results.json`` and each case's final weights to FOLDER. With an option
-``--short`` some worlds are left without their neutral or their resumed runs.
+runs these cases in turn and writes ``results.json`` and each case's final weights to FOLDER.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from lightning_tricks.core.select import clean_name
 from tests.contract.adapting import as_it_is
 from tests.contract.cases import CASES, Case
-from tests.distributed.worlds import RUNS, WORLDS, Part, World
+from tests.distributed.worlds import WORLDS, Part, World
 from tests.toys import SaveAfter, Toy, assert_equal, trainer
 
 BATCHES = 3  # of each epoch, of which there are three, each with a validation
@@ -146,7 +145,6 @@ def check(
     plain: dict[str, Tensor],
     folder: Path,
     active: Run | None = None,
-    runs: Collection[str] = RUNS,
 ) -> dict[str, Tensor]:
     """Assert what must hold in a cell; return the final weights of the active setting.
 
@@ -156,9 +154,8 @@ def check(
         plain: The final weights of the :func:`plain_run`.
         folder: Where to write.
         active: The :func:`active_run`, if there was one.
-        runs: Which others to do.
     """
-    if "neutral" in runs and "neutral" not in case.exempt:
+    if "neutral" not in case.exempt:
         watch, same = Watch(world), {"adapt": case.adapt, "batches": BATCHES}
         assert_equal(plain, fit(world, folder / "neutral", case.neutral(), watch, **same)[2])
     if active is None:
@@ -166,11 +163,10 @@ def check(
     _, whole_runner, final = active
     changed = plain.keys() != final.keys() or any(not torch.equal(plain[k], final[k]) for k in plain)
     assert changed or "active" in case.exempt, "the active setting did nothing"
-    if "resumed" in runs:
-        resumed = {"adapt": case.adapt, "ckpt_path": folder / "parts" / "middle.ckpt", "batches": BATCHES}
-        _, runner, parts = fit(world, folder / "parts", case.active(), Watch(world), **resumed)
-        assert_equal(final, parts)
-        assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
+    resumed = {"adapt": case.adapt, "ckpt_path": folder / "parts" / "middle.ckpt", "batches": BATCHES}
+    _, runner, parts = fit(world, folder / "parts", case.active(), Watch(world), **resumed)
+    assert_equal(final, parts)
+    assert_equal(state_of(whole_runner, folder / "a.ckpt"), state_of(runner, folder / "b.ckpt"))
     return final
 
 
@@ -185,10 +181,9 @@ def run_or_refusal(case: Case, world: World, folder: Path) -> Run | str:
         return str(error)
 
 
-def main(name: str, folder: Path, cases: list[str], *, short: bool) -> None:
+def main(name: str, folder: Path, cases: list[str]) -> None:
     """Run ``cases`` in the world of this name."""
     world, results = WORLDS[name], {}
-    runs = world.short if short else RUNS
     plain: dict[object, dict[str, Tensor]] = {}  # most cases train the same module
     for key in cases:
         case = CASES[key]
@@ -197,7 +192,7 @@ def main(name: str, folder: Path, cases: list[str], *, short: bool) -> None:
             if not isinstance(active, str):
                 if case.adapt not in plain:
                     plain[case.adapt] = plain_run(world, folder / "plain", case.adapt)
-                weights = check(case, world, plain[case.adapt], folder / key, active, runs)
+                weights = check(case, world, plain[case.adapt], folder / key, active)
         except Exception as error:
             error.add_note(f"in the case of {key}")
             raise
@@ -210,5 +205,4 @@ def main(name: str, folder: Path, cases: list[str], *, short: bool) -> None:
 
 
 if __name__ == "__main__":
-    names = [name for name in sys.argv[3:] if name != "--short"]
-    main(sys.argv[1], Path(sys.argv[2]), names, short="--short" in sys.argv)
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -12,7 +12,9 @@ from tests.distributed.worlds import WORLDS, Part
 from tests.toys import trainer, weights
 
 
-@pytest.mark.parametrize("world", ["DDP", "DDP, manual", "FSDP1", "FSDP2"])
+@pytest.mark.parametrize(
+    "world", ["DDP", *(pytest.param(w, marks=pytest.mark.slow) for w in ("DDP, manual", "FSDP1")), "FSDP2"]
+)
 def test_weights_are_those_of_one_process(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.adapted", world, str(tmp_path))
     for name, case in CASES.items():

@@ -13,7 +13,12 @@ from tests.toys import trainer, weights
 
 
 @pytest.mark.parametrize(
-    "world", ["DDP, accumulation", "DDP, manual", "FSDP1", "FSDP2, distributed checkpoints"]
+    "world",
+    [
+        "DDP, accumulation",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("DDP, manual", "FSDP1")),
+        "FSDP2, distributed checkpoints",
+    ],
 )
 def test_weights_are_those_of_one_process(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.balanced", world, str(tmp_path))

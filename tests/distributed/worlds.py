@@ -16,8 +16,6 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPr
 
 from tests.toys import Loader, Toy, TwoOptimizers, scaler_plugin
 
-RUNS = ("neutral", "resumed")  # that a world may have beside the active one
-
 
 class Shared(Toy):
     """The toy in double precision, without what differs between one process and two: BatchNorm, dropout."""
@@ -75,7 +73,6 @@ class World:
         settings: Builds what else the Trainer is given.
         sharded: Whether each process holds a part of the weights only.
         same_numbers: Whether the run must end at the weights of one process with the same global batches.
-        short: The runs beside the active one that a short test has, of :data:`RUNS`.
     """
 
     strategy: Callable[[], Any]
@@ -83,7 +80,6 @@ class World:
     settings: Callable[[], Mapping[str, Any]] = field(default=dict)
     sharded: bool = False
     same_numbers: bool = True
-    short: tuple[str, ...] = RUNS
 
     def trainer_settings(self, root: Path) -> dict[str, Any]:
         """Return all that a Trainer of two processes is given, which writes below ``root``."""
@@ -137,27 +133,23 @@ def double() -> dict[str, Any]:
 
 WORLDS: dict[str, World] = {
     "DDP": World(ddp),
-    "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}, short=()),
-    "DDP, manual": World(ddp, Manual, short=()),
-    "DDP, bf16-mixed": World(ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False, short=()),
-    "DDP, 16-mixed": World(ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False, short=()),
-    "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True, short=("resumed",)),
+    "DDP, accumulation": World(ddp, settings=lambda: {"accumulate_grad_batches": 2}),
+    "DDP, manual": World(ddp, Manual),
+    "DDP, bf16-mixed": World(ddp, Single, lambda: {"precision": "bf16-mixed"}, same_numbers=False),
+    "DDP, 16-mixed": World(ddp, Single, lambda: {"plugins": [scaler_plugin()]}, same_numbers=False),
+    "FSDP1": World(OnCPU, settings=lambda: {"plugins": [Double()]}, sharded=True),
     "FSDP1, accumulation": World(
         OnCPU,
         settings=lambda: {"plugins": [Double()], "accumulate_grad_batches": 2},
         sharded=True,
-        short=(),
     ),
     "FSDP2": World(fsdp2(distributed=False), Sharded, double, sharded=True),
-    "FSDP2, distributed checkpoints": World(
-        fsdp2(distributed=True), Sharded, double, sharded=True, short=("resumed",)
-    ),
+    "FSDP2, distributed checkpoints": World(fsdp2(distributed=True), Sharded, double, sharded=True),
     "FSDP2, accumulation": World(
         fsdp2(distributed=False),
         Sharded,
         lambda: {"accumulate_grad_batches": 2, **double()},
         sharded=True,
-        short=(),
     ),
     "FSDP2, bf16-true": World(
         fsdp2(distributed=False),
@@ -165,6 +157,5 @@ WORLDS: dict[str, World] = {
         lambda: {"precision": "bf16-true"},
         sharded=True,
         same_numbers=False,
-        short=(),
     ),
 }

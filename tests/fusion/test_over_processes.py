@@ -22,7 +22,11 @@ from tests.toys import assert_equal, trainer, weights
 
 @pytest.mark.parametrize(
     "world",
-    ["DDP", "FSDP1", pytest.param("FSDP2", marks=pytest.mark.slow), "FSDP2, distributed checkpoints"],
+    [
+        "DDP",
+        "FSDP2, distributed checkpoints",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("FSDP1", "FSDP2")),
+    ],
 )
 def test_fusion_over_processes_is_that_of_one(world: str, tmp_path: Path) -> None:
     launch("tests.fusion.over_processes", world, str(tmp_path))

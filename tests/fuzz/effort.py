@@ -6,15 +6,16 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-__all__ = ["LONG", "examples"]
+__all__ = ["LONG", "SHORT", "examples"]
 
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE")
+LONG, SHORT = PROFILE == "long", PROFILE == "short"
 
 
 def examples(count: int) -> settings:
-    """Return the settings for ``count`` fixed examples; a long run tries a hundred times as many, others."""
+    """Return the settings for ``count`` fixed examples; a third if short, a hundred times as many if long."""
     return settings(
-        max_examples=count * (100 if LONG else 1),
+        max_examples=count * 100 if LONG else -(-count // 3) if SHORT else count,
         derandomize=not LONG,
         database=None,
         deadline=None,  # other work may hold the machine up

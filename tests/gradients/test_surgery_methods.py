@@ -86,6 +86,7 @@ def optimum(g: Tensor, c: float) -> float:
     return min(end.fun for end in ends)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
 @pytest.mark.parametrize("size", [2, 50, 2000])
 @pytest.mark.parametrize("spread", [0.0, 2.0])

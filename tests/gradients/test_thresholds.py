@@ -166,6 +166,7 @@ def test_gradients_are_cut_to_the_threshold_of_their_own_optimizer(
         assert sum(left < norm * 0.999 for left, norm in zip(expected, norms, strict=True)) >= 2
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stop", STOPS[:2], ids=str)
 @pytest.mark.parametrize("regime", REGIMES)
 @each_policy

@@ -41,6 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler 
 quietly = pytest.mark.filterwarnings("ignore:ExactResume. the train loader .* has no state_dict")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stop", [*BATCHES, *ENDS], ids=str)
 @pytest.mark.parametrize("data", [Own, OwnStream])
 def test_a_loader_with_state_goes_on_from_every_batch(
@@ -91,6 +92,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stop", FEW, ids=str)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_in_every_kind_of_run(settings: dict[str, Any], stop: Stop, tmp_path: Path) -> None:
@@ -136,6 +138,7 @@ SAVERS: dict[str, Callable[[], list[Callback]]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dies", [7, 9, 11])
 @pytest.mark.parametrize("savers", SAVERS.values(), ids=SAVERS)
 def test_a_run_that_dies_later_than_its_checkpoint(
@@ -191,6 +194,7 @@ def test_it_changes_nothing_in_a_run_that_is_not_resumed(data: Callable[[], Any]
     assert_equal(*found)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("regime", ["16-mixed", "manual", "accumulation"])
 @pytest.mark.parametrize("stop", [*STOPS, BATCHES[4]], ids=str)
 def test_together_with_all_others(stop: Stop, regime: str, tmp_path: Path) -> None:

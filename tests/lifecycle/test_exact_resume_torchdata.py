@@ -67,6 +67,7 @@ class Measured(Stream):
         return SAMPLES
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stop", [*BATCHES, *ENDS], ids=str)
 @pytest.mark.parametrize("data", [shuffled, stream])
 def test_it_goes_on_from_every_batch(data: Callable[[], Any], stop: Stop, tmp_path: Path) -> None:
@@ -106,6 +107,7 @@ WORKERS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stop", FEW[:2], ids=str)
 @pytest.mark.parametrize("data", WORKERS.values(), ids=WORKERS)
 def test_workers(data: Callable[[], Any], stop: Stop, tmp_path: Path, capsys: Any) -> None:

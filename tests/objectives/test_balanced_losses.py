@@ -51,6 +51,7 @@ def _graphs_of_compiled_code_stay() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("regime", ["fp32", "16-mixed, accumulation", "bf16-true", "manual", "compiled"])
 def test_a_resumed_run_equals_an_uninterrupted_one(strategy: str, regime: str, tmp_path: Path) -> None:
