@@ -118,6 +118,7 @@ def test_killed_it_goes_on_and_runs_again_what_was_running(folder, capsys):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_workers_share_the_trials(folder, monkeypatch, capsys):
     journal, run = folder / "ablation" / "study.journal", Ablation.run
 

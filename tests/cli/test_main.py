@@ -164,13 +164,6 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         main(["demo"])
 
 
-def test_it_runs_as_a_module():
-    command = [sys.executable, "-m", "lightning_tricks.cli", "demo", "--epochs", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr == "lightning-tricks: error: epochs must be at least 1, got 0\n"
-
-
 @pytest.mark.parametrize(
     ("argv", "unbuffered"),
     [(["schedule", "cosine()"], ""), (["list"], "1"), (["--help"], "")],

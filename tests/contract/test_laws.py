@@ -227,6 +227,7 @@ class Breaks(Callback):
             raise StopError
 
 
+@pytest.mark.sampled(3)
 @every_regime
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end"])
 @law("undo")

@@ -19,7 +19,11 @@ def test_a_part_and_the_whole_are_one_anothers(world: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "world", ["FSDP1", pytest.param("FSDP2", marks=pytest.mark.slow), "FSDP2, distributed checkpoints"]
+    "world",
+    [
+        *(pytest.param(world, marks=pytest.mark.slow) for world in ("FSDP1", "FSDP2")),
+        "FSDP2, distributed checkpoints",
+    ],
 )
 def test_an_average_over_parts_is_that_over_wholes(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.averages", world, str(tmp_path))

@@ -69,6 +69,7 @@ def build() -> WeightDecay:
     return WeightDecay(params=(predicate(), nn.Linear, Chosen()))
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same() -> None:
     command = [sys.executable, "-c", f"from {__name__} import build; print(build())"]
     root = Path(__file__).parents[2]
