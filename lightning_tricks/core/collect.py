@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class SnapshotPolicy(ABC):
             epoch: Epochs done.
             validations: Validations done in which the metric was a number.
         """
+
+    def count(self, position: int, epoch: int) -> int:
+        """Return how many snapshots are kept at most at the end of a run of so many steps and epochs."""
+        return min(self.k, self.moments(position=position, epoch=epoch, validations=sys.maxsize))
 
     def surplus(self, scores: Sequence[float]) -> int:
         """Return the index of the snapshot to drop, of one more than ``k``.

@@ -130,10 +130,8 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
     _outcome: Outcome = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind, such in (
-            ("method", FusionMethod, "Average()"),
-            ("collect", SnapshotPolicy, "LastEpochs(5)"),
-        ):
+        wanted = [("method", FusionMethod, "Average()"), ("collect", SnapshotPolicy, "LastEpochs(5)")]
+        for name, kind, such in wanted:
             if not isinstance(value := getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__} such as {such}, got {value!r}")
         if not self._accepts(self.collect.k):
@@ -142,9 +140,7 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
             raise ValueError(f"collect must keep {needed}, got {self.collect!r}")
         checks.one_of("source", self.source, ("live", "average"))
         checks.objective(self.monitor, self.mode)
-        if isinstance(self.update_batchnorm, str):
-            checks.one_of("update_batchnorm", self.update_batchnorm, ("better",))
-        else:
+        if self.update_batchnorm != "better":
             checks.flag("update_batchnorm, unless 'better',", self.update_batchnorm)
         checks.one_of("keep", self.keep, ("better", "always"))
         if self.every is not None:
@@ -156,6 +152,10 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
 
     def _accepts(self, snapshots: int) -> bool:
         return snapshots > 0 and self.method.accepts(snapshots + (self.method.base is not None))
+
+    def _too_few(self, snapshots: int) -> str:
+        needed = f"{self.method!r} needs {self.method.needed}"
+        return f"{self.collect!r} collects {snapshots} snapshots in this run, but {needed}"
 
     # Before the run.
 
@@ -195,6 +195,8 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
             self._shelf.restore(state["shelf"], None if at is None else Path(at).parent, **now)
             self._previews.done = state["previews"]
         self._previews.begin()
+        if (end := self.clock.end) and not self._accepts(count := self.collect.count(*end)):
+            warn(trainer, f"{self.state_key} will leave the weights as they are: {self._too_few(count)}")
 
     # While it trains.
 
@@ -241,9 +243,7 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
         count = len(self._shelf.kept)
         self._outcome = {"snapshots": count, "kept": False}
         if not self._accepts(count):
-            needed = f"{self.method!r} needs {self.method.needed}"
-            got = f"{self.collect!r} collected {count} snapshots"
-            warn(trainer, f"{self.state_key} left the weights as they are: {got}, but {needed}")
+            warn(trainer, f"{self.state_key} left the weights as they are: {self._too_few(count)}")
             return
         ending = Ending(
             tried=self._candidates(self._shelf, partial(reestimate_batchnorm, trainer, pl_module)),

@@ -52,6 +52,12 @@ class Clock:
         """Optimizer steps of the run, if known, for words alone: nothing then follows from its length."""
         return self._horizon.total
 
+    @property
+    def end(self) -> tuple[int, int] | None:
+        """Optimizer steps and whole epochs of the run, if both are known, for words alone."""
+        total = self._horizon.total
+        return (total, int(self._horizon.epoch_at(total))) if total and self._horizon.epoch_ends else None
+
     def lay(self, horizon: Horizon) -> None:
         """Take the length of the run that starts."""
         self._horizon = horizon

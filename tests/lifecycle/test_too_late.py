@@ -26,6 +26,11 @@ LATE: list[tuple[Callable[[], Technique], str]] = [
         lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at=10),
         f"ProgressiveUnfreeze, stage 3: at comes at step 20, {RUN}",
     ),
+    (
+        lambda: lt.WeightFusion(collect=lt.EverySteps(8, k=2), method=lt.Slerp(0.5), keep="always"),
+        "WeightFusion will leave the weights as they are: EverySteps(n=8, k=2) collects 1 snapshots in this "
+        "run, but Slerp(t=0.5) needs 2",
+    ),
 ]
 
 
@@ -39,16 +44,31 @@ class First(Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         if self.before is None:
             said = [str(each.message) for each in self.heard]
-            self.before = [text for text in said if " comes at step " in text]
+            self.before = [text for text in said if ", but " in text]
 
 
 @pytest.mark.parametrize(("build", "told"), LATE, ids=[told.partition(",")[0] for _, told in LATE])
 def test_it_is_told_before_the_first_batch(build: Callable[[], Technique], told: str) -> None:
+    assert before_the_first_batch(build()) == [told]
+
+
+def before_the_first_batch(technique: Technique) -> list[str] | None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         first = First(heard)
-        trainer(build(), first).fit(Toy(), Loader())
-    assert first.before == [told]
+        trainer(technique, first).fit(Toy(), Loader())
+    return first.before
+
+
+def test_what_the_last_step_brings_is_not_told() -> None:
+    last = [
+        lt.EMAWeights(start=15),
+        lt.SWAWeights(start="3 epochs"),
+        lt.LAWA(k=2, every=15),
+        lt.WeightFusion(collect=lt.LastEpochs(3), method=lt.Average((0.25, 0.25, 0.5)), keep="always"),
+    ]
+    for technique in last:
+        assert before_the_first_batch(technique) == []
 
 
 def test_what_comes_within_the_run_or_may_is_not() -> None:
