@@ -94,6 +94,7 @@ def test_what_only_watches_is_no_arm(folder, capsys):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_killed_it_goes_on_and_runs_again_what_was_running(folder, capsys):
     command = [sys.executable, "-m", "lightning_tricks.cli", "ablate", "config.yaml", "--seeds", "1"]
     environment = {**stranger(folder), "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -48,13 +48,14 @@ def test_a_trial_is_that_of_the_classes_in_the_configuration(folder):
     assert given.settings["model class"] == f"{NAME}.Net"
 
 
-def test_commands_take_them(folder, capfd):
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_commands_take_them(folder, capfd, workers):
     tables = []
     for config in (["config.yaml"], ["plain.yaml", *CLASSES]):
         assert main(["groups", *config]) == 0
         tables.append(capfd.readouterr().out)
     assert tables[0] == tables[1]
-    assert main(["ablate", "plain.yaml", *CLASSES, "--seeds", "2", "--workers", "2"]) == 0
+    assert main(["ablate", "plain.yaml", *CLASSES, "--seeds", "2", "--workers", workers]) == 0
     assert "all together" in capfd.readouterr().out
 
 
