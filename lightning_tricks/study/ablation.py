@@ -34,7 +34,7 @@ from lightning_tricks.study.trial import (
     seeded_setup,
 )
 from lightning_tricks.study.wandb_runs import WandbGroup
-from lightning_tricks.study.working import ended, said, watched, work
+from lightning_tricks.study.working import ended, said, tell_of_former, watched, work
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -173,7 +173,8 @@ class Ablation:
         """Run the trials that nobody else runs, and wait for those that others do.
 
         Args:
-            watch: Is called at once, and then twice a second from a thread of its own.
+            watch: Is called at once, and then twice a second from a thread of its own. Without it, a line
+                says how many trials had ended before, if any.
 
         Raises:
             OSError: If the storage is out of reach.
@@ -184,6 +185,8 @@ class Ablation:
         plans = self.plans
         self._rehearse()
         with closing(self.queue()) as queue, quiet_optuna():
+            if watch is None:
+                tell_of_former(queue, plans)
             look = None if watch is None else lambda: watch(self.progress(queue))
             with watched(look):
                 work(queue, plans, lambda claim: self._one(claim, plans[claim.key]))

@@ -31,7 +31,7 @@ from lightning_tricks.study.subjects import Factory, OfProject, Subject
 from lightning_tricks.study.trial import Build, StudyError, flat, rehearse, seeded_setup
 from lightning_tricks.study.trying import Trying
 from lightning_tricks.study.wandb_runs import WandbGroup
-from lightning_tricks.study.working import ended, said, watched, work
+from lightning_tricks.study.working import ended, said, tell_of_former, watched, work
 
 __all__ = ["Search", "SearchProgress"]
 
@@ -210,7 +210,8 @@ class Search:
         """Run the trials that nobody else runs, and wait for those that others do.
 
         Args:
-            watch: Is called at once, and then twice a second from a thread of its own.
+            watch: Is called at once, and then twice a second from a thread of its own. Without it, a line
+                says how many trials had ended before, if any.
 
         Raises:
             OSError: If the storage is out of reach.
@@ -220,6 +221,8 @@ class Search:
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         self._rehearse()
         with closing(self.queue()) as queue, quiet_optuna():
+            if watch is None:
+                tell_of_former(queue, self._keys)
             look = None if watch is None else lambda: watch(self.progress(queue))
             with watched(look):
                 work(queue, self._keys, partial(self._trying.one, queue), deadline=deadline)

@@ -13,7 +13,7 @@ from lightning_tricks.study.queue import Claim, Queue
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["LOOK_SECONDS", "ended", "said", "watched", "work"]
+__all__ = ["LOOK_SECONDS", "ended", "said", "tell_of_former", "watched", "work"]
 
 LOOK_SECONDS = 0.5
 
@@ -37,6 +37,13 @@ def work(
             return
         else:
             time.sleep(LOOK_SECONDS)  # until others are done, or lost
+
+
+def tell_of_former(queue: Queue, keys: Collection[str]) -> None:
+    """Print how many pieces had been done before, so that old results are not taken for new ones."""
+    done = sum(ended(trial) for key, trial in queue.pieces().items() if key in keys)
+    if done:
+        print(f"{done} of {len(keys)} trials had ended before")
 
 
 @contextmanager

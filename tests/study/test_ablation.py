@@ -36,7 +36,7 @@ def trained(monkeypatch):
     return seen
 
 
-def test_each_arm_is_trained_with_each_seed_and_goes_on_where_it_was(tmp_path, trained):
+def test_each_arm_is_trained_with_each_seed_and_goes_on_where_it_was(tmp_path, trained, capsys):
     first = ablation(tmp_path).run()
     arms = [(), ("EMAWeights", "GradientClip"), ("GradientClip",), ("EMAWeights",)]
     # Each seed begins with another arm, so that none is always the first.
@@ -45,7 +45,9 @@ def test_each_arm_is_trained_with_each_seed_and_goes_on_where_it_was(tmp_path, t
     expected = run_trial(build, [EMAWeights(decay=0.5)], seed=1, metric="val_loss").value
     assert first.values(("EMA",))[1] == expected
     del trained[:]
+    assert "had ended before" not in capsys.readouterr().out
     assert ablation(tmp_path).run().plain() == first.plain()
+    assert capsys.readouterr().out == "8 of 8 trials had ended before\n"
     assert trained == []
     more = ablation(tmp_path, seeds=3).run()
     assert trained == [(arm, 2) for arm in [*arms[2:], *arms[:2]]]
