@@ -140,7 +140,7 @@ monitor='val_loss', mode='min', update_batchnorm='better', keep='better', every=
             raise ValueError(f"collect must keep {needed}, got {self.collect!r}")
         checks.one_of("source", self.source, ("live", "average"))
         checks.objective(self.monitor, self.mode)
-        if self.update_batchnorm != "better":
+        if not isinstance(self.update_batchnorm, str) or self.update_batchnorm != "better":
             checks.flag("update_batchnorm, unless 'better',", self.update_batchnorm)
         checks.one_of("keep", self.keep, ("better", "always"))
         if self.every is not None:

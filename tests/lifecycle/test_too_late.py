@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,19 +49,19 @@ class First(Callback):
 
 
 @pytest.mark.parametrize(("build", "told"), LATE, ids=[told.partition(",")[0] for _, told in LATE])
-def test_it_is_told_before_the_first_batch(build: Callable[[], Technique], told: str) -> None:
-    assert before_the_first_batch(build()) == [told]
+def test_it_is_told_before_the_first_batch(build: Callable[[], Technique], told: str, tmp_path: Path) -> None:
+    assert before_the_first_batch(build(), tmp_path) == [told]
 
 
-def before_the_first_batch(technique: Technique) -> list[str] | None:
+def before_the_first_batch(technique: Technique, root: Path) -> list[str] | None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         first = First(heard)
-        trainer(technique, first).fit(Toy(), Loader())
+        trainer(technique, first, default_root_dir=root).fit(Toy(), Loader())
     return first.before
 
 
-def test_what_the_last_step_brings_is_not_told() -> None:
+def test_what_the_last_step_brings_is_not_told(tmp_path: Path) -> None:
     last = [
         lt.EMAWeights(start=15),
         lt.SWAWeights(start="3 epochs"),
@@ -68,7 +69,7 @@ def test_what_the_last_step_brings_is_not_told() -> None:
         lt.WeightFusion(collect=lt.LastEpochs(3), method=lt.Average((0.25, 0.25, 0.5)), keep="always"),
     ]
     for technique in last:
-        assert before_the_first_batch(technique) == []
+        assert before_the_first_batch(technique, tmp_path) == []
 
 
 def test_what_comes_within_the_run_or_may_is_not() -> None:
