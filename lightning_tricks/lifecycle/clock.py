@@ -92,14 +92,19 @@ class Clock:
             return self.epoch >= moment.amount
         return self.position >= self.step_after(0, moment)
 
-    def too_late(self, moment: Duration) -> str | None:
-        """Return in words that ``moment`` lies past the end of the run; ``None`` if not or if unknown."""
+    def too_late(self, moment: Duration, *, for_steps: bool = False) -> str | None:
+        """Return in words that ``moment`` comes past the end of the run, if that is known to be so.
+
+        Args:
+            moment: Of the run.
+            for_steps: Whether a step must come after it, or else it has no effect.
+        """
         total = self._horizon.total
         if total is None or (moment.unit == "epochs" and not self._horizon.epoch_ends):
             return None
         step = self._horizon.end(0, moment)
         told = f"{moment.name} comes at step {step}, but the run has {total} steps: it has no effect"
-        return told if step > total else None
+        return told if step > total or (for_steps and step == total) else None
 
     def step_after(self, step: int, length: Duration) -> int:
         """Return the step that comes ``length`` after ``step``, by the run's length.

@@ -58,7 +58,7 @@ class Agenda:
             check_validation(trainer, "at", self._trigger.monitor)
         for stage, moment in enumerate(self._moments, 2):
             technique.clock.reached(moment)  # says now, and not in some later epoch, what cannot be reckoned
-            if late := technique.clock.too_late(moment):
+            if late := technique.clock.too_late(moment, for_steps=True):
                 warn(trainer, f"{technique.state_key}, stage {stage}: {late}")
         self.look(technique.clock)
 

@@ -250,7 +250,7 @@ class Freeze(Technique):
         self._between_steps = True
         if self._frozen or self.clock.reached(self._moment):
             self._freeze(trainer)
-        elif late := self.clock.too_late(self._moment):
+        elif late := self.clock.too_late(self._moment, for_steps=True):
             warn(trainer, f"{self.state_key}: {late}")
         learns = "no" if self._frozen else f"until {self._moment}"
         rows = _rows(pl_module, self._chosen, self.params, learns)

@@ -22,7 +22,7 @@ LATE: list[tuple[Callable[[], Technique], str]] = [
     (lambda: lt.SWAWeights(start="4 epochs"), f"SWAWeights: start comes at step 20, {RUN}"),
     (lambda: lt.SWAWeights(every="3.5 epochs"), f"SWAWeights: every comes at step 18, {RUN}"),
     (lambda: lt.LAWA(k=2, every=100), f"LAWA: every comes at step 100, {RUN}"),
-    (lambda: lt.Freeze(params="body", at=400), f"Freeze: at comes at step 400, {RUN}"),
+    (lambda: lt.Freeze(params="body", at="3 epochs"), f"Freeze: at comes at step 15, {RUN}"),
     (
         lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at=10),
         f"ProgressiveUnfreeze, stage 3: at comes at step 20, {RUN}",
@@ -79,6 +79,12 @@ def test_what_comes_within_the_run_or_may_is_not() -> None:
         at: clock.too_late(as_duration("at", at)) is not None for at in (100, 101, "5 epochs", "6 epochs")
     }
     assert late == {100: False, 101: True, "5 epochs": False, "6 epochs": True}
+    last = as_duration("at", 100)
+    assert (
+        clock.too_late(last, for_steps=True)
+        == "at comes at step 100, but the run has 100 steps: it has no effect"
+    )
+    assert clock.too_late(as_duration("at", 99), for_steps=True) is None
     for horizon in (Horizon(None, (20, 40)), Horizon(None)):
         clock.lay(horizon)
         assert clock.too_late(as_duration("at", 10**9)) is None
