@@ -1,21 +1,18 @@
 """What every test shares."""
 
 import gc
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
-import lightning.pytorch  # noqa: F401  # sets its own level when it is imported
 import pytest
+from xdist.scheduler import LoadGroupScheduling
 
 from tests.matrix import Matrix
-from tests.toys import seed
 from tests.wandb_server import KEY, WandbServer, wandb_server
 
-# Lightning's tips and device tables would bury what a failing test has to say.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+gc.disable()  # what is imported stays, and a fifth of the time of importing it went into looking through it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,30 +25,51 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
     if config.getoption("--short"):
         os.environ.setdefault("HYPOTHESIS_PROFILE", "short")
+    else:
+        config.pluginmanager.register(Matrix(write=config.getoption("--matrix")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--short"):
+        kept, left = [], []
         for item in items:
-            if item.get_closest_marker("slow") or not drawn(item):
-                item.add_marker(pytest.mark.skip("left to `make test-all`"))
+            (kept if drawn(item) else left).append(item)
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
 
 
 def drawn(item: pytest.Item) -> bool:
-    """Return whether a test is one of those that are left of a sampled one, the same in each run."""
+    """Return whether a test is one of those that ``--short`` leaves, the same in each run."""
+    import torch  # the process that hands out the tests need not
+
+    if item.get_closest_marker("slow") or (item.get_closest_marker("gpu") and not torch.cuda.is_available()):
+        return False
     return all(crc32(item.name.encode()) % mark.args[0] == 0 for mark in item.iter_markers("sampled"))
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # what is imported stays, and no collection need look through it
+    gc.freeze()
+    gc.enable(); gc.set_threshold(20000, 50, 100)
+
+
+class CasesTogether(LoadGroupScheduling):
+    """Gives all cases of a test to one process: each by itself would take the square of their number."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return super()._split_scope(nodeid).partition("[")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> CasesTogether:
+    return CasesTogether(config, log)
 
 
 @pytest.fixture(autouse=True)
 def _random_state() -> Iterator[None]:
     """Start every test from the same random state, so that one cannot depend on another."""
+    from tests.toys import seed  # the process that hands out the tests need not import it
+
     seed(0)
     yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,9 @@ import tests.spared  # noqa: F401  # spares Lightning what it does again and aga
 from lightning_tricks import GradientSurgery
 
 BATCHES = 5
+
+# Lightning's tips and device tables would bury what a failing test has to say.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def seed(value: int) -> None:

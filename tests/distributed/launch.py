@@ -100,9 +100,11 @@ def main() -> None:
     """Be an origin: fork for each line that comes in, and answer how that ended."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        gc.disable()  # what is imported stays, and no collection need look through it
         for name in SHARED:
             import_module(name)
-        gc.freeze()  # what is imported stays, and no collection need look through it
+        gc.freeze()
+        gc.enable()
         for line in sys.stdin:
             child = os.fork()
             if child == 0:
