@@ -51,7 +51,7 @@ def drawn(item: pytest.Item) -> bool:
 
 def pytest_collection_finish() -> None:
     gc.freeze()
-    gc.enable(); gc.set_threshold(20000, 50, 100)
+    gc.enable()
 
 
 class CasesTogether(LoadGroupScheduling):
