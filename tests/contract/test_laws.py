@@ -107,11 +107,16 @@ STOPS = [
     ("on_validation_end", 1),
     ("on_train_epoch_end", 2),
 ]
-# All of them in the first regime, and one in each of the others, in turn.
+# All of them in the first regime, and one in each of the others, in turn, which ``make test`` halves.
 every_stop = pytest.mark.parametrize(
     ("regime", "stop"),
     [
-        pytest.param(*values, stop, id=f"{entry.id}-{stop}", marks=entry.marks)
+        pytest.param(
+            *values,
+            stop,
+            id=f"{entry.id}-{stop}",
+            marks=[*entry.marks, pytest.mark.sampled(2 if index else 1)],
+        )
         for index, entry in enumerate(every_regime.args[1])
         for values in [entry.values]
         for stop in (STOPS if index == 0 else [STOPS[index % len(STOPS)]])

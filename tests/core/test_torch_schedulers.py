@@ -121,6 +121,7 @@ def cases(pair: Callable[[random.Random, int], Pair]) -> Iterator[tuple[Pair, in
 
 
 @pytest.mark.filterwarnings("ignore:.*epoch parameter in `scheduler.step.*:UserWarning")
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.__name__)
 def test_each_step_has_torchs_rate_after_a_warmup_too(pair: Callable[[random.Random, int], Pair]) -> None:
     for (ours, theirs, compared), steps, warm in cases(pair):

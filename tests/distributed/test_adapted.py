@@ -13,7 +13,7 @@ from tests.toys import trainer, weights
 
 
 @pytest.mark.parametrize(
-    "world", ["DDP", *(pytest.param(w, marks=pytest.mark.slow) for w in ("DDP, manual", "FSDP1")), "FSDP2"]
+    "world", ["DDP", *(pytest.param(w, marks=pytest.mark.slow) for w in ("DDP, manual", "FSDP1", "FSDP2"))]
 )
 def test_weights_are_those_of_one_process(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.adapted", world, str(tmp_path))

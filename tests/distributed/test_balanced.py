@@ -16,8 +16,10 @@ from tests.toys import trainer, weights
     "world",
     [
         "DDP, accumulation",
-        *(pytest.param(w, marks=pytest.mark.slow) for w in ("DDP, manual", "FSDP1")),
-        "FSDP2, distributed checkpoints",
+        *(
+            pytest.param(w, marks=pytest.mark.slow)
+            for w in ("DDP, manual", "FSDP1", "FSDP2, distributed checkpoints")
+        ),
     ],
 )
 def test_weights_are_those_of_one_process(world: str, tmp_path: Path) -> None:

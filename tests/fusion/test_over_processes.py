@@ -24,8 +24,10 @@ from tests.toys import assert_equal, trainer, weights
     "world",
     [
         "DDP",
-        "FSDP2, distributed checkpoints",
-        *(pytest.param(w, marks=pytest.mark.slow) for w in ("FSDP1", "FSDP2")),
+        *(
+            pytest.param(w, marks=pytest.mark.slow)
+            for w in ("FSDP1", "FSDP2", "FSDP2, distributed checkpoints")
+        ),
     ],
 )
 def test_fusion_over_processes_is_that_of_one(world: str, tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_any_value_is_refused_by_name_or_trains(thing: Callable[..., Any], name:
     is_refused_or_trains(thing, name, value)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("thing", "name"), SETTINGS)
 def test_so_is_each_corner_or_trains(thing: Callable[..., Any], name: str) -> None:
     for corner in CORNERS:
