@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import lightning_tricks
 from lightning_tricks.cli.cards import Card, card_of
+from lightning_tricks.cli.meant import names_meant
 from lightning_tricks.cli.references import plain_text
-from lightning_tricks.core import checks
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,20 +21,17 @@ def known(argument: str, name: str) -> str:
     """Return ``name`` if the package offers it.
 
     Raises:
-        ValueError: If it does not; with names that hold it or look like it.
+        ValueError: If it does not; with names that may be meant.
 
     Example:
         >>> known("name", "EMA")
         Traceback (most recent call last):
         ValueError: name must be one that lightning-tricks list shows, got 'EMA'; did you mean ...
     """
-    names = lightning_tricks.__all__
-    if name in names:
+    if name in lightning_tricks.__all__:
         return name
-    word = name.replace("_", "").lower()
-    alike = [each for each in names if each.replace("_", "").lower() == word]
-    close = alike or [each for each in names if word and word in each.lower()] or checks.nearest(name, names)
-    meant = f"; did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
+    close = names_meant(name)
+    meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(f"{argument} must be one that lightning-tricks list shows, got {name!r}{meant}")
 
 

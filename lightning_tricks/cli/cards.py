@@ -63,6 +63,7 @@ class Card:
         module: Where it is defined.
         parts: Of its docstring.
         settings: What it takes, its own first.
+        subject: What the file is about, in its first line.
         formula: What the file says of it, mathematics above all.
         references: The sources that the file names.
     """
@@ -72,6 +73,7 @@ class Card:
     module: str
     parts: Parts
     settings: tuple[Setting, ...]
+    subject: str
     formula: str
     references: tuple[Reference, ...]
 
@@ -134,6 +136,7 @@ def card_of(name: str) -> Card:
         parts=parts,
         # A mixin declares what it makes itself, too.
         settings=tuple(each for each in settings if each.about or sort != "mixin"),
+        subject=said.partition("\n")[0],
         formula=markdown_of(said.partition("\nReference")[0].partition("\n")[2]).strip("\n"),
         references=tuple(references_in(said)),
     )

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from lightning_tricks.cli.cards import Card, cards, families
+from lightning_tricks.cli.meant import cards_meant
 from lightning_tricks.core import checks
 
 __all__ = ["Listing", "show_list"]
@@ -16,7 +17,8 @@ class Listing:
     """What to list.
 
     Args:
-        word: What must stand in name, kind, family or sentence, in whatever case; ``None`` for all.
+        word: What must stand in name, kind, family or sentence, or if nothing has it there, in the card, in
+            whatever case; ``None`` for all.
         json: Whether to print JSON.
 
     Raises:
@@ -35,7 +37,7 @@ class Listing:
             close = checks.nearest(self.word or "", sorted(every), count=1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"word must stand in a name, a kind, a family or a sentence, got {self.word!r}{meant}"
+                f"word must stand in a name, a kind, a family or a card, got {self.word!r}{meant}"
             )
 
     def found(self) -> list[Card]:
@@ -43,7 +45,8 @@ class Listing:
         word = (self.word or "").lower()
         every = cards()
         exact = [card for card in every if word in (card.kind, card.family)]
-        return exact or [card for card in every if word in f"{card.name} {card.parts.summary}".lower()]
+        named = [card for card in every if word in f"{card.name} {card.parts.summary}".lower()]
+        return exact or named or cards_meant(word)
 
 
 def show_list(listing: Listing) -> None:

@@ -1,4 +1,4 @@
-"""Dropout whose probability changes over the run.
+"""Dropout, or stochastic depth (DropPath), whose probability changes over the run.
 
     p_t = schedule(t),    t: optimizer steps, from 0
 

@@ -14,7 +14,7 @@ def dropout_layers(module: nn.Module, patterns: Patterns) -> dict[str, nn.Module
     """Return the layers that drop out and that ``patterns``, the setting ``params``, matches, by name.
 
     These are torch's dropout layers, its attention, its recurrent layers of several layers (which drop out
-    between them), and stochastic depth: layers with a number ``drop_prob``, as in timm and transformers, and
+    between them), and stochastic depth: layers with a number ``drop_prob``, such as timm's ``DropPath``, and
     torchvision's ``StochasticDepth``.
 
     Raises:

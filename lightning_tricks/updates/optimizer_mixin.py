@@ -1,7 +1,7 @@
 """``configure_optimizers`` for any module: an optimizer by name, in groups that decay and learn as told.
 
     no decay on biases, normalisation and embeddings, told by type and shape
-    rate of layer l = base rate * layer_decay ** (L - l),    l = 0 (input) .. L (output)
+    LLRD    rate of layer l = base rate * layer_decay ** (L - l),    l = 0 (input) .. L (output)
 
 References: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019,
 https://arxiv.org/abs/1711.05101; Clark et al., "ELECTRA: Pre-training Text Encoders as Discriminators Rather

@@ -15,6 +15,7 @@ import lightning_tricks as lt
 from lightning_tricks.cli import main
 from lightning_tricks.cli.cards import card_of
 from lightning_tricks.cli.commands import COMMANDS
+from lightning_tricks.cli.meant import names_meant
 from lightning_tricks.cli.methods import METHODS
 from lightning_tricks.recipes.ready import READY
 from lightning_tricks.study.sampling import SAMPLERS
@@ -48,6 +49,32 @@ def test_list_takes_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert names("technique") | names("mixin") == set(CASES)
     assert names("averaging") >= {"EMAWeights", "LAWA", "HalfLife"}
     assert {"EMAWeights", "PostHocEMA"} <= names("ema") < set(lt.__all__)
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("SAM", ["SharpnessAware"]),  # and not SampleGrid
+        ("EWC", ["ElasticWeightConsolidation"]),
+        ("AGC", ["AdaptiveGradientClip"]),
+        ("LLRD", ["OptimizerMixin"]),
+        ("SWA", ["SWAWeights"]),
+        ("DropPath", ["DropoutSchedule"]),
+        ("StochasticDepth", ["DropoutSchedule"]),
+        ("label-smoothing", ["LabelSmoothing"]),
+        ("OneCycle", ["one_cycle"]),
+        ("grad clip", ["GradientClip", "AdaptiveGradientClip"]),
+        ("xyzzy", []),
+        ("-", []),
+    ],
+)
+def test_what_the_field_calls_it_leads_to_its_name(word: str, names: list[str]) -> None:
+    assert names_meant(word)[: len(names) or None] == names
+
+
+def test_list_takes_what_the_field_calls_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "GreedySoup" in {row["name"] for row in read(capsys, "list", "model soup")}
+    assert [row["name"] for row in read(capsys, "list", "EWC")] == ["ElasticWeightConsolidation"]
 
 
 def test_a_card_has_all_parts_in_words_and_in_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,10 +135,7 @@ def test_examples_of_the_help_run(command: str, capsys: pytest.CaptureFixture[st
         (["cite", "EMAWeights", "Freez"], "got 'Freez'; did you mean 'Freeze' or 'ProgressiveUnfreeze'?"),
         (["cite", "Layerwise"], "name must be of something with a paper behind it, got 'Layerwise'"),
         (["cite", "LAWA", "--text", "--json"], "--text and --json must not go together"),
-        (
-            ["list", "averagin"],
-            "word must stand in a name, a kind, a family or a sentence, got 'averagin'; did",
-        ),
+        (["list", "averagin"], "word must stand in a name, a kind, a family or a card, got 'averagin'; did"),
         (["list", ""], "word must not be empty, got ''"),
         (["list", "a", "b"], "nrecognized arguments: b; see lightning-tricks list --help"),
         (["completion", "tcsh"], "shell must be one of 'bash', 'zsh', 'fish', got 'tcsh'"),

@@ -20,6 +20,7 @@ examples:
   lightning-tricks list technique           a kind: also mixin, method, class, schedule, function
   lightning-tricks list averaging           a family
   lightning-tricks list norm                what has the word in its name or its sentence
+  lightning-tricks list EWC                 or, if nothing has, in its card, or what it abbreviates there
   lightning-tricks list --json
 """
 _CARD_EXAMPLES = """\
@@ -71,7 +72,7 @@ def _list_parser(argv: list[str]) -> ArgumentParser:
         type=str,
         nargs="?",
         default=SUPPRESS,
-        help="list what has it in name, kind, family or sentence",
+        help="list what has it in name, kind, family or sentence, else in its card",
     )
     add_flags(parser, ("--json", "print JSON in the place of tables"))
     return parser
