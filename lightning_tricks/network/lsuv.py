@@ -52,6 +52,10 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 }
 
 
+def _counted(batches: int) -> str:
+    return f"{batches} batch{'es' * (batches != 1)}"
+
+
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class LSUV(Technique):
@@ -209,7 +213,8 @@ class LSUV(Technique):
             wholes.write(initial.name, initial.draw(ORTHOGONAL, 0.0, generator))
         ours.update(each.parameter for each in self._initials())
         after, passes = self._scale(trainer, pl_module, layers, wholes)
-        title = f"{self.state_key}: standard deviation behind {len(layers)} layers, by {batches} batches"
+        counts = f"{len(layers)} layer{'s' * (len(layers) != 1)}, by {_counted(batches)}"
+        title = f"{self.state_key}: standard deviation behind {counts}"
         rows = [
             (e.scaled, type(e.layer).__name__, f"{b.std:.4g}", f"{after[e].std:.4g}", str(passes[e]))
             for e, b in before.items()
@@ -224,7 +229,7 @@ class LSUV(Technique):
         layers = [each for each, other in zip(self._layers, again.tolist(), strict=True) if not other]
         for each in self._layers:
             if each not in layers:
-                why = f"called {gauges[each].calls} times in {batches} batches"
+                why = f"called {gauges[each].calls} times in {_counted(batches)}"
                 self._alone |= {i.name: (type(each.layer).__name__, why) for i in each.initials}
         if not layers:
             name = self._layers[0].scaled

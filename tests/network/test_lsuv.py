@@ -165,8 +165,8 @@ def test_all_kinds_of_layers(capsys) -> None:
         torch.testing.assert_close(block @ block.T, torch.eye(8), rtol=0, atol=1e-5)
     for name, why in {
         "recurrent": "of GRU, its activations bound what comes out",
-        "twice": "called 2 times in 1 batches",
-        "unused": "called 0 times in 1 batches",
+        "twice": "called 2 times in 1 batch",
+        "unused": "called 0 times in 1 batch",
         "own": "of Own, its forward is not torch's",
         "shared": "it shares a weight",
         "norm": "normalisation starts as torch makes it",

@@ -34,4 +34,4 @@ def test_it_measures_as_many_as_all_have(capfd) -> None:
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=5))
     settings = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False, "max_steps": 1}
     trainer(LSUV(batches=3, seed=1), **settings).fit(Uneven())
-    assert "behind 2 layers, by 1 batches" in capfd.readouterr().out
+    assert "behind 2 layers, by 1 batch\n" in capfd.readouterr().out
