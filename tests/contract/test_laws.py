@@ -34,13 +34,13 @@ def law(name: str) -> pytest.MarkDecorator:
 
 ALL_REGIMES = {**REGIMES, **ON_GPU}
 
-# Of regimes that combine two things ``make test`` tries each with some of the techniques.
+# ``make test`` tries the first with all techniques, others with half, and combinations of two with a quarter.
 every_regime = pytest.mark.parametrize(
     "regime",
     [
         *(
-            pytest.param(regime, id=name, marks=[pytest.mark.sampled(4)] * (", " in name))
-            for name, regime in REGIMES.items()
+            pytest.param(regime, id=name, marks=pytest.mark.sampled(4 if ", " in name else min(index, 1) + 1))
+            for index, (name, regime) in enumerate(REGIMES.items())
         ),
         *(pytest.param(regime, id=name, marks=needs_gpu) for name, regime in ON_GPU.items()),
     ],
@@ -107,16 +107,11 @@ STOPS = [
     ("on_validation_end", 1),
     ("on_train_epoch_end", 2),
 ]
-# All of them in the first regime, and one in each of the others, in turn, which ``make test`` halves.
+# All of them in the first regime, and one in each of the others, in turn.
 every_stop = pytest.mark.parametrize(
     ("regime", "stop"),
     [
-        pytest.param(
-            *values,
-            stop,
-            id=f"{entry.id}-{stop}",
-            marks=[*entry.marks, pytest.mark.sampled(2 if index else 1)],
-        )
+        pytest.param(*values, stop, id=f"{entry.id}-{stop}", marks=entry.marks)
         for index, entry in enumerate(every_regime.args[1])
         for values in [entry.values]
         for stop in (STOPS if index == 0 else [STOPS[index % len(STOPS)]])

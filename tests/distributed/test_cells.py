@@ -65,8 +65,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict
 
 
 def share(world: str) -> int:
-    """Return of how many techniques ``make test`` tries one: few where a world combines two things."""
-    return 8 if ", " in world else 2 if "FSDP" in world else 1
+    """Return of how many techniques ``make test`` tries one: few of what takes long."""
+    return 16 if ", " in world else 4 if "FSDP" in world else 1
 
 
 @pytest.mark.parametrize("technique", CASES)

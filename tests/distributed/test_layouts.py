@@ -18,13 +18,8 @@ def test_a_part_and_the_whole_are_one_anothers(world: str, tmp_path: Path) -> No
     launch("tests.distributed.layouts", world, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "world",
-    [
-        *(pytest.param(world, marks=pytest.mark.slow) for world in ("FSDP1", "FSDP2")),
-        "FSDP2, distributed checkpoints",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["FSDP1", "FSDP2", "FSDP2, distributed checkpoints"])
 def test_an_average_over_parts_is_that_over_wholes(world: str, tmp_path: Path) -> None:
     launch("tests.distributed.averages", world, str(tmp_path))
 
