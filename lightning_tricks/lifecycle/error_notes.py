@@ -23,7 +23,9 @@ def add_notes(error: Exception, module: nn.Module) -> None:
     frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
     # Of several on the way the innermost.
     if members := [held["self"] for held in frames if isinstance(held.get("self"), Member)]:
-        error.add_note(f"in {members[-1].state_key}: {members[-1]!r}")
+        key, settings = members[-1].state_key, repr(members[-1])
+        # What a mixin brings along has no settings and a name of its own.
+        error.add_note(f"in {key}" if settings.startswith("_") else f"in {key}: {settings}")
     norms = [held["self"] for held in frames if isinstance(held.get("self"), _BatchNorm)]
     if norms and str(error).startswith("Expected more than 1 value per channel"):
         name = next((clean_name(name) for name, each in module.named_modules() if each is norms[-1]), "")

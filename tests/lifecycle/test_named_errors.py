@@ -94,6 +94,25 @@ def test_of_real_techniques_too():
     assert [note.partition("(")[0] for note in notes(caught.value)] == ["in GradientClip: GradientClip"]
 
 
+@final
+class _Brought(Technique):
+    """As a mixin brings it along: of no settings, under the mixin's name."""
+
+    state_key = "Mixin"
+
+    def begin(self, *_: Any) -> None:
+        raise FaultError
+
+    def claims(self) -> list[Any]:
+        return []
+
+
+def test_what_a_mixin_brings_is_called_by_the_mixins_name():
+    with pytest.raises(FaultError) as caught:
+        trainer(_Brought()).fit(Toy(), Loader())
+    assert notes(caught.value) == ["in Mixin"]
+
+
 def test_errors_of_others_are_left_alone():
     class Breaks(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
