@@ -66,8 +66,7 @@ class Order:
         paths = [None if output is None else Path(output) / f"ema-{w:g}.{self.format}" for w in widths]
         set_("paths", paths)
         for path in filter(None, paths):
-            if path.exists() and not self.force:
-                raise FileExistsError(f"{path} must not be there, or --force be given to replace it")
+            files.check_new(path, overwrite=self.force)
         if self.png is not None:
             if self.evaluate is None:
                 raise ValueError(f"png must be left out without --evaluate, got {self.png!r}")

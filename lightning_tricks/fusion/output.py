@@ -23,7 +23,7 @@ from lightning_tricks.fusion.plan import Step
 from lightning_tricks.fusion.provenance import KEY
 from lightning_tricks.lifecycle import safetensors_files, torch_files
 from lightning_tricks.lifecycle.checkpoints import without_training
-from lightning_tricks.lifecycle.files import written_whole
+from lightning_tricks.lifecycle.files import check_new, written_whole
 from lightning_tricks.lifecycle.stored import StoredModel, write_at
 
 __all__ = ["check_output", "checkpoint", "in_memory", "in_order", "safetensors"]
@@ -45,12 +45,7 @@ def check_output(
         for path in model.files:
             if output.exists() and output.samefile(path):
                 raise ValueError(f"output must be none of the inputs, got {output}, which is {model.label}")
-    if output.is_dir():
-        raise IsADirectoryError(f"output must be a file, got {output}, a folder")
-    if output.exists() and not overwrite:
-        raise FileExistsError(
-            f"{output} must not be there, or be to be overwritten (--force, overwrite=True)"
-        )
+    check_new(output, overwrite=overwrite)
     folder = next(each for each in output.absolute().parents if each.exists())
     needed, free = sum(step.stored.nbytes for step in steps), shutil.disk_usage(folder).free
     if needed > free:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 __all__ = [
+    "check_new",
     "checkpoint_folder",
     "free_path",
     "is_tuners",
@@ -33,6 +34,21 @@ __all__ = [
     "saving",
     "written_whole",
 ]
+
+
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """Accept only a path of a file whose writing destroys nothing, unless that is asked for.
+
+    Raises:
+        FileExistsError: If it is there, and may not be replaced.
+        IsADirectoryError: If it is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"output must be a file, got {path}, a folder")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"output must be a new file, got {path}, which is there: overwrite=True (--force) replaces it"
+        )
 
 
 def save(content: Any, path: Path) -> int:

@@ -61,7 +61,7 @@ def test_it_writes_beside_the_checkpoints_and_replaces_nothing_unasked(checkpoin
     assert main(argv) == 0
     before = (tmp_path / "ema-0.1.ckpt").stat()
     assert main(argv) == 2
-    assert "ema-0.1.ckpt must not be there, or --force be given to replace it" in capsys.readouterr().err
+    assert "ema-0.1.ckpt, which is there: overwrite=True (--force) replaces it" in capsys.readouterr().err
     assert (tmp_path / "ema-0.1.ckpt").stat().st_ino == before.st_ino
     assert main([*argv, "--force"]) == 0
     assert (tmp_path / "ema-0.1.ckpt").stat().st_ino != before.st_ino

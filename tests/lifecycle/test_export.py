@@ -78,12 +78,30 @@ def test_it_replaces_what_was_there_and_leaves_it_after_an_error(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        export_average(run[0], output)
+        export_average(run[0], output, overwrite=True)
     assert output.read_text() == "before"
     assert list(tmp_path.iterdir()) == [output]
     monkeypatch.undo()
-    export_average(run[0], output)
+    export_average(run[0], output, overwrite=True)
     assert "state_dict" in torch.load(output, weights_only=True)
+
+
+def test_nothing_is_destroyed_unasked(run: Any, tmp_path: Path) -> None:
+    path = run[0]
+    size = path.stat().st_size
+    (tmp_path / "there.ckpt").write_text("before")
+    (tmp_path / "again.ckpt").symlink_to(path)
+    for output, words in {
+        path: "output must not be the checkpoint that it is read from",
+        tmp_path / "again.ckpt": "output must not be the checkpoint that it is read from",
+        tmp_path / "there.ckpt": "output must be a new file, got .*overwrite=True",
+        tmp_path / "average.pt": "the suffix of output must be one of",
+        tmp_path: "output",
+    }.items():
+        with pytest.raises((ValueError, OSError), match=words):
+            export_average(path, output, overwrite=output == path)
+    assert path.stat().st_size == size
+    assert (tmp_path / "there.ckpt").read_text() == "before"
 
 
 def test_safetensors_hold_the_same_tied_ones_too(run: Any, tmp_path: Path) -> None:
