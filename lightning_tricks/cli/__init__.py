@@ -133,7 +133,8 @@ def _explained(message: str, options: Iterable[str]) -> str:
         name = lacking[1].replace("_", "-")
         return f"{'--' if f'--{name}' in options else ''}{name} must be given;"
     if unknown := re.search(r"nrecognized arguments: (--\w+)", message):
-        close = checks.nearest(unknown[1], options, count=1)
-        if close and close[0] != unknown[1]:
-            return f"{message}; did you mean {close[0]}?"
+        # Without what all begin with, which would make all alike.
+        close = checks.nearest(unknown[1][2:], [option[2:] for option in options], count=1)
+        if close and close[0] != unknown[1][2:]:
+            return f"{message}; did you mean --{close[0]}?"
     return f"{message.removesuffix('.')};"

@@ -209,7 +209,6 @@ def test_help_shows_methods_examples_and_the_options_of_a_method(capsys: Any) ->
         ([], "models must hold at least one model, got none"),
         (["-o", "x.ckpt"], "models must hold at least one model, got none"),
         (["a.ckpt", "-o", "x.ckpt", "--method", "averge"], "--method must be one of 'aligned', 'average', "),
-        (["a.ckpt", "-o", "x.ckpt", "--alhpa", "1", "--method", "interpolate"], "did you mean --alpha?"),
         (
             ["a.ckpt", "-o", "x.ckpt", "--method", "interpolate", "--alpha", "2"],
             "alpha must lie in",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks.cli.cards import card_of
+from lightning_tricks.cli.cards import cards
 from lightning_tricks.cli.commands.command import Command, add_flags, add_options, new_parser
-from lightning_tricks.cli.method_names import method_names
+from lightning_tricks.cli.method_names import method_name, method_names
 from lightning_tricks.core import checks
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ _FUSE_EXAMPLES = """\
 examples:
   lightning-tricks fuse a.ckpt b.ckpt c.ckpt -o fused.ckpt
   lightning-tricks fuse a.ckpt b.ckpt --weights "[0.7, 0.3]" -o fused.ckpt
-  lightning-tricks fuse a.ckpt b.ckpt --method interpolate --alpha 0.3 -o fused.safetensors
+  lightning-tricks fuse a.ckpt b.ckpt --method interpolate --alpha 0.3 -o fused.safetensors  # 0.3 of a
+  lightning-tricks fuse a.ckpt b.ckpt --method slerp --t 0.3 -o fused.ckpt  # 0.3 of the way from a to b
   lightning-tricks fuse recipe.yaml --dry-run
   lightning-tricks fuse --compare a.ckpt b.ckpt --png alike.png
   lightning-tricks fuse --curve a.ckpt b.ckpt --evaluate my_project.scores:loss --png curve.png
@@ -103,17 +104,36 @@ def _ema(settings: dict[str, Any]) -> Callable[[], None]:
     return partial(carry_out, Order(**settings))
 
 
-def _method_in(argv: Sequence[str]) -> str | None:
-    """Return the method that ``argv`` names, or has options of; ``None`` if there is none.
+def _method_in(argv: Sequence[str], general: Container[str]) -> str | None:
+    """Return the method that ``argv`` names; the usual one if it has other options than ``general`` ones.
 
     To make the options of a method loads Lightning: not even the usual one has them unasked.
     """
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         if word == "--method" or word.startswith("--method="):
             return checks.one_of("--method", word.partition("=")[2] or after, method_names())
-    options = {f"--{setting.name}" for setting in card_of("Average").settings}
-    given = any(word.partition("=")[0] in options for word in argv)
-    return "average" if given and not any(word.endswith((".yaml", ".yml")) for word in argv) else None
+    others = any(option not in general for option in _options_in(argv))
+    return "average" if others and not any(word.endswith((".yaml", ".yml")) for word in argv) else None
+
+
+def _options_in(argv: Sequence[str]) -> list[str]:
+    return [word.partition("=")[0] for word in argv if word.startswith("--")]
+
+
+def _check_options(argv: Sequence[str], method: str, known: Container[str]) -> None:
+    """Refuse what is an option of other methods alone, with their names and what this one has."""
+    options = {
+        method_name(card.name): [f"--{setting.name}" for setting in card.settings]
+        for card in cards()
+        if card.kind == "method"
+    }
+    for option in _options_in(argv):
+        owners = [name for name, own in options.items() if option in own]
+        if owners and option not in known:
+            here, there = ", ".join(options[method]) or "no options", ", ".join(owners)
+            raise ValueError(
+                f"{option} must be left out with {method}, which has {here}; it is an option of {there}"
+            )
 
 
 def _fuse_parser(argv: list[str]) -> ArgumentParser:
@@ -152,11 +172,12 @@ def _fuse_parser(argv: list[str]) -> ArgumentParser:
         ("--json", "print JSON"),
     ):
         parser.add_argument(name, action="store_true", default=SUPPRESS, help=text)
-    method = _method_in(argv)
+    method = _method_in(argv, parser._option_string_actions)
     if method is not None:
         from lightning_tricks.cli.methods import METHODS
 
         parser.add_class_arguments(METHODS[method], None, as_group=False)
+        _check_options(argv, method, parser._option_string_actions)
     return parser
 
 
