@@ -89,10 +89,28 @@ def _write(found: Opened, output: Path, task: Asked) -> None:
             "models": len(found.models),
             "method": repr(method),
         }
-        print(json.dumps({**about, "bytes_read": count, "seconds": seconds}))
+        chosen = {"found": found.found} if found.found else {}
+        print(json.dumps({**about, **chosen, "bytes_read": count, "seconds": seconds}))
         return
     rate = f"{decimal(count)} read in {seconds:.1f} s"
     print(f"written: {output}, {decimal(size)}, from {_count(found)} by {method!r}; {rate}")
+    for line in _findings(found):
+        print(line)
+
+
+def _findings(found: Opened) -> Iterator[str]:
+    """Yield what the method tells of its choice, model by model."""
+    about = found.found
+    if "members" in about:
+        # Scores are better the higher they are; a metric that is better the lower has been turned round.
+        sign = -1 if getattr(found.fusion.method, "mode", None) == "min" else 1
+        count = len(about["members"])
+        yield f"{count} of {len(found.models)} are taken, together at {sign * about['score']:.4g}:"
+        for index, model in enumerate(found.models):
+            said = "taken" if index in about["members"] else "left"
+            yield f"  {model.label}: {sign * about['scores'][index]:.4g}, {said}"
+    for model, share in zip(found.models, about.get("coefficients", []), strict=False):
+        yield f"  {model.label}: {share:.4g} of it"
 
 
 def _count(found: Opened) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.findings import listening
 from lightning_tricks.fusion.methods import FusionMethod, TensorwiseMethod, check_finite, floating
 from lightning_tricks.fusion.of_module import for_module
 from lightning_tricks.fusion.probe import informed, needs_probe
@@ -67,14 +68,16 @@ class Candidates:
         spread = self.weights.spread
         return self._checked([spread(partial(self.shelf.load, snapshot)) for snapshot in self.shelf.kept])
 
-    def fused(self) -> dict[str, Tensor]:
-        """Return what the method makes of them; on all processes the same."""
+    def fused(self, found: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """Return what the method makes of them, on all processes the same; ``found`` gets what it tells."""
         models = self.snapshots()
         if self.base is not None:
             models = self._checked([self.base.tensors(), *models])
-        with RunProbe(self.method, self.weights).opened() as probe:
-            method = informed(for_module(self.method, self.weights.module), models, probe)
-        return method.fuse(models, None if self.target is None else partial(self._tell, self.target))
+        evaluate = None if self.target is None else partial(self._tell, self.target)
+        with listening({} if found is None else found):
+            with RunProbe(self.method, self.weights).opened() as probe:
+                method = informed(for_module(self.method, self.weights.module), models, probe)
+            return method.fuse(models, evaluate)
 
     def _checked(self, models: list[Model]) -> list[Model]:
         """Refuse what is not finite in any part, before the process that has it goes its own way."""

@@ -42,6 +42,7 @@ class Ending:
         always: Whether the fused weights stay, whatever is measured.
         points: Of the curve on each line; ``None`` for no curve.
         curve: The curve, once it is measured.
+        found: What the method told of its choice.
     """
 
     tried: Candidates
@@ -50,12 +51,15 @@ class Ending:
     always: bool
     points: int | None
     curve: Curve | None = field(default=None, init=False)
+    found: dict[str, Any] = field(default_factory=dict, init=False)
 
     def decide(self) -> Outcome:
         """Put the fused weights into the module; return how good they are and whether to keep them."""
         before = None if self.objective is None else self.tried.measure(self.objective)
         found = self._barrier()
-        settled, score = self._settled(self.tried.fused())
+        settled, score = self._settled(self.tried.fused(self.found))
+        if "members" in self.found:
+            settled = {"taken": len(self.found["members"]), **settled}
         if self.objective is None or before is None:
             return {**settled, "kept": True}
         score = self.tried.measure(self.objective) if score is None else score
@@ -132,6 +136,7 @@ class Ending:
         models += [{"name": snapshot.name, "size": snapshot.size} for snapshot in tried.shelf.kept]
         by = {} if self.objective is None else {"monitor": self.objective.monitor}
         curve = {} if self.curve is None else {"curve": self.curve.plain()}
-        about = {KEY: provenance(tried.method, models), tried.name: {**about, **by, **curve}}
+        fusion = provenance(tried.method, models) | ({"found": self.found} if self.found else {})
+        about = {KEY: fusion, tried.name: {**about, **by, **curve}}
         path = files.checkpoint_folder(weights.trainer) / "fused.ckpt"
         return files.save_weights(weights.trainer, path, lambda: weights.gather(weights.tensors()), about)

@@ -22,7 +22,7 @@ from lightning_tricks.fusion.probe import Probe, informed
 from lightning_tricks.fusion.slicing import Budget, Effort, Slicing
 from lightning_tricks.lifecycle.stored import Memory
 
-__all__ = ["Progress", "Write", "run", "run_whole"]
+__all__ = ["Progress", "Write", "fused_whole", "run", "sums", "write_whole"]
 
 Write = Callable[[tuple[str, ...], int, Tensor], None]
 """Takes the names of a tensor, the index of an entry in it, and entries from there on, flat."""
@@ -87,21 +87,32 @@ def run(
             stop.set()
 
 
-def run_whole(
+def sums(told: Callable[[int, int], None] | None, total: int) -> Progress:
+    """Return what tells ``told`` how much of ``total`` is done, by how much more is."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        if told is not None:
+            told(done, total)
+
+    return add
+
+
+def fused_whole(
     steps: Sequence[Step],
     method: FusionMethod,
-    write: Write,
     *,
     evaluate: Evaluate | None,
     probe: Probe | None,
     progress: Progress,
-) -> None:
-    """Do all ``steps`` with a method that needs models as wholes, in memory.
+) -> dict[str, Tensor]:
+    """Return what a method that needs models as wholes, in memory, makes of what all of them have.
 
     Args:
         steps: What is to be done.
-        method: Fuses what all models have.
-        write: Gets each tensor of the result.
+        method: Fuses.
         evaluate: What the method evaluates candidates by, if it does.
         probe: What it looks at, if it does.
         progress: Is told of what is read.
@@ -120,6 +131,11 @@ def run_whole(
     for step in alike:
         name = step.names[0]
         check_variance(name, fused[name], [model[name] for model in models], method)
+    return fused
+
+
+def write_whole(steps: Sequence[Step], fused: dict[str, Tensor], write: Write) -> None:
+    """Give each tensor of the result to ``write``: those of ``fused``, and those that one model alone has."""
     for step in steps:
         lone = step.action == "lone"
         write(step.names, 0, step.stored.read() if lone else fused[step.names[0]].reshape(-1))

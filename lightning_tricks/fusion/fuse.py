@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_tricks.fusion import output as outputs
 from lightning_tricks.fusion.average import Average
 from lightning_tricks.fusion.by_samples import BySamples
-from lightning_tricks.fusion.engine import Write, run, run_whole
+from lightning_tricks.fusion.engine import Write, fused_whole, run, sums, write_whole
+from lightning_tricks.fusion.findings import listening
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, TensorwiseMethod
 from lightning_tricks.fusion.of_module import for_module
 from lightning_tricks.fusion.plan import Matching, Step, others_of, planned
@@ -214,6 +215,7 @@ class Opened:
         models: The models; a base comes first.
         steps: What becomes of each tensor.
         others: What the result's state dict holds beside tensors.
+        found: What the method tells of its choice, once it has fused.
     """
 
     fusion: Fusion
@@ -221,6 +223,7 @@ class Opened:
     models: Sequence[StoredModel]
     steps: Sequence[Step]
     others: dict[str, Any]
+    found: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def slicing(self) -> Slicing:
@@ -230,7 +233,7 @@ class Opened:
     @property
     def memory(self) -> int:
         """Bytes of memory that the tensors which are worked on take at most."""
-        if isinstance(self.method, TensorwiseMethod) and not needs_probe(self.method):
+        if self._streams:
             return self.slicing.memory(self.steps)
         return sum(tensor.nbytes for step in self.steps for tensor in step.tensors)
 
@@ -242,8 +245,9 @@ class Opened:
     def returned(self, progress: Progress | None = None) -> dict[str, Any]:
         """Return the fused state dict."""
         self.fusion.check_given()
+        whole = self._whole(told := sums(progress, self.bytes_read))
         result, write = outputs.in_memory(self.steps)
-        self._run(write, _sums(progress, self.bytes_read))
+        self._run(write, told, whole)
         return outputs.in_order(self.models[0], {**result, **self.others})
 
     def written(
@@ -258,9 +262,10 @@ class Opened:
         self.fusion.check_given()
         outputs.check_output(output, self.models, self.steps, overwrite=overwrite)
         hashed = [path.stat().st_size for model in self.models for path in model.files if sha256]
-        told = _sums(progress, self.bytes_read + sum(hashed))
+        told = sums(progress, self.bytes_read + sum(hashed))
+        whole = self._whole(told)
         with self._filled(output, told, sha256) as write:
-            self._run(write, told)
+            self._run(write, told, whole)
         return output
 
     def _filled(
@@ -268,31 +273,28 @@ class Opened:
     ) -> AbstractContextManager[Write]:
         digests = told if sha256 else None
         about = provenance(self.fusion.method, [described(model, digests) for model in self.models])
+        about |= {"found": self.found} if self.found else {}
         if output.suffix == ".safetensors":
             return outputs.safetensors(output, self.steps, self.others, about)
-        first, allow_pickle = self.models[0], self.fusion.reading.allow_pickle
-        return outputs.checkpoint(
-            output, self.steps, self.others, about, first=first, allow_pickle=allow_pickle
-        )
+        trusted: dict[str, Any] = {"first": self.models[0], "allow_pickle": self.fusion.reading.allow_pickle}
+        return outputs.checkpoint(output, self.steps, self.others, about, **trusted)
 
-    def _run(self, write: Write, told: Callable[[int], None]) -> None:
-        method, fusion = self.method, self.fusion
-        if isinstance(method, TensorwiseMethod) and not needs_probe(method):
-            labels = [model.label for model in self.models]
-            run(self.steps, method, write, labels=labels, effort=fusion.effort, progress=told)
-        else:
-            evaluate, probe = fusion.evaluate, fusion.probe
-            run_whole(self.steps, method, write, evaluate=evaluate, probe=probe, progress=told)
+    @property
+    def _streams(self) -> bool:
+        """Whether tensors are fused one by one."""
+        return isinstance(self.method, TensorwiseMethod) and not needs_probe(self.method)
 
+    def _whole(self, told: Callable[[int], None]) -> dict[str, Tensor] | None:
+        """Return the fused tensors; ``None`` where they are fused as they are written."""
+        if self._streams:
+            return None
+        evaluate, probe = self.fusion.evaluate, self.fusion.probe
+        with listening(self.found):
+            return fused_whole(self.steps, self.method, evaluate=evaluate, probe=probe, progress=told)
 
-def _sums(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """Return what tells ``progress`` how much of ``total`` is done, by how much more is."""
-    done = 0
-
-    def told(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    return told
+    def _run(self, write: Write, told: Callable[[int], None], whole: dict[str, Tensor] | None) -> None:
+        if whole is not None:
+            write_whole(self.steps, whole, write)
+            return
+        method, labels = cast("TensorwiseMethod", self.method), [model.label for model in self.models]
+        run(self.steps, method, write, labels=labels, effort=self.fusion.effort, progress=told)

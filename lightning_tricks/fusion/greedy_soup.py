@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.fusion.average import average
+from lightning_tricks.fusion.findings import tell
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_alike, score_of
 
 __all__ = ["GreedySoup", "greedy_soup"]
@@ -53,6 +54,7 @@ def greedy_soup(models: Sequence[Model], evaluate: Evaluate) -> dict[str, Tensor
         score = score_of(evaluate, average([models[i] for i in tried]))
         if score >= best:
             soup, best = tried, score
+    tell(members=soup, scores=scores, score=best)
     return average([models[i] for i in soup])
 
 

@@ -31,6 +31,7 @@ from lightning_tricks.core.functional import (
 )
 from lightning_tricks.core.select import clean_name
 from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.findings import tell
 from lightning_tricks.fusion.methods import Evaluate, check_finite
 from lightning_tricks.fusion.mixture import Mixture, Per, Sign, coefficients, group_of
 from lightning_tricks.fusion.numbers import mixes
@@ -207,6 +208,8 @@ class LearnedSoup(Probing):
         with in_evaluation(probe.module), differentiable_statistics(probe.module):
             free = _descended(landscape, (len(rows), len(models)), self.sign, self.steps)
         found = coefficients(free, self.sign).tolist()
+        if self.per == "model":
+            tell(coefficients=found[0])
         return Mixture({group: found[row] for group, row in rows.items()}, groups)
 
     def fuse(self, models: Sequence[Model], evaluate: Evaluate | None = None) -> dict[str, Tensor]:

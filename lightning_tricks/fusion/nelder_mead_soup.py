@@ -23,6 +23,7 @@ from torch import Tensor
 from lightning_tricks.core import checks
 from lightning_tricks.core.nelder_mead import Point, nelder_mead
 from lightning_tricks.core.tensors import Model
+from lightning_tricks.fusion.findings import tell
 from lightning_tricks.fusion.methods import Evaluate, FusionMethod, check_finite, floating, score_of
 from lightning_tricks.fusion.mixture import Mixture, Sign, coefficients
 
@@ -52,17 +53,22 @@ def nelder_mead_soup(
     if evaluations < len(models):
         raise ValueError(f"evaluations must be one for each of {len(models)} models, got {evaluations}")
 
-    def mixed(point: Point) -> dict[str, Tensor]:
+    def shares(point: Point) -> list[float]:
         # One of the numbers is spare, and always 0.
-        shares = coefficients(torch.tensor([0.0, *point], dtype=torch.float64), sign)
-        return Mixture({"": shares.tolist()}, dict.fromkeys(floating(models[0]), "")).fuse(models)
+        found: list[float] = coefficients(torch.tensor([0.0, *point], dtype=torch.float64), sign).tolist()
+        return found
+
+    def mixed(point: Point) -> dict[str, Tensor]:
+        return Mixture({"": shares(point)}, dict.fromkeys(floating(models[0]), "")).fuse(models)
 
     def badness(point: Point) -> float:
         return -score_of(evaluate, mixed(point))
 
     free = len(models) - 1
     simplex = [tuple(float(row == place) for place in range(free)) for row in range(-1, free)]
-    return mixed(nelder_mead(badness, simplex, evaluations=evaluations))
+    best = nelder_mead(badness, simplex, evaluations=evaluations)
+    tell(coefficients=shares(best))
+    return mixed(best)
 
 
 @dataclass(frozen=True)

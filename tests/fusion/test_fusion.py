@@ -196,6 +196,7 @@ def test_greedy_soup_in_a_run(tmp_path, capsys):
         soup = tried if norms[tried] <= norms[soup] else soup
     assert_equal(weights(module), mean([spy.ends[i] for i in soup]))
     assert capsys.readouterr().out.count("weight_fusion: norm of a candidate is") == 5
+    assert fusion.outcome()["taken"] == len(soup)
 
 
 def test_a_soup_may_have_a_metric_of_its_own(tmp_path):
