@@ -64,13 +64,22 @@ def _linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
+def _sigmoids() -> nn.Module:
+    deep = [layer for _ in range(12) for layer in (nn.Linear(32, 32), nn.Sigmoid())]
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Sigmoid(), *deep, nn.Linear(32, 10))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "two layers": _two_layers,
     "residual": lambda: ResidualNet(widths=(8, 16)),
     "hybrid": lambda: HybridNet(width=16, blocks=1),
     "characters": lambda: CharacterNet(len(ALPHABET), width=32, blocks=1, heads=2, length=32),
 }
-ILL_NETWORKS = {"plain": _plain, "linear": _linear}  # without what keeps others in order
+ILL_NETWORKS = {
+    "plain": _plain,
+    "linear": _linear,
+    "sigmoids": _sigmoids,
+}  # without what keeps others in order
 RATES = {"SGD": (0.02, 0.1), "AdamW": (1e-3, 5e-3)}
 
 
@@ -196,6 +205,7 @@ ILL: dict[str, Callable[[Run], Run]] = {
     ),
     "dead layer": lambda run: replace(run, network="two layers", spoil=_kill),
     "no gradient": lambda run: replace(run, network="two layers", spoil=_cut),
+    "vanishing gradient": lambda run: replace(run, network="sigmoids", optimizer="SGD", rate=0.1),
     "GradientClip clips nearly always": lambda run: replace(run, clip=lambda: GradientClip(max_norm=1e-3)),
     "GradientClip clips never": lambda run: replace(run, clip=lambda: GradientClip(max_norm=1e3)),
 }

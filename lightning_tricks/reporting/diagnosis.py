@@ -23,10 +23,18 @@ from lightning_tricks.lifecycle.evaluation import logged_by_validation
 from lightning_tricks.lifecycle.notice import callbacks_of, say, warn
 from lightning_tricks.lifecycle.strategies import flat_shards
 from lightning_tricks.lifecycle.technique import Technique
-from lightning_tricks.reporting.health import LayerHealth, overall
+from lightning_tricks.reporting.health import LayerHealth, ailments, overall
 from lightning_tricks.reporting.layer_watch import LayerWatch, too_rarely
 from lightning_tricks.reporting.run_history import History, Validation, Window
-from lightning_tricks.reporting.symptoms import SYMPTOMS, clips_always, clips_never, largest_reach, silence
+from lightning_tricks.reporting.symptoms import (
+    LAYERS,
+    VANISHING,
+    clips_always,
+    clips_never,
+    illness,
+    largest_reach,
+    silence,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -52,24 +60,15 @@ class Finding(NamedTuple):
     step: int
 
 
-_LAYERS = {
-    "no gradient": ("none arrives in ", "let the loss depend on it, or freeze it"),
-    "dead layer": (
-        "all gradients are zero in ",
-        "lower the rate, initialise it anew, or let units leak (LeakyReLU)",
-    ),
-}
-
-
 @final
 @dataclass(eq=False, repr=False, kw_only=True)
 class Diagnosis(Technique):
     """Watch loss, rate, gradients and validation, and say in words what is wrong and what to do about it.
 
     It knows a rate that is too high (the loss diverges, or jumps about) or too low, a rate that decayed too
-    early, over-fitting, a plateau, layers that no gradient reaches, layers that are dead, and thresholds of
-    clipping that cut nearly always or never. What GANMixin and GradientHealth find in the same run is among
-    its findings: a critic at its floor, collapsed modes, exploding and vanishing gradients.
+    early, over-fitting, a plateau, layers that no gradient reaches, or next to none, or that are dead, and
+    thresholds of clipping that cut nearly always or never. What GANMixin and GradientHealth find in the same
+    run is among its findings: a critic at its floor, collapsed modes, exploding gradients.
 
     * **When** at the first step that Lightning logs after every ``every`` steps, at validations, at the end.
     * **Changes** nothing.
@@ -182,10 +181,12 @@ class Diagnosis(Technique):
     def _look(self, trainer: Trainer, health: dict[str, LayerHealth], silent: list[str]) -> None:
         (count, total, squares), self._sums = map(float, self._sums), [0, 0.0, 0.0]
         self._peak = max(self._peak, self._rate)
+        ill = ailments(health, exploding=math.inf, vanishing=VANISHING)
+        still = {*ill["dead"], *ill["vanishing"]}
         if count:
             mean = total / count
-            # Of a rate tell the layers that learn: a dead one stands still at any.
-            learning = [each for each in health.values() if each.zero < 1.0] or health.values()
+            # Of a rate tell the layers that learn: others stand still at any.
+            learning = [each for name, each in health.items() if name not in still] or health.values()
             window = Window(
                 step=self.clock.position,
                 loss=mean,
@@ -196,9 +197,9 @@ class Diagnosis(Technique):
             )
             self._run.first = None if self._first is None else float(self._first)
             self._run.add(window)
-        dead = [name for name, each in health.items() if each.zero == 1.0 and name not in silent]
         self._see_layers(trainer, "no gradient", silent)
-        self._see_layers(trainer, "dead layer", dead)
+        self._see_layers(trainer, "dead layer", [name for name in ill["dead"] if name not in silent])
+        self._see_layers(trainer, "vanishing gradient", ill["vanishing"])
         self._conclude(trainer)
         for name, prefix, outcome in self._clipping(trainer):
             self._tell(trainer, f"{name} clips nearly always", clips_always(outcome), "raise its threshold")
@@ -218,15 +219,12 @@ class Diagnosis(Technique):
         again = [name for name in names if name in self._suspected.get(kind, ())]
         self._suspected[kind] = names
         if again:
-            evidence, proposal = _LAYERS[kind]
+            evidence, proposal = LAYERS[kind]
             self._tell(trainer, kind, evidence + listed(again), proposal)
 
     def _conclude(self, trainer: Trainer) -> None:
-        """Tell of the first illness that the history shows; it may be the reason of those that follow."""
-        for kind, (symptom, proposal) in SYMPTOMS.items():
-            if evidence := symptom(self._run):
-                self._tell(trainer, kind, evidence, proposal)
-                return
+        if found := illness(self._run, vanishing="vanishing gradient" in self._found):
+            self._tell(trainer, *found)
 
     def _others(self, trainer: Trainer) -> list[Technique]:
         return [each for each in callbacks_of(trainer) if isinstance(each, Technique) and each is not self]
@@ -273,7 +271,7 @@ class Diagnosis(Technique):
             warn(trainer, f"{self.state_key}: validation never logged {self.monitor!r}; {meant}")
 
     def outcome(self) -> dict[str, float | int | str]:
-        return {"looks": self._looks, "findings": ", ".join(self._found) or silence(self._run)}
+        return {"looks": self._looks, "findings": "; ".join(self._found) or silence(self._run)}
 
     def undo(self) -> None:
         self._watch = None  # its copy of the weights is memory

@@ -21,11 +21,14 @@ from torch import Tensor
 from lightning_tricks.reporting.run_history import History, Validation, Window, trend
 
 __all__ = [
+    "LAYERS",
     "SYMPTOMS",
+    "VANISHING",
     "clips_always",
     "clips_never",
     "decayed_early",
     "diverges",
+    "illness",
     "largest_reach",
     "oscillates",
     "overfits",
@@ -42,6 +45,21 @@ _LARGE = 0.03  # share of its weights that a step changes: 30 times what is heal
 _SMALL = 3e-5  # and a thirtieth of it
 _REACH = 0.2  # share of a threshold that the largest norm reaches: from there on it guards against jumps
 _ALWAYS = 0.95  # share of steps that are clipped
+VANISHING = 1e-6
+"""Share of the root mean square of the largest layer's gradients under which a layer has as good as none."""
+
+LAYERS = {
+    "no gradient": ("none arrives in ", "let the loss depend on it, or freeze it"),
+    "dead layer": (
+        "all gradients are zero in ",
+        "lower the rate, initialise it anew, or let units leak (LeakyReLU)",
+    ),
+    "vanishing gradient": (
+        f"of those in the largest layer, less than {VANISHING:g} arrives in ",
+        "no rate mends that: take other units than sigmoids, normalise, or let blocks be residual",
+    ),
+}
+"""What two looks in a row may see in layers, with how that is said and what to do."""
 
 
 def diverges(run: History) -> str | None:
@@ -207,6 +225,23 @@ SYMPTOMS: dict[str, tuple[Callable[[History], str | None], str]] = {
     "plateau": (plateau, "lower the rate now (PlateauDecay), or end the run"),
 }
 """By name: what finds it, and what to do. In an order in which a finding explains those that follow."""
+
+
+def illness(run: History, *, vanishing: bool) -> tuple[str, str, str] | None:
+    """Return the first illness that the history shows, which may be the reason of those that follow.
+
+    Args:
+        run: The history.
+        vanishing: Whether gradients vanish. Then neither a rate nor what was learnt can be judged, and only a
+            loss that diverges is told.
+
+    Returns:
+        Its name, the evidence, and what to do.
+    """
+    for kind, (symptom, proposal) in SYMPTOMS.items():
+        if (evidence := symptom(run)) and (symptom is diverges or not vanishing):
+            return kind, evidence, proposal
+    return None
 
 
 def _falls(windows: Sequence[Window]) -> bool:

@@ -18,9 +18,11 @@ from tests.objectives.gan_toys import PointGAN, points
 from tests.toys import Loader, Logged, StopAfter, StopError, Toy, TwoOptimizers, trainer
 
 
-def told(*callbacks: Callback, module: Toy | None = None, **settings: Any) -> tuple[Diagnosis, list[str]]:
-    """Return a diagnosis that looked at every step of a run, and its warnings."""
-    diagnosis = Diagnosis(every=1)
+def told(
+    *callbacks: Callback, module: Toy | None = None, every: int = 1, **settings: Any
+) -> tuple[Diagnosis, list[str]]:
+    """Return a diagnosis that looked at each of ``every`` steps of a run, and its warnings."""
+    diagnosis = Diagnosis(every=every)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(*callbacks, diagnosis, **settings).fit(module or Toy(), Loader(), Loader(fixed=True))
@@ -72,6 +74,26 @@ def test_layers_that_nothing_reaches_and_dead_ones_are_told_apart_and_once() -> 
         "units leak (LeakyReLU)",
     ]
     assert diagnosis.findings["dead layer"].step == 2
+    assert diagnosis.outcome()["findings"] == "no gradient; dead layer"
+
+
+class Deep(Toy):
+    """Sigmoids one after another, through which no gradient passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Linear(8 if index else 4, 8) for index in range(12)]
+        self.body = nn.Sequential(*(each for layer in layers for each in (layer, nn.Sigmoid())))
+
+
+def test_where_gradients_vanish_no_rate_is_blamed() -> None:
+    diagnosis, messages = told(module=Deep(), every=10, max_epochs=40)
+    assert diagnosis._run.windows[-1].step > 100
+    assert list(diagnosis.findings) == ["vanishing gradient"]
+    assert messages[0].startswith(
+        "Diagnosis, vanishing gradient: of those in the largest layer, less than 1e-06 arrives in 'body.0'"
+    )
 
 
 def test_the_rate_is_told_by_layers_that_learn() -> None:
