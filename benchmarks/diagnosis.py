@@ -75,11 +75,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "hybrid": lambda: HybridNet(width=16, blocks=1),
     "characters": lambda: CharacterNet(len(ALPHABET), width=32, blocks=1, heads=2, length=32),
 }
-ILL_NETWORKS = {
-    "plain": _plain,
-    "linear": _linear,
-    "sigmoids": _sigmoids,
-}  # without what keeps others in order
+# Without what keeps others in order.
+ILL_NETWORKS = {"plain": _plain, "linear": _linear, "sigmoids": _sigmoids}
 RATES = {"SGD": (0.02, 0.1), "AdamW": (1e-3, 5e-3)}
 
 

@@ -32,7 +32,7 @@ from lightning_tricks.core.duration import as_unit
 from lightning_tricks.core.select import Patterns, as_patterns, clean_name
 from lightning_tricks.core.tensors import Model
 from lightning_tricks.lifecycle.horizon import run_horizon
-from lightning_tricks.lifecycle.notice import is_trial, say
+from lightning_tricks.lifecycle.notice import is_trial, say, warn
 from lightning_tricks.lifecycle.processes import in_first
 from lightning_tricks.lifecycle.second_set import SecondSet
 from lightning_tricks.lifecycle.snapshots import Shelf
@@ -201,6 +201,8 @@ device=None, file_dtype='float32')
                 # What a run that was broken off has written since is left out.
                 self._write_index(trainer)
         say(trainer, f"{self.state_key}: {self._bound(trainer)} in {self._shelf.folder}")
+        if late := self.clock.too_late(as_unit("snapshot_every", self.snapshot_every)):
+            warn(trainer, f"{self.state_key}: {late}")
 
     def _new_shelf(self, trainer: Trainer) -> Shelf:
         folder = FOLDER if self.label is None else f"{FOLDER}-{self.label}"
@@ -221,7 +223,7 @@ device=None, file_dtype='float32')
             return f"a snapshot of {_written(size)} each {unit}"
         # One more at the end, where that is no moment of its own.
         count = math.ceil(horizon.elapsed(0, horizon.total, unit) - 1e-9)
-        return f"up to {count} snapshots of {_written(size)}, together {_written(count * size)},"
+        return f"snapshots of {_written(size)}, at most {count}, together {_written(count * size)},"
 
     # While it trains.
 

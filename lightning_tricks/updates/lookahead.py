@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from lightning_tricks.core import checks
+from lightning_tricks.core.duration import as_duration
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
 from lightning_tricks.core.select import Patterns, as_patterns, select
 from lightning_tricks.core.tensors import copy_, lerp_
 from lightning_tricks.lifecycle.layouts import Layouts, layouts_of, parts_of, wholes_of
+from lightning_tricks.lifecycle.notice import warn
 from lightning_tricks.lifecycle.shadow import Shadows
 from lightning_tricks.lifecycle.slots import Slot, find_slots
 from lightning_tricks.lifecycle.strategies import any_of, check_parts, reshard
@@ -128,6 +130,8 @@ class Lookahead(Technique):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._course = self.lay(trainer, "alpha", as_schedule("alpha", self.alpha))
+        if late := self.clock.too_late(as_duration("k", self.k)):
+            warn(trainer, f"{self.state_key}: {late}")
         state, self._state = self._state, {}
         self._steps, self._cycles = state.get("steps", 0), state.get("cycles", 0)
         self._reshard(trainer)

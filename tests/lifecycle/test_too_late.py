@@ -22,6 +22,11 @@ LATE: list[tuple[Callable[[], Technique], str]] = [
     (lambda: lt.SWAWeights(start="4 epochs"), f"SWAWeights: start comes at step 20, {RUN}"),
     (lambda: lt.SWAWeights(every="3.5 epochs"), f"SWAWeights: every comes at step 18, {RUN}"),
     (lambda: lt.LAWA(k=2, every=100), f"LAWA: every comes at step 100, {RUN}"),
+    (lambda: lt.Lookahead(k=16), f"Lookahead: k comes at step 16, {RUN}"),
+    (
+        lambda: lt.PostHocEMA(snapshot_every="4 epochs"),
+        f"PostHocEMA: snapshot_every comes at step 20, {RUN}",
+    ),
     (lambda: lt.Freeze(params="body", at="3 epochs"), f"Freeze: at comes at step 15, {RUN}"),
     (
         lambda: lt.ProgressiveUnfreeze(stages=["head", "body.1", "body.0"], at=10),
@@ -66,6 +71,8 @@ def test_what_the_last_step_brings_is_not_told(tmp_path: Path) -> None:
         lt.EMAWeights(start=15),
         lt.SWAWeights(start="3 epochs"),
         lt.LAWA(k=2, every=15),
+        lt.Lookahead(k=15),
+        lt.PostHocEMA(snapshot_every="3 epochs"),
         lt.WeightFusion(collect=lt.LastEpochs(3), method=lt.Average((0.25, 0.25, 0.5)), keep="always"),
     ]
     for technique in last:

@@ -71,6 +71,7 @@ def slow_twin(make: Callable[[], Toy], *, k: int, alpha: Callable[[int], float],
 @pytest.mark.parametrize(
     "options", [{"optimizer": "SGD", "momentum": 0.9}, {"eps": 1e-3}], ids=["SGD", "AdamW"]
 )
+@pytest.mark.filterwarnings("ignore:Lookahead. k comes at step 16")
 @pytest.mark.parametrize("k", [1, 4, 15, 16])
 def test_a_run_is_the_papers_algorithm(k: int, options: dict[str, Any]) -> None:
     module = Toy(**options)
