@@ -45,16 +45,18 @@ class SearchOrder(StudyOrder):
     timeout: float | None = None
     folds: int | None = None
     pruner: str = "median"
-    seed: int = 0
+    seed: int | None = None
     search: Search = field(init=False)
 
     def __post_init__(self) -> None:
         """Check the settings and read configuration and space."""
         super().__post_init__()
-        same = ("metric", "mode", "sampler", "trials", "timeout", "folds", "pruner", "seed")
+        same = ("metric", "mode", "sampler", "trials", "timeout", "folds", "pruner")
+        project = Project.read(self.config, needed=False, **self.classes)
         search = Search(
-            Project.read(self.config, needed=False, **self.classes),
+            project,
             None if self.space is None else Space.read(self.space),
+            seed=project.seed if self.seed is None else self.seed,
             **{key: getattr(self, key) for key in same},
             wandb=self.group(),
             **self.place,
@@ -93,7 +95,7 @@ def _show_space(order: SearchOrder) -> None:
     if order.json:
         print(json.dumps({"space": search.space.plain(), "default": search.default, "trials": search.wanted}))
         return
-    points = f"of {search.space.size} possible" if search.space.size else "in ranges of endlessly many values"
+    points = f"of {search.space.size} possible" if search.space.size else "of infinitely many possible"
     print(f"# {search.wanted} trials {points}, kept in {shown(search.storage)}; nothing has been run")
     print(search.space.to_yaml(), end="")
 

@@ -126,6 +126,12 @@ class Project:
         named = {key: f"{kind.__module__}.{kind.__qualname__}" for key, kind in classes.items() if kind}
         return named | flat({key: value for key, value in self.config.items() if key != "seed_everything"})
 
+    @property
+    def seed(self) -> int:
+        """That of the configuration; 0 if it gives none, or leaves it to chance."""
+        given = self.config.get("seed_everything")
+        return given if isinstance(given, int) and not isinstance(given, bool) else 0
+
     def build(self, seed: int) -> Setup:
         """Return the module, the data and the Trainer's settings of a trial; random states are left alone.
 

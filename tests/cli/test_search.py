@@ -77,7 +77,7 @@ def test_it_searches_in_one_command_and_lightning_runs_the_best(folder, capfd, m
 def test_a_dry_run_prints_a_space_to_edit_and_writes_nothing(folder, capsys):
     assert main(["search", "config.yaml", "--dry-run", "--storage", "postgresql://me:secret@host/db"]) == 0
     shown = capsys.readouterr().out
-    assert "# 20 trials in ranges of endlessly many values, kept in postgresql://me:***@host/db" in shown
+    assert "# 20 trials of infinitely many possible, kept in postgresql://me:***@host/db" in shown
     (folder / "own.yaml").write_text(shown)
     space = Space.read("own.yaml")
     assert list(space.techniques) == ["GradientClip", "WarmupCosine"]
@@ -208,3 +208,20 @@ def test_another_space_is_refused(folder, capsys):
     (folder / "space.yaml").write_text(yaml.safe_dump({"model.init_args.width": [2, 3, 4]}))
     assert main(argv) == 2
     assert "space.model.init_args.width must be '[2, 3]', as the study 'config'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "used"),
+    [
+        ("seed_everything: 5", [], 5),
+        ("seed_everything: 5", ["--seed", "3"], 3),
+        ("seed_everything: true", [], 0),
+        ("", [], 0),
+    ],
+)
+def test_the_seed_is_the_projects_own(folder, given, asked, used):
+    config = Path("config.yaml")
+    config.write_text(config.read_text().replace("seed_everything: 7", given))
+    argv = ["search", "config.yaml", "--space", "space.yaml", "--trials", "1", *asked]
+    assert main(argv) == 0
+    assert yaml.safe_load(Path("search/best.yaml").read_text())["seed_everything"] == used

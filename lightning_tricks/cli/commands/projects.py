@@ -175,7 +175,12 @@ def _search_parser(argv: list[str]) -> ArgumentParser:
             "parts of the training data to validate on (default: the validation split)",
         ),
         ("--pruner", str, "median", "median ends trials that do worse than half of the others, or none"),
-        ("--seed", int, 0, "of trials and of draws"),
+        (
+            "--seed",
+            int,
+            SUPPRESS,
+            "of trials and of draws (default: seed_everything of the configuration, else 0)",
+        ),
     )
     _add_study(
         parser,
