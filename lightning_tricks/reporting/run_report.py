@@ -6,7 +6,7 @@ telling with a model how it was made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -41,14 +41,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RunReport"]
 
-_START: dict[str, Literal["left", "right"]] = {
+_Columns = dict[str, Literal["left", "right"]]
+_Rows = Sequence[tuple[str, ...]]
+
+_START: _Columns = {
     "technique": "left",
     "settings other than the defaults": "left",
     "owns": "left",
     "touches": "left",
 }
-_ORDER: dict[str, Literal["left", "right"]] = {"when": "left", "who, one after another": "left"}
-_END: dict[str, Literal["left", "right"]] = {
+_ORDER: _Columns = {"when": "left", "who, one after another": "left"}
+_END: _Columns = {
     "technique": "left",
     "did": "left",
     "ms per batch": "right",
@@ -56,7 +59,6 @@ _END: dict[str, Literal["left", "right"]] = {
     "s beside": "right",
 }
 _MOST_RATES = 6  # of parameter groups; of more only the extremes are drawn
-_Rows = list[tuple[str, ...]]
 
 
 @final
@@ -141,7 +143,8 @@ class RunReport(Technique):
         active, mixed = self._others(trainer), mixed_in(pl_module)
         settings = {each.state_key: settings_of(each) for each in active}
         settings |= {kind.__name__: own for kind, own in mixed.items()}
-        sizes, rows = sizes_of(pl_module, flat_shapes(trainer)), _Rows()
+        sizes = sizes_of(pl_module, flat_shapes(trainer))
+        rows: list[tuple[str, ...]] = []
         names = {kind.__name__ for kind in mixed}
         for each in active:
             claims, name = list(each.claims()), each.state_key
@@ -156,8 +159,9 @@ class RunReport(Technique):
         for logger in trainer.loggers:
             logger.log_hyperparams({"techniques": plain(settings)})
             logger.log_hyperparams({self.metric_prefix: {"active": told, "order": dict(moments)}})
-        say(trainer, text_table(f"{self.state_key}: what is active", _START, rows))
-        say(trainer, text_table(f"{self.state_key}: in which order it acts", _ORDER, moments))
+        self._show(trainer, "what is active", _START, rows)
+        if rows:
+            self._show(trainer, "in which order it acts", _ORDER, moments)
         self._log_table(trainer, "techniques", _START, rows)
         self._log_table(trainer, "order", _ORDER, moments)
         self._times, self._running = HookTimes(active), True
@@ -238,7 +242,7 @@ class RunReport(Technique):
         self._times.remove()
         self._running = False
         each_batch = 1000 * self._seconds / max(self._batches, 1)
-        rows: _Rows = []
+        rows: list[tuple[str, ...]] = []
         for technique, beside in self._times.beside.items():
             assert isinstance(technique, Technique)
             spent = self.costs[technique.state_key]
@@ -247,12 +251,14 @@ class RunReport(Technique):
                 (technique.state_key, in_words(technique.outcome()), f"{spent:.3f}", share, f"{beside:.2f}")
             )
         # Only what techniques did before is in their checkpoints; how long it took is not.
-        since = f"; since it was resumed at step {self._since:,}" if self._since else ""
-        title = (
-            f"{self.state_key}: what was done {when}{since}, {self._batches:,} batches of {each_batch:.2f} ms"
-        )
-        say(trainer, text_table(title, _END, rows))
+        since = f"; since step {self._since:,}" if self._since else ""
+        title = f"what was done {when}{since}, {self._batches:,} batches of {each_batch:.2f} ms"
+        self._show(trainer, title, _END, rows)
         return rows
+
+    def _show(self, trainer: Trainer, title: str, columns: _Columns, rows: _Rows) -> None:
+        title = f"{self.state_key}: {title}"
+        say(trainer, text_table(title, columns, rows) if rows else f"{title}: no other technique")
 
     def _log_table(
         self, trainer: Trainer, name: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]

@@ -209,8 +209,17 @@ def test_a_resumed_run_says_since_when_it_was_measured(
         trainer(GradientClip(max_norm=0.1), StopAfter(3, path), max_epochs=1).fit(Toy(), Loader())
     again = trainer(GradientClip(max_norm=0.1), RunReport(), max_epochs=1)
     again.fit(Toy(), Loader(), ckpt_path=path)
-    title = "what was done in the whole run; since it was resumed at step 3, 2 batches of "
+    title = "what was done in the whole run; since step 3, 2 batches of "
     assert cells(capsys.readouterr().out, title)["GradientClip"][1] == "steps 5, clipped 5, skipped 0"
+
+
+def test_alone_it_says_so_in_place_of_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(RunReport(), max_epochs=1).fit(Toy(), Loader())
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("RunReport")]
+    assert said[0] == "RunReport: what is active: no other technique"
+    assert said[1].startswith("RunReport: what was done in the whole run, 5 batches of ")
+    assert said[1].endswith(" ms: no other technique")
+    assert "|" not in "".join(said)
 
 
 def test_an_error_of_a_technique_still_names_it() -> None:
