@@ -80,6 +80,5 @@ def optimizer_of(who: str, parameters: Sequence[nn.Parameter], optimizers: Seque
         if {p for group in optimizer.param_groups for p in group["params"]} == set(parameters):
             return index
     raise ValueError(
-        f"an optimizer must step all parameters of {who} and no others, got {len(optimizers)} optimizers, of "
-        "which none does"
+        f"an optimizer must step all parameters of {who} and no others, got none of {len(optimizers)}"
     )
