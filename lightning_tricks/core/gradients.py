@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 __all__ = ["Gradients", "Groups", "gradients_of", "groups_of_held", "groups_of_tensor", "sign_of"]
 
 Groups = tuple[ProcessGroup, ...]
+
+_KIND = attrgetter("device", "dtype")
 
 
 class Gradients(NamedTuple):
@@ -42,23 +45,31 @@ def gradients_of(
             this process holds nothing of a gradient, an empty one stands for it, because the others wait
             for this one in the same groups.
     """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if chosen is not None:
+        parameters = [p for p in parameters if p in chosen]
+    if not spread:
+        tensors = [grad for grad in [p.grad for p in parameters] if grad is not None]
+        if set(map(type, tensors)) == {Tensor} and len(set(map(_KIND, tensors))) == 1:
+            return [Gradients(tensors, ())]  # as nearly always, in half of the time
+    return _by_kind(parameters, spread or {})
+
+
+def _by_kind(parameters: Iterable[nn.Parameter], spread: Mapping[nn.Parameter, Groups]) -> list[Gradients]:
     found: dict[object, Gradients] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if chosen is not None and parameter not in chosen:
+    for parameter in parameters:
+        groups = spread.get(parameter, ())
+        gradient = parameter.grad
+        if gradient is None:
+            if not (groups and parameter.requires_grad):
                 continue
-            groups = spread.get(parameter, ()) if spread else ()
-            gradient = parameter.grad
-            if gradient is None:
-                if not (groups and parameter.requires_grad):
-                    continue
-                gradient = parameter.new_zeros(0)  # another process may hold some of it
-            if isinstance(gradient, DTensor):
-                groups, gradient = groups_of_tensor(gradient), gradient.to_local()
-            kind = gradient.device, gradient.dtype, groups
-            if (alike := found.get(kind)) is None:
-                alike = found[kind] = Gradients([], groups)
-            alike.tensors.append(gradient)
+            gradient = parameter.new_zeros(0)  # another process may hold some of it
+        if isinstance(gradient, DTensor):
+            groups, gradient = groups_of_tensor(gradient), gradient.to_local()
+        kind = gradient.device, gradient.dtype, groups
+        if (alike := found.get(kind)) is None:
+            alike = found[kind] = Gradients([], groups)
+        alike.tensors.append(gradient)
     return list(found.values())
 
 

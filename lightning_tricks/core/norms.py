@@ -30,9 +30,9 @@ def total_norm(gradients: list[Gradients], norm_type: float) -> Tensor:
     """
     parts: dict[Groups, list[Tensor]] = {}
     for tensors, groups in gradients:
-        # Of no entries there is no largest.
-        filled = [grad for grad in tensors if grad.numel()] or [tensors[0].new_zeros(1)]
-        wide = [grad.float() for grad in filled] if filled[0].dtype == torch.float16 else filled
+        if norm_type == math.inf:  # of no entries there is no largest
+            tensors = [grad for grad in tensors if grad.numel()] or [tensors[0].new_zeros(1)]
+        wide = [grad.float() for grad in tensors] if tensors[0].dtype == torch.float16 else tensors
         parts.setdefault(groups, []).extend(torch._foreach_norm(wide, norm_type))
     device = gradients[0].tensors[0].device
     if len(gradients) > 1:  # perhaps of a model that is laid out over several devices

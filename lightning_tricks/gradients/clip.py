@@ -178,7 +178,12 @@ params=('encoder.*', 'head'), non_finite='skip')
             max_norm = self._limit("max_norm")
         if skipped is not True and not (max_value is None and within(value, max_norm)):
             self._clipped = self._clipped + clip_(
-                gradients, norm, max_norm=max_norm, max_value=max_value, norm_type=self.norm_type
+                gradients,
+                norm,
+                max_norm=max_norm,
+                max_value=max_value,
+                norm_type=self.norm_type,
+                value=value,
             )
         self._steps += 1
         self._skipped = self._skipped + skipped

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ def clip_(
     max_norm: float | Tensor | None,
     max_value: float | None,
     norm_type: float,
+    value: float | None = None,
 ) -> bool | Tensor:
     """Clip ``gradients`` in place, by value first and then by their total norm.
 
@@ -36,9 +38,10 @@ def clip_(
         max_norm: Largest norm allowed, at least 0, on the device of ``norm``; ``None`` to leave norms alone.
         max_value: Largest magnitude of an entry allowed, at least 0; ``None`` to leave entries alone.
         norm_type: Order of the norm, above 0; infinity for the largest magnitude.
+        value: The norm, where the host knows it.
 
     Returns:
-        Whether anything was clipped, a 0-d bool tensor; ``False`` without any limit.
+        Whether anything was clipped, a 0-d bool tensor if only the device knows; ``False`` without any limit.
     """
     clipped: bool | Tensor = False
     if max_value is not None:
@@ -48,15 +51,24 @@ def clip_(
                 torch._foreach_clamp_min_(tensors, -max_value)
                 torch._foreach_clamp_max_(tensors, max_value)
         if max_norm is not None:
-            norm = total_norm(gradients, norm_type)
+            norm, value = total_norm(gradients, norm_type), None
     if max_norm is not None:
-        # What torch makes of max_norm / (norm + 1e-6), in fewer tensors.
-        factor = (norm + 1e-6).reciprocal_().mul_(max_norm).clamp_(max=1.0)
+        over, factor = _over(norm, max_norm, value)
         for tensors, _ in gradients:
             torch._foreach_mul_(tensors, factor.to(tensors[0].device))
-        over = norm > max_norm
         clipped = over if clipped is False else over | clipped
     return clipped
+
+
+def _over(norm: Tensor, limit: float | Tensor, value: float | None) -> tuple[bool | Tensor, Tensor]:
+    """Return whether ``norm`` is above ``limit``, and what gradients are to be multiplied by."""
+    if value is None or isinstance(limit, Tensor) or not (norm.is_cpu and norm.dtype is torch.float32):
+        # What torch makes of max_norm / (norm + 1e-6), in fewer tensors.
+        return norm > limit, (norm + 1e-6).reciprocal_().mul_(limit).clamp_(max=1.0)
+    # The same with numbers, which take a tenth of the time that small tensors take.
+    wide, most = np.float32(value), np.float32(limit)
+    factor = min(np.float32(1) / (wide + np.float32(1e-6)) * most, 1.0)
+    return bool(wide > most), torch.tensor(factor, dtype=torch.float32)
 
 
 def within(value: float | None, limit: float | Tensor | None) -> bool:

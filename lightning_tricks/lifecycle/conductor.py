@@ -25,7 +25,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Self
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
@@ -37,6 +37,7 @@ from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.error_notes import add_notes
 from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.horizon import run_horizon
+from lightning_tricks.lifecycle.idle_hooks import NoIdleHooks
 from lightning_tricks.lifecycle.joint import Moves
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.modes import Modes
@@ -48,8 +49,10 @@ from lightning_tricks.lifecycle.steps import Steps
 
 __all__ = ["Conductor"]
 
+_OF_STEPS = ("before_step", "after_step", "after_update")
 
-class Conductor(Callback):
+
+class Conductor(NoIdleHooks):
     """Drives the techniques of one Trainer; added by them, never by a user.
 
     Attributes:
@@ -77,6 +80,7 @@ class Conductor(Callback):
         self._restored: dict[str, Any] | None = None
         self._goes_on = False
         self._built: Built | None = None
+        self._acting: dict[str, list[Member]] = {}
 
     @classmethod
     def of(cls, trainer: Trainer) -> Self:
@@ -106,7 +110,7 @@ class Conductor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the reference to the Trainer, which cannot be pickled."""
-        return {**vars(self), "_trainer": None, "_built": None, "initialized": set()}
+        return {**vars(self), "_trainer": None, "_built": None, "_acting": {}, "initialized": set()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the reference, so that a copy in the list of another Trainer is known as strange there.
@@ -169,6 +173,8 @@ class Conductor(Callback):
         self.clock.epoch = trainer.current_epoch
         self.clock.lay(run_horizon(trainer, self.clock))
         members = _members(trainer)
+        # Once for the run: with seven techniques it takes longer than what these do.
+        self._acting = {phase: [m for m in members if _defines(m, phase)] for phase in _OF_STEPS}
         for member in members:
             member.take_state(trainer)
         if self.clock.position == 0 and not resumed:
@@ -192,7 +198,7 @@ class Conductor(Callback):
     ) -> None:
         self.clock.attempted = True
         if self.steps.comes(trainer, pl_module, optimizer):
-            for member in _members(trainer):
+            for member in self._acting["before_step"]:
                 member.before_step(trainer, pl_module, optimizer)
 
     def on_before_backward(self, *_: Any) -> None:
@@ -200,13 +206,13 @@ class Conductor(Callback):
 
     def _after_step(self, optimizer: Optimizer, applied: bool | Tensor) -> None:
         self.clock.count(applied)
-        for member in _members(self.trainer):
+        for member in self._acting["after_step"]:
             member.after_step(self.trainer, self.trainer.lightning_module, optimizer, applied)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.clock.end_batch()
         if self.clock.applied is not False:
-            for member in _members(trainer):
+            for member in self._acting["after_update"]:
                 member.after_update(trainer, pl_module)
         steps = self.steps.end_batch()
         if steps > len(trainer.optimizers) and not self._told:
@@ -273,6 +279,10 @@ class Conductor(Callback):
 
 def _members(trainer: Trainer) -> list[Member]:
     return [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
+
+
+def _defines(member: Member, phase: str) -> bool:
+    return getattr(type(member), phase) is not getattr(Member, phase)
 
 
 def _in_build_order(trainer: Trainer) -> list[Member]:
