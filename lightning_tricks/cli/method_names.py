@@ -6,7 +6,7 @@ import re
 
 from lightning_tricks.cli.cards import cards
 
-__all__ = ["method_name", "method_names"]
+__all__ = ["method_name", "method_names", "method_options"]
 
 
 def method_name(kind: str) -> str:
@@ -19,6 +19,12 @@ def method_name(kind: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
 
 
+def method_options() -> dict[str, list[str]]:
+    """Return the options of each method by its name; without loading them, which takes a second."""
+    methods = [card for card in cards() if card.kind == "method"]
+    return {method_name(card.name): [f"--{setting.name}" for setting in card.settings] for card in methods}
+
+
 def method_names() -> tuple[str, ...]:
-    """Return the names of all methods; without loading them, which takes a second."""
-    return tuple(method_name(card.name) for card in cards() if card.kind == "method")
+    """Return the names of all methods, likewise."""
+    return tuple(method_options())

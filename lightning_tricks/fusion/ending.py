@@ -136,7 +136,6 @@ class Ending:
         models += [{"name": snapshot.name, "size": snapshot.size} for snapshot in tried.shelf.kept]
         by = {} if self.objective is None else {"monitor": self.objective.monitor}
         curve = {} if self.curve is None else {"curve": self.curve.plain()}
-        fusion = provenance(tried.method, models) | ({"found": self.found} if self.found else {})
-        about = {KEY: fusion, tried.name: {**about, **by, **curve}}
+        about = {KEY: provenance(tried.method, models, self.found), tried.name: {**about, **by, **curve}}
         path = files.checkpoint_folder(weights.trainer) / "fused.ckpt"
         return files.save_weights(weights.trainer, path, lambda: weights.gather(weights.tensors()), about)

@@ -272,12 +272,12 @@ class Opened:
         self, output: Path, told: Callable[[int], None], sha256: bool
     ) -> AbstractContextManager[Write]:
         digests = told if sha256 else None
-        about = provenance(self.fusion.method, [described(model, digests) for model in self.models])
-        about |= {"found": self.found} if self.found else {}
+        models = [described(model, digests) for model in self.models]
+        about = provenance(self.fusion.method, models, self.found)
         if output.suffix == ".safetensors":
             return outputs.safetensors(output, self.steps, self.others, about)
-        trusted: dict[str, Any] = {"first": self.models[0], "allow_pickle": self.fusion.reading.allow_pickle}
-        return outputs.checkpoint(output, self.steps, self.others, about, **trusted)
+        first, trusts = self.models[0], self.fusion.reading.allow_pickle
+        return outputs.checkpoint(output, self.steps, self.others, about, first=first, allow_pickle=trusts)
 
     @property
     def _streams(self) -> bool:

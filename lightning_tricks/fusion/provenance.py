@@ -21,12 +21,15 @@ KEY = "fusion"
 _PART = 1 << 20  # Bytes that are read at a time.
 
 
-def provenance(method: FusionMethod, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the method with its settings, and what is known of each model.
+def provenance(
+    method: FusionMethod, models: Sequence[Mapping[str, Any]], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the method with its settings, what is known of each model, and what the method chose.
 
     Args:
         method: How they are fused.
         models: In their order, as :func:`described` returns it.
+        found: What the method told of its choice; left out if that is nothing.
     """
     settings: dict[str, Any] = {}
     if dataclasses.is_dataclass(method):
@@ -36,6 +39,7 @@ def provenance(method: FusionMethod, models: Sequence[Mapping[str, Any]]) -> dic
         "settings": {name: _plain(value) for name, value in settings.items()},
         "models": [dict(model) for model in models],
         "lightning_tricks": version("lightning_tricks"),
+        **({"found": dict(found)} if found else {}),
     }
 
 

@@ -160,7 +160,7 @@ class RunReport(Technique):
             logger.log_hyperparams({"techniques": plain(settings)})
             logger.log_hyperparams({self.metric_prefix: {"active": told, "order": dict(moments)}})
         self._show(trainer, "what is active", _START, rows)
-        if rows:
+        if moments:
             self._show(trainer, "in which order it acts", _ORDER, moments)
         self._log_table(trainer, "techniques", _START, rows)
         self._log_table(trainer, "order", _ORDER, moments)

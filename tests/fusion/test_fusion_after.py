@@ -122,7 +122,7 @@ def test_fused_ckpt_is_an_ordinary_checkpoint_of_weights(tmp_path):
     assert about["snapshots"] == 2
     files = sorted(path.with_name("snapshots").iterdir())
     models = [{"name": file.name, "size": file.stat().st_size} for file in files]
-    assert content["fusion"] == provenance(Average(), models)
+    assert content["fusion"] == provenance(Average(), models, {})
     assert about["method"] == "Average(weights=None)" and about["collect"] == "LastEpochs(k=2)"
     assert about["metric_fused"] == fusion.outcome()["metric_fused"] and about["kept"] is True
     (result,) = trainer().validate(Named(), Loader(2, seed=9, fixed=True), ckpt_path=path, verbose=False)

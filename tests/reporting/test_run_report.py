@@ -222,6 +222,13 @@ def test_alone_it_says_so_in_place_of_tables(capsys: pytest.CaptureFixture[str])
     assert "|" not in "".join(said)
 
 
+def test_beside_a_mixin_alone_nothing_is_said_of_an_order(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(RunReport(), max_epochs=1).fit(Mixed(), Loader())
+    out = capsys.readouterr().out
+    assert "OptimizerMixin" in cells(out, "what is active")
+    assert "in which order" not in out
+
+
 def test_an_error_of_a_technique_still_names_it() -> None:
     class Fails(Sleeps):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -8,9 +8,8 @@ from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from lightning_tricks.cli.cards import cards
 from lightning_tricks.cli.commands.command import Command, add_flags, add_options, new_parser
-from lightning_tricks.cli.method_names import method_name, method_names
+from lightning_tricks.cli.method_names import method_names, method_options
 from lightning_tricks.core import checks
 
 if TYPE_CHECKING:
@@ -122,11 +121,7 @@ def _options_in(argv: Sequence[str]) -> list[str]:
 
 def _check_options(argv: Sequence[str], method: str, known: Container[str]) -> None:
     """Refuse what is an option of other methods alone, with their names and what this one has."""
-    options = {
-        method_name(card.name): [f"--{setting.name}" for setting in card.settings]
-        for card in cards()
-        if card.kind == "method"
-    }
+    options = method_options()
     for option in _options_in(argv):
         owners = [name for name, own in options.items() if option in own]
         if owners and option not in known:
