@@ -226,6 +226,16 @@ class StopAfter(SaveAfter):
         raise StopError
 
 
+class Stops(Callback):
+    """Lets the run end after so many batches, as EarlyStopping does."""
+
+    def __init__(self, *, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.after
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}

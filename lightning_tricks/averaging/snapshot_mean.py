@@ -122,8 +122,9 @@ class SnapshotMean(AveragedWeights):
 
     def finish(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         if self._second.shadows is None:
-            reason = "no multiple of every came before the end of the run"
-            warn(trainer, f"{self.state_key} averaged nothing, since {reason}: it keeps the live weights")
+            reason = "no multiple of every came" if self.reached() else "start did not come"
+            told = f"averaged nothing, since {reason} before the end of the run: it keeps the live weights"
+            warn(trainer, f"{self.state_key} {told}")
             return
         if not self.evaluate:
             self._second.show(trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_tricks.core.schedule import Course, Schedule
+from lightning_tricks.lifecycle.notice import say
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -59,6 +60,14 @@ class Following:
         self._factor = self._course(technique.clock.position)
         rates = technique.conductor.rates
         rates.scale(trainer, technique.state_key, self._factor, among=self._among)
+
+    def finish(self, technique: Technique, trainer: Trainer) -> None:
+        """Say how far the rate has come, if the run was stopped before its schedule ended."""
+        assert self._course is not None
+        position, total, end = technique.clock.position, technique.clock.total, self._course.end
+        if (total is None or position < total) and position < end and self._factor != self._course(end):
+            told = f"the run ended at step {position}, with {self._factor:.3g} of the base rate"
+            say(trainer, f"{technique.state_key}: {told}, before the schedule does at step {end}")
 
     def outcome(self, technique: Technique) -> dict[str, float | int | str]:
         """Return what was done in the run."""

@@ -132,5 +132,8 @@ class WarmupCosine(Technique):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._following.advance(self, trainer)
 
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._following.finish(self, trainer)
+
     def outcome(self) -> dict[str, float | int | str]:
         return self._following.outcome(self)

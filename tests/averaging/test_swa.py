@@ -13,7 +13,17 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_swa_multi_avg_fn, up
 import lightning_tricks as lt
 from tests.averaging.watching import Watch, live_of, parameters, watched
 from tests.host_reads import HostReads
-from tests.toys import Loader, Logged, Toy, TwoOptimizers, assert_equal, scaler_plugin, trainer, weights
+from tests.toys import (
+    Loader,
+    Logged,
+    Stops,
+    Toy,
+    TwoOptimizers,
+    assert_equal,
+    scaler_plugin,
+    trainer,
+    weights,
+)
 
 
 def mean_of(steps: list[dict[str, Tensor]], moments: list[int]) -> dict[str, Tensor]:
@@ -203,6 +213,11 @@ def test_a_run_that_ends_before_the_first_snapshot_is_told() -> None:
     with pytest.warns(UserWarning, match="averaged nothing, since no multiple of every came before the end"):
         module, watch, _ = watched(lt.SWAWeights(start=14, every=4))
     assert_equal(weights(module), watch.steps[-1])
+
+
+def test_a_run_that_is_stopped_before_the_start_is_told() -> None:
+    with pytest.warns(UserWarning, match="averaged nothing, since start did not come before the end of the"):
+        trainer(lt.SWAWeights(), Stops(after=7)).fit(Toy(), Loader())
 
 
 @pytest.mark.parametrize(
