@@ -107,7 +107,8 @@ class SWAWeights(SnapshotMean):
             ``"10%"``; ``None`` leaves rates alone.
         anneal: How long the rate takes to get there, in the same forms as ``start``. A warning says so if
             the run ends before.
-        every: When snapshots are taken: optimizer steps, ``"1 epoch"`` or ``"10%"``, above 0.
+        every: When snapshots are taken: optimizer steps, ``"1 epoch"`` or ``"10%"``, above 0. As for
+            ``start``, only steps where the training loader has no length.
         update_batchnorm: Whether to estimate BatchNorm statistics for the mean, if there are any that move
             in training. Else it is evaluated with the live ones.
         batches: How many training batches to look at for that, at least 1; at most an epoch.

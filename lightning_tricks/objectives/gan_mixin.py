@@ -15,6 +15,7 @@ https://arxiv.org/abs/1706.08500, for a rate of each player's own; Chintala et a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,7 +30,7 @@ from lightning_tricks.objectives.adversarial_labels import NoisyLabels
 from lightning_tricks.objectives.adversarial_losses import AdversarialLoss, NonSaturating
 from lightning_tricks.objectives.critic_penalties import CriticPenalty, clip_weights_
 from lightning_tricks.objectives.gan_player import Player, parameters_of
-from lightning_tricks.objectives.gan_players import check_made, check_samples, named_networks, penalties_of
+from lightning_tricks.objectives.gan_players import check_samples, made_by, named_networks, penalties_of
 from lightning_tricks.objectives.gan_run import Turn, _GANRun
 from lightning_tricks.objectives.gan_settings import check_settings
 from lightning_tricks.objectives.gan_signals import FailureSignals
@@ -280,8 +281,7 @@ class GANMixin:
         with noisy_layers(run.players.noisy, std=turn.layer_noise, generator=turn.draws):
             for name, generator in run.players.generators.items():
                 z = self.latent.draw(len(real), turn.draws).to(real)
-                fakes.append(self.make(generator, z, batch).to(real.dtype))
-                check_made(name, fakes[-1], real)
+                fakes.append(made_by(name, partial(self.make, generator, z, batch), z, real))
         return fakes
 
     def _learn(self, loss: Tensor, at: int) -> None:

@@ -16,7 +16,7 @@ from lightning_tricks.objectives.critic_penalties import CriticPenalty
 from lightning_tricks.objectives.gan_architecture import compiled
 from lightning_tricks.objectives.gan_player import optimizer_of, parameters_of
 
-__all__ = ["Players", "check_made", "check_penalties", "check_samples", "named_networks", "penalties_of"]
+__all__ = ["Players", "check_penalties", "check_samples", "made_by", "named_networks", "penalties_of"]
 
 
 def named_networks(module: nn.Module, setting: str, names: str | Sequence[str]) -> dict[str, nn.Module]:
@@ -179,13 +179,21 @@ def check_samples(real: Any, batch_norm: str | None) -> None:
         )
 
 
-def check_made(name: str, fake: Tensor, real: Tensor) -> None:
-    """Refuse samples of the generator called ``name`` that are of another shape than real ones.
+def made_by(name: str, make: Callable[[], Tensor], z: Tensor, real: Tensor) -> Tensor:
+    """Return what the generator called ``name`` makes of ``z``, in the type of real samples.
+
+    What goes wrong within it carries a note that tells what it was given.
 
     Raises:
-        ValueError: If they are.
+        ValueError: If the samples are of another shape than real ones.
     """
+    try:
+        fake = make().to(real.dtype)
+    except Exception as error:
+        error.add_note(f"{name} was given latent points of shape {tuple(z.shape)}, as latent says")
+        raise
     if fake.shape != real.shape:
         raise ValueError(
             f"{name} must make samples shaped as real ones, {tuple(real.shape)}, got {tuple(fake.shape)}"
         )
+    return fake

@@ -26,8 +26,8 @@ def checked_mode(metric: str, mode: str | None) -> Literal["min", "max"]:
     if mode is None:
         if "loss" not in metric.lower():
             raise ValueError(
-                f"mode must be given for {metric!r}, 'min' if less of it is better, or 'max', got None: only "
-                "of a loss is it known"
+                f"mode must be given for {metric!r}, if that is its name, 'min' where less of it is better, "
+                "or 'max', got None: only of a loss is it known"
             )
         return "min"
     return cast(Literal["min", "max"], checks.one_of("mode", mode, ("min", "max")))

@@ -126,6 +126,12 @@ def test_samples_of_no_use_are_named_at_the_first_batch(kind: Any, data: Tensor,
     refusal(kind, ImageGAN(), DataLoader(TensorDataset(data), 8), message, batches=1)
 
 
+def test_latent_points_that_do_not_fit_the_generator_are_told() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        trainer(max_epochs=1).fit(PointGAN(latent=lt.Latent(5)), points())
+    assert "generator was given latent points of shape (8, 5), as latent says" in caught.value.__notes__
+
+
 @pytest.mark.parametrize("signals", [lt.FailureSignals(), None])
 def test_a_loss_that_is_nan_is_named_before_a_step(signals: Any) -> None:
     gan, data = PointGAN(failure_signals=signals), torch.randn(16, 2)

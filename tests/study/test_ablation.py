@@ -96,7 +96,7 @@ def test_interrupted_it_gives_its_trial_back(tmp_path, monkeypatch):
 
 def test_whether_more_is_better_is_known_of_a_loss_only(tmp_path):
     assert ablation(tmp_path).mode == "min"
-    with pytest.raises(ValueError, match="mode must be given for 'val_acc', 'min' if less of it is better"):
+    with pytest.raises(ValueError, match="mode must be given for 'val_acc', if that is its name, 'min'"):
         ablation(tmp_path, metric="val_acc")
     assert ablation(tmp_path, metric="val_acc", mode="max").mode == "max"
 
