@@ -143,7 +143,8 @@ params=('encoder.*', 'head'), non_finite='skip')
         self._chosen = chosen_parameters(pl_module, self.params, trainer.optimizers)
         chosen = set(self._chosen.values())
         stepped = {p for opt in trainer.optimizers for group in opt.param_groups for p in group["params"]}
-        self._members = None if stepped <= chosen else chosen
+        # All of them may be more than those: what the module does not know has no name.
+        self._members = None if as_patterns("params", self.params) == ("*",) or stepped <= chosen else chosen
         self._spread = flat_shards(trainer)
         for name, parameter in self._chosen.items():
             if parameter.is_complex() and self.max_value is not None:
@@ -176,7 +177,7 @@ params=('encoder.*', 'head'), non_finite='skip')
             max_norm: float | Tensor | None = self._adapt(self.max_norm, trainer, optimizer, norm)
         else:
             max_norm = self._limit("max_norm")
-        if skipped is not True and not (max_value is None and within(value, max_norm)):
+        if skipped is not True and not (max_value is None and within(value, max_norm, norm.dtype)):
             self._clipped = self._clipped + clip_(
                 gradients,
                 norm,

@@ -133,6 +133,7 @@ class GradientSurgery(Technique):
     seed: int = 0
     _chosen: dict[str, nn.Parameter] = field(default_factory=dict, init=False, repr=False)
     _closures: Closures | None = field(default=None, init=False, repr=False)
+    _shared: list[nn.Parameter] = field(default_factory=list, init=False, repr=False)
     _names: tuple[str, ...] = field(default=(), init=False, repr=False)
     _tasks: dict[str, dict[nn.Parameter, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -173,7 +174,7 @@ class GradientSurgery(Technique):
             result = each.forward()
             each.zero_grad()
             if each.begins:
-                self._tasks = {}
+                self._tasks, self._shared = {}, self._stepped(trainer)
             if result.closure_loss is not None:
                 count = trainer.accumulate_grad_batches
                 losses = {name: loss / count for name, loss in self._losses(result).items()}
@@ -186,6 +187,13 @@ class GradientSurgery(Technique):
         if each.steps:
             self._operate(trainer, pl_module)
         return result
+
+    def _stepped(self, trainer: Trainer) -> list[nn.Parameter]:
+        # Of others nobody takes a gradient away: it would be there in the next step, and pass for the first
+        # loss's. Anew in each step, because other code may add to the groups.
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        held = {parameter for group in groups for parameter in group["params"]}
+        return [parameter for parameter in self._chosen.values() if parameter in held]
 
     def _losses(self, result: Any) -> dict[str, Tensor]:
         """Return the losses of a batch by name."""
@@ -225,7 +233,7 @@ class GradientSurgery(Technique):
                 continue  # a task of which this batch holds nothing
             left -= 1
             each.backward(loss, retain_graph=left > 0)
-            for parameter in self._chosen.values():
+            for parameter in self._shared:
                 if parameter.grad is not None:
                     before = own.get(parameter)
                     own[parameter] = parameter.grad if before is None else before.add_(parameter.grad)
@@ -236,7 +244,7 @@ class GradientSurgery(Technique):
         if not self._tasks:
             return
         named, self._tasks = self._tasks, {}
-        shared = [p for p in self._chosen.values() if p.requires_grad]
+        shared = [p for p in self._shared if p.requires_grad]
         tasks: list[Task] = [[own.get(parameter) for parameter in shared] for own in named.values()]
         if trainer.world_size > 1:
             self._average(trainer, pl_module, shared, tasks)

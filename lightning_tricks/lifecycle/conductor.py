@@ -25,7 +25,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Self
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
@@ -37,7 +37,7 @@ from lightning_tricks.lifecycle.clock import Clock
 from lightning_tricks.lifecycle.error_notes import add_notes
 from lightning_tricks.lifecycle.files import is_tuners
 from lightning_tricks.lifecycle.horizon import run_horizon
-from lightning_tricks.lifecycle.idle_hooks import NoIdleHooks
+from lightning_tricks.lifecycle.idle_hooks import hide_idle_hooks, show_idle_hooks
 from lightning_tricks.lifecycle.joint import Moves
 from lightning_tricks.lifecycle.member import Member
 from lightning_tricks.lifecycle.modes import Modes
@@ -52,7 +52,7 @@ __all__ = ["Conductor"]
 _OF_STEPS = ("before_step", "after_step", "after_update")
 
 
-class Conductor(NoIdleHooks):
+class Conductor(Callback):
     """Drives the techniques of one Trainer; added by them, never by a user.
 
     Attributes:
@@ -174,7 +174,10 @@ class Conductor(NoIdleHooks):
         self.clock.lay(run_horizon(trainer, self.clock))
         members = _members(trainer)
         # Once for the run: with seven techniques it takes longer than what these do.
-        self._acting = {phase: [m for m in members if _defines(m, phase)] for phase in _OF_STEPS}
+        self._acting = {
+            phase: [m for m in members if getattr(type(m), phase) is not getattr(Member, phase)]
+            for phase in _OF_STEPS
+        }
         for member in members:
             member.take_state(trainer)
         if self.clock.position == 0 and not resumed:
@@ -182,6 +185,7 @@ class Conductor(NoIdleHooks):
                 member.initialize(trainer, pl_module)
         for member in members:
             member.begin(trainer, pl_module)
+        hide_idle_hooks([self, *members])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.epoch = trainer.current_epoch
@@ -224,8 +228,7 @@ class Conductor(NoIdleHooks):
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock.epoch = trainer.current_epoch + 1
-        clock = self.clock
+        clock, self.clock.epoch = self.clock, trainer.current_epoch + 1
         if not clock.horizon_used or not clock.horizon.epoch_ends or trainer.should_stop:
             return
         expected = clock.horizon.step_at(clock.epoch)
@@ -246,6 +249,7 @@ class Conductor(NoIdleHooks):
         self._let_go(trainer)
 
     def _let_go(self, trainer: Trainer) -> None:
+        show_idle_hooks([self, *_members(trainer)])
         self.steps.unwatch(trainer)
         if self._built is not None:
             self._built.remove()
@@ -279,10 +283,6 @@ class Conductor(NoIdleHooks):
 
 def _members(trainer: Trainer) -> list[Member]:
     return [callback for callback in callbacks_of(trainer) if isinstance(callback, Member)]
-
-
-def _defines(member: Member, phase: str) -> bool:
-    return getattr(type(member), phase) is not getattr(Member, phase)
 
 
 def _in_build_order(trainer: Trainer) -> list[Member]:

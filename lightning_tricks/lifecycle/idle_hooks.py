@@ -1,25 +1,40 @@
-"""Callbacks that cost nothing in those hooks of a batch in which they do nothing."""
+"""Hooks of a batch in which a callback does nothing, which Lightning leaves out while a run trains.
+
+It enters a profiler's context around each hook that can be called, even one that is empty: with six callbacks
+that is some 100 µs of every step. What is not callable it leaves out.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from lightning.pytorch import Callback
 
-__all__ = ["NoIdleHooks"]
+__all__ = ["hide_idle_hooks", "show_idle_hooks"]
+
+_OF_BATCHES = [
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+]
 
 
-class NoIdleHooks(Callback):
-    """A callback of which Lightning calls only those hooks of a batch that its class defines.
+def hide_idle_hooks(callbacks: Iterable[Callback]) -> None:
+    """Let those hooks of ``callbacks`` be ``None`` that neither their classes nor anybody else defines."""
+    for callback in callbacks:
+        for name in _OF_BATCHES:
+            if name not in vars(callback) and getattr(type(callback), name) is getattr(Callback, name):
+                vars(callback)[name] = None
 
-    Lightning enters a profiler's context around each hook that can be called, even one that is empty: with
-    six callbacks that is some 100 µs of every step. What is not callable it leaves out. So in a hook that no
-    parent class defines there is nothing for ``super()`` to call.
-    """
 
-    if not TYPE_CHECKING:
-        on_train_batch_start = on_train_batch_end = None
-        on_validation_batch_start = on_validation_batch_end = None
-        on_test_batch_start = on_test_batch_end = None
-        on_predict_batch_start = on_predict_batch_end = None
-        on_before_zero_grad = on_before_backward = on_after_backward = on_before_optimizer_step = None
+def show_idle_hooks(callbacks: Iterable[Callback]) -> None:
+    """Let them be callable again."""
+    for callback in callbacks:
+        for name in _OF_BATCHES:
+            if name in vars(callback) and vars(callback)[name] is None:
+                del vars(callback)[name]

@@ -7,17 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_tricks.core.conflicts import Claim
-from lightning_tricks.lifecycle.idle_hooks import NoIdleHooks
 
 __all__ = ["Member"]
 
 
-class Member(NoIdleHooks, ABC):
+class Member(Callback, ABC):
     """What the conductor asks of a technique."""
 
     finish_order: ClassVar[int] = 0

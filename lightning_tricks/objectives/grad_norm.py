@@ -125,7 +125,7 @@ class GradNorm(LossBalance):
     at, and 2.7 times if all of it is. Needs whole gradients: DDP, not shards.
 
     Promise: the share of loss ``i`` in the sum of the norms over the shared parameters is ``r_i ** alpha``
-    divided by the sum of these, within 10 percentage points; with ``alpha=0`` they are equal.
+    divided by the sum of these, on average within 10 percentage points; with ``alpha=0`` they are equal.
 
     Args:
         params: Name patterns of the shared parameters to look at; of the last layer that all losses share, in

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tricks.core import checks
-from lightning_tricks.core.gradients import Groups, gradients_of
+from lightning_tricks.core.gradients import Groups, gradients_of, sign_of
 from lightning_tricks.core.norms import total_norm
 from lightning_tricks.core.notation import as_schedule
 from lightning_tricks.core.schedule import Course, Schedule
@@ -175,8 +175,9 @@ class SharpnessAware(Technique):
         if not found:
             return
         reshard(trainer)  # FSDP may hold whole weights, beside the parts that are moved here
-        own = (p for group in optimizer.param_groups for p in group["params"] if p in self._members)
-        parameters = [parameter for parameter in own if parameter.grad is not None]
+        held = [(p, sign_of(group)) for group in optimizer.param_groups for p in group["params"]]
+        own = [(p, sign) for p, sign in held if p in self._members and p.grad is not None]
+        parameters = [parameter for parameter, _ in own]
         weights = [local(parameter.detach()) for parameter in parameters]
         grads = [local(parameter.grad) for parameter in parameters]
         if self.adaptive:
@@ -186,6 +187,8 @@ class SharpnessAware(Technique):
             scale_(grads, weights)
         copies = [weight.clone() for weight in weights]  # to be put back to the bit
         try:
+            for grad in [grad for grad, (_, sign) in zip(grads, own, strict=True) if sign < 0]:
+                grad.neg_()  # where the optimizer climbs, the worst is down
             climb_(weights, grads, norm, rho=rho)
             optimizer.zero_grad()
             del found, grads  # else a set of gradients would stay beside that of the second pass
