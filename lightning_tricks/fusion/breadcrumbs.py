@@ -80,7 +80,8 @@ class Breadcrumbs(TaskVectors):
 
     Args:
         density: Share of each tensor's changes that is kept, in (0, 1].
-        gamma: Share of the largest changes, which are left out, in [0, 1).
+        gamma: Share of the largest changes, which are left out, in [0, 1); fewer if else there were too few
+            left for ``density``.
         scale: What the sum is multiplied by.
         weights: One factor for each model but the base; ``None`` for 1.
         base: File of the model that they began with; ``None`` if that is the first of the models.

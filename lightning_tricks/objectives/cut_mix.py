@@ -93,8 +93,8 @@ class CutMix(MixedBatches):
 
     Args:
         classes: How many there are, at least 2; as many as the network tells apart.
-        alpha: Both parameters of the beta distribution of a sample's own share, above 0; the paper's 1 makes
-            all shares alike.
+        alpha: Both parameters of the beta distribution of a sample's own share, in (0, 1e6]; the paper's 1
+            makes all shares alike.
         probability: With which a batch is mixed at all, in [0, 1]; a number, a schedule or its text.
         inputs: Place or key of the inputs in a batch that is a tuple, list or dictionary.
         labels: Place or key of the labels: class indices, shape (n,), or probabilities, shape (n, classes).

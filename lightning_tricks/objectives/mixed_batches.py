@@ -76,7 +76,7 @@ class MixedBatches(Technique):
 
     Args:
         classes: How many the labels have, at least 2.
-        alpha: Both parameters of the beta distribution of a sample's own share, above 0.
+        alpha: Both parameters of the beta distribution of a sample's own share, in (0, 1e6].
         probability: With which a batch is mixed at all, in [0, 1]; a number, a schedule or its text.
         inputs: Place or key of the inputs in a batch.
         labels: Place or key of the labels.

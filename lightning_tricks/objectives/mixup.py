@@ -66,7 +66,7 @@ class Mixup(MixedBatches):
 
     Args:
         classes: How many there are, at least 2; as many as the network tells apart.
-        alpha: Both parameters of the beta distribution of a sample's own share, above 0; the greater, the
+        alpha: Both parameters of the beta distribution of a sample's own share, in (0, 1e6]; the greater, the
             nearer to the middle.
         probability: With which a batch is mixed at all, in [0, 1]; a number, a schedule or its text.
         inputs: Place or key of the inputs in a batch that is a tuple, list or dictionary.
