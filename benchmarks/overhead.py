@@ -112,9 +112,9 @@ def run(name: str, clock: Callback, steps: int, clipped: dict[str, float]) -> No
         fit(data, callbacks, steps, kind=Scheduled, gradient_clip_val=DEMO.max_norm)
     else:
         fit(data, callbacks, steps)
-    done = [each.outcome() for each in callbacks if isinstance(each, lt.GradientClip)]
-    for outcome in done:
-        clipped[name] = float(outcome["clipped"]) / float(outcome["steps"])
+    for each in callbacks:
+        if isinstance(each, lt.GradientClip):
+            clipped[name] = each.outcome()["clipped"] / steps
 
 
 def host_reads(name: str) -> float:

@@ -189,7 +189,7 @@ def made_by(name: str, make: Callable[[], Tensor], z: Tensor, real: Tensor) -> T
     """
     try:
         fake = make().to(real.dtype)
-    except Exception as error:
+    except Exception as error:  # whatever a user's network raises; it goes on its way
         error.add_note(f"{name} was given latent points of shape {tuple(z.shape)}, as latent says")
         raise
     if fake.shape != real.shape:

@@ -47,7 +47,7 @@ def test_what_another_base_class_defines_is_called() -> None:
         def on_train_batch_end(self, *_: Any) -> None:
             self.seen += 1
 
-    class Both(GradientClip, Counts):  # type: ignore[misc]
+    class Both(GradientClip, Counts):  # type: ignore[misc]  # final for type checkers alone
         def on_before_zero_grad(self, *_: Any) -> None:
             super().on_before_zero_grad(*_)
 
